@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.  Both install what is missing into .venv.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+WORK_DIRS ?= work_dirs
+DATA ?= data/demo
+# One thread a process: data-loading workers and the model share few cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup data demo demo-dense test lint clean
+
+help:
+	@echo 'make demo        install, make the demo dataset, train and evaluate the small APT detector, draw pictures'
+	@echo 'make demo-dense  the same with its dense twin, for comparison'
+	@echo 'make test        install, lint, run the tests'
+	@echo 'make setup       install what is missing into $(VENV)'
+	@echo 'make clean       remove work_dirs and data/demo (not the environment, nor the compiled mmcv)'
+
+setup:
+	@VENV='$(VENV)' tools/setup_env.sh
+
+data: setup
+	@$(PY) tools/dataset_converters/make_demo_dataset.py --out $(DATA)
+
+demo: data
+	@$(PY) tools/run_demo.py configs/apt_eva02_ti_demo_det.py --work-dir $(WORK_DIRS)/apt_eva02_ti_demo_det
+
+demo-dense: data
+	@$(PY) tools/run_demo.py configs/eva02_ti_demo_det.py --work-dir $(WORK_DIRS)/eva02_ti_demo_det
+
+lint: setup
+	@$(PY) -m ruff check .
+
+test: lint
+	@$(PY) -m pytest
+
+clean:
+	rm -rf $(WORK_DIRS) $(DATA)
