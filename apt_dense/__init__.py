@@ -1,0 +1,16 @@
+"""Adaptive Patch Transformers for dense prediction: APT-EVA-02 for mmdetection and mmsegmentation.
+
+Importing this package loads torch only.  ``apt_dense.mm`` registers the models with OpenMMLab's packages.
+"""
+from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.importance import patch_entropy, patch_laplacian, patch_upsampling_error
+from apt_dense.core.layout import TokenLayout
+from apt_dense.core.pyramid import SimpleFeaturePyramid
+from apt_dense.core.quadtree import select_scales
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'APTEVA02', 'SimpleFeaturePyramid', 'TokenLayout', 'patch_entropy', 'patch_laplacian', 'patch_upsampling_error',
+    'select_scales'
+]

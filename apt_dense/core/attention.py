@@ -1,0 +1,112 @@
+"""Attention inside contiguous runs of packed tokens: three backends behind one function."""
+import importlib.util
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apt_dense.core.layout import Runs
+
+BACKENDS = ('auto', 'flash_attn', 'torch_varlen', 'sdpa')
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+MAX_HEAD_DIM = 256  # of both CUDA kernels
+
+
+def check_backend(name: str) -> None:
+    """Raise ValueError for an unknown backend."""
+    if name not in BACKENDS:
+        raise ValueError(f'unknown attn_backend {name!r}: choose one of {BACKENDS}')
+
+
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str = 'auto') -> Tensor:
+    """Scaled dot-product attention of each run among itself.
+
+    Args:
+        q, k, v: (T, heads, head_dim), one dtype, packed as ``runs`` says.
+        runs: the windows or images of the layout.
+        backend: 'flash_attn' (package flash-attn) or 'torch_varlen' (torch.nn.attention.varlen), both CUDA, fp16 or
+            bf16; 'sdpa', which runs everywhere, in one batch where all runs have equal length, else run by run;
+            'auto', the first of these that supports the device, dtype and head size.
+
+    Returns:
+        (T, heads, head_dim).
+
+    Raises:
+        ValueError: for an unknown backend, or one that does not support these tensors.
+        ImportError: if the backend's package or module is missing.
+    """
+    check_backend(backend)
+    if backend == 'auto':
+        backend = 'sdpa' if runs.equal else _fastest(q)
+    return _FUNCTIONS[backend](q, k, v, runs)
+
+
+def _fastest(q: Tensor) -> str:
+    """The fastest backend that supports the tensor."""
+    if _cuda_kernel_obstacle(q) is None:
+        if importlib.util.find_spec('flash_attn') is not None:
+            return 'flash_attn'
+        if _torch_varlen_function() is not None and torch.cuda.get_device_capability(q.device) >= (8, 0):
+            return 'torch_varlen'
+    return 'sdpa'
+
+
+def _cuda_kernel_obstacle(q: Tensor) -> str | None:
+    """What keeps the two CUDA backends from these tensors, or None."""
+    if q.device.type != 'cuda':
+        return f'they are on {q.device.type}'
+    if q.dtype not in HALF_DTYPES:
+        return f'their dtype is {q.dtype}'
+    if q.shape[-1] > MAX_HEAD_DIM:
+        return f'their head_dim is {q.shape[-1]}'
+    return None
+
+
+def _require_cuda_kernel(q: Tensor, backend: str) -> None:
+    obstacle = _cuda_kernel_obstacle(q)
+    if obstacle:
+        raise ValueError(f"attn_backend='{backend}' needs CUDA tensors of float16 or bfloat16 with head_dim <= "
+                         f"{MAX_HEAD_DIM}, but {obstacle}: use autocast on a GPU, or attn_backend='auto'")
+
+
+def _torch_varlen_function() -> Callable[..., Tensor] | None:
+    """torch's varlen_attn, or None where this torch has none (it came with 2.10)."""
+    if importlib.util.find_spec('torch.nn.attention.varlen') is None:
+        return None
+    from torch.nn.attention.varlen import varlen_attn
+    return varlen_attn
+
+
+def _flash_attn(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
+    if importlib.util.find_spec('flash_attn') is None:
+        raise ImportError("attn_backend='flash_attn' needs the package flash-attn: pip install flash-attn "
+                          "--no-build-isolation, or set attn_backend='auto'")
+    _require_cuda_kernel(q, 'flash_attn')
+    from flash_attn import flash_attn_varlen_func
+    seqlens, longest = runs.cu_seqlens, runs.max_seqlen
+    return flash_attn_varlen_func(q, k, v, seqlens, seqlens, longest, longest)
+
+
+def _torch_varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
+    function = _torch_varlen_function()
+    if function is None:
+        raise ImportError(f"attn_backend='torch_varlen' needs torch >= 2.10, this is {torch.__version__}: set "
+                          "attn_backend='auto'")
+    _require_cuda_kernel(q, 'torch_varlen')
+    # Only the first seven arguments: those after them changed between torch 2.10 and 2.12.
+    seqlens, longest = runs.cu_seqlens, runs.max_seqlen
+    return function(q, k, v, seqlens, seqlens, longest, longest)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
+    if runs.equal:
+        q, k, v = (part.unflatten(0, (len(runs.lengths), -1)).transpose(1, 2) for part in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+    parts = zip(*(part.transpose(0, 1).split(runs.lengths, 1) for part in (q, k, v)), strict=True)
+    # A batch dimension of 1: without it torch takes the slow, unfused path.
+    return torch.cat([F.scaled_dot_product_attention(*(part[None] for part in run))[0] for run in parts],
+                     1).transpose(0, 1)
+
+
+_FUNCTIONS = {'flash_attn': _flash_attn, 'torch_varlen': _torch_varlen, 'sdpa': _sdpa}

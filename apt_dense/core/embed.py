@@ -1,0 +1,119 @@
+"""Adaptive patch embedding: one vector for a patch of any size."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apt_dense.core.layout import TokenLayout
+
+DETAIL_BRANCHES = ('zero', 'none', 'residual', 'nonzero')
+
+
+class AdaptivePatchEmbed(nn.Module):
+    """E(P) = proj(Resize(P)) + ZeroMLP(Conv({proj(sub-patches)})) + position; base patches: proj(P) + position.
+
+    ``proj`` is the backbone's own patch embedding.  ``conv_down`` is one 2 x 2, stride 2 convolution, shared by all
+    scales and applied s times to the 4**s base patches of a patch of scale s.  ``zero_mlp`` is one Linear layer.
+
+    Args:
+        patch_size: side of a base patch in pixels.
+        embed_dims: C.
+        num_scales: S; 1 is the plain patch embedding, without added parameters.
+        detail_branch: 'zero', ZeroMLP starts at zero (the paper); 'none', no branch (the paper's Resizing baseline);
+            'residual', the convolution is added without an MLP, and 'nonzero', the MLP starts like any other layer
+            (both of the paper's ablation).
+
+    Raises:
+        ValueError: for an unknown detail_branch.
+
+    Source: APT, eq. 2, and the public code's mixed patch embedding.
+    """
+
+    def __init__(self, patch_size: int = 16, embed_dims: int = 768, num_scales: int = 1, detail_branch: str = 'zero'):
+        super().__init__()
+        if detail_branch not in DETAIL_BRANCHES:
+            raise ValueError(f'unknown detail_branch {detail_branch!r}: choose one of {DETAIL_BRANCHES}')
+        self.patch_size = patch_size
+        self.num_scales = num_scales
+        self.proj = nn.Conv2d(3, embed_dims, patch_size, patch_size)
+        self.conv_down = self.zero_mlp = None
+        if num_scales > 1 and detail_branch != 'none':
+            self.conv_down = nn.Conv2d(embed_dims, embed_dims, 2, 2)
+            if detail_branch != 'residual':
+                self.zero_mlp = nn.Linear(embed_dims, embed_dims)
+            if detail_branch == 'zero':
+                nn.init.zeros_(self.zero_mlp.weight)
+                nn.init.zeros_(self.zero_mlp.bias)
+
+    def forward(self, image: Tensor, layout: TokenLayout, position: Tensor) -> Tensor:
+        """Embed the tokens of a layout without class tokens.
+
+        Args:
+            image: (B, 3, H * patch_size, W * patch_size), normalised.
+            layout: T tokens over the H x W cells, the same number of scales.
+            position: (H, W, C), the position table at the grid of cells.
+
+        Returns:
+            (T, C), packed as the layout says.
+        """
+        cells = self._project(self._patches(image, layout, 0))
+        if self.num_scales == 1:
+            return cells + layout.order(position[None]).repeat(layout.batch_size, 1)
+        fine = layout.tokens_by_scale[0]
+        rows = [cells if layout.is_dense else cells[layout.starts[fine]]]
+        details = self._details(cells, layout)
+        positions = [self._position(position, layout, 0)]
+        for scale in range(1, self.num_scales):
+            row = layout.starts[layout.tokens_by_scale[scale]] >> 2 * scale
+            embedded = self._project(self._patches(image, layout, scale)[row])
+            rows.append(embedded if details is None else embedded + details[scale - 1])
+            positions.append(self._position(position, layout, scale))
+        by_scale = torch.cat(rows) + torch.cat(positions)
+        if layout.is_dense:
+            return by_scale
+        return by_scale[torch.cat(layout.tokens_by_scale).argsort()]
+
+    def _patches(self, image: Tensor, layout: TokenLayout, scale: int) -> Tensor:
+        """The image's patches of a scale, resized to base size: (B * H * W / 4**s, 3 * patch_size**2), in order."""
+        if scale:
+            # Directly by 2**-s: halving s times would average other pixels.
+            image = F.interpolate(image, scale_factor=0.5**scale, mode='bilinear', align_corners=False)
+        size = self.patch_size
+        patches = image.unflatten(3, (-1, size)).unflatten(2, (-1, size)).permute(0, 2, 4, 1, 3, 5)
+        return layout.order(patches, scale).flatten(1)
+
+    def _project(self, patches: Tensor) -> Tensor:
+        """(N, 3 * patch_size**2) -> (N, C): the patch embedding's convolution, written as a product."""
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+    def _details(self, cells: Tensor, layout: TokenLayout) -> tuple[Tensor, ...] | None:
+        """Embedded cells (B * H * W, C) -> for each scale above 0, the detail term (T_s, C) of its tokens.
+
+        A token's cells are consecutive, and so are the four parts of each 2 x 2 square at every level: the convolution
+        is a product over four rows.  All scales share a level's product; tokens leave when they are one row.
+        """
+        if self.conv_down is None:
+            return None
+        counts = layout.scale_counts[1:]
+        starts = (layout.starts[rows] for rows in layout.tokens_by_scale[1:])
+        index = [(start[:, None] + torch.arange(4**scale, device=start.device)).flatten()
+                 for scale, start in enumerate(starts, start=1)]
+        weight = self.conv_down.weight.permute(0, 2, 3, 1).flatten(1)
+        rows, finished = cells[torch.cat(index)], []
+        for count in counts:
+            rows = F.linear(rows.reshape(rows.shape[0] // 4, weight.shape[1]), weight, self.conv_down.bias)
+            done, rows = rows.split([count, rows.shape[0] - count])
+            finished.append(done)
+        details = torch.cat(finished)
+        return (details if self.zero_mlp is None else self.zero_mlp(details)).split(counts)
+
+    def _position(self, position: Tensor, layout: TokenLayout, scale: int) -> Tensor:
+        """Position table (H, W, C) -> (T_s, C): the position of each token of a scale.
+
+        Source: the public code, which resamples the table to the coarser grid (bicubic, antialias).
+        """
+        if scale:
+            size = (layout.height >> scale, layout.width >> scale)
+            position = F.interpolate(position.permute(2, 0, 1)[None].float(), size=size, mode='bicubic',
+                                     align_corners=False, antialias=True)[0].permute(1, 2, 0).to(position.dtype)
+        ordered = layout.order(position[None], scale)
+        return ordered[(layout.starts[layout.tokens_by_scale[scale]] >> 2 * scale) % ordered.shape[0]]

@@ -1,0 +1,305 @@
+"""APT-EVA-02: EVA-02 on packed tokens of adaptive size, expanded to dense feature maps."""
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from apt_dense.core.attention import check_backend, varlen_attention
+from apt_dense.core.embed import AdaptivePatchEmbed
+from apt_dense.core.importance import check_finite, get_scorer
+from apt_dense.core.layout import Runs, TokenLayout, check_grid
+from apt_dense.core.quadtree import check_thresholds, select_scales
+from apt_dense.core.rope import apply_rope, check_anchor, rope_table
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+# The detection models of the EVA-02 family; official detection checkpoints exist for B and L.  Official pre-trained Ti
+# and S files have no ffn_ln in the MLP: they do not fit these blocks.
+_EVERY_SECOND = (1, 3, 5, 7, 9, 11)
+PRESETS = {
+    'Ti': {'embed_dims': 192, 'depth': 12, 'num_heads': 3, 'global_block_indexes': _EVERY_SECOND},
+    'S': {'embed_dims': 384, 'depth': 12, 'num_heads': 6, 'global_block_indexes': _EVERY_SECOND},
+    'B': {'embed_dims': 768, 'depth': 12, 'num_heads': 12, 'global_block_indexes': _EVERY_SECOND,
+          'drop_path_rate': 0.1},
+    'L': {'embed_dims': 1024, 'depth': 24, 'num_heads': 16, 'global_block_indexes': (2, 5, 8, 11, 14, 17, 20, 23),
+          'drop_path_rate': 0.4},
+}
+
+
+class SwiGLU(nn.Module):
+    """w3(LayerNorm(SiLU(w1 x) * (w2 x))), with biases; (..., C) -> (..., C)."""
+
+    def __init__(self, embed_dims: int, hidden_dims: int):
+        super().__init__()
+        self.w1 = nn.Linear(embed_dims, hidden_dims)
+        self.w2 = nn.Linear(embed_dims, hidden_dims)
+        self.ffn_ln = nn.LayerNorm(hidden_dims, eps=1e-6)
+        self.w3 = nn.Linear(hidden_dims, embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x)))
+
+
+class Attention(nn.Module):
+    """Rotary self-attention of packed tokens; queries and values have a bias, keys have none."""
+
+    def __init__(self, embed_dims: int, num_heads: int, backend: str = 'auto'):
+        super().__init__()
+        self.num_heads = num_heads
+        self.backend = backend
+        self.q_proj = nn.Linear(embed_dims, embed_dims, bias=False)
+        self.k_proj = nn.Linear(embed_dims, embed_dims, bias=False)
+        self.v_proj = nn.Linear(embed_dims, embed_dims, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(embed_dims))
+        self.v_bias = nn.Parameter(torch.zeros(embed_dims))
+        self.proj = nn.Linear(embed_dims, embed_dims)
+
+    def forward(self, x: Tensor, runs: Runs, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """(T, C) -> (T, C): each run attends among itself."""
+        q, k, v = (F.linear(x, layer.weight, bias).unflatten(-1, (self.num_heads, -1)) for layer, bias in
+                   ((self.q_proj, self.q_bias), (self.k_proj, None), (self.v_proj, self.v_bias)))
+        q, k = (apply_rope(part, rope).to(v.dtype) for part in (q, k))
+        return self.proj(varlen_attention(q, k, v, runs, self.backend).flatten(1))
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch for whole images: one draw an image, for all of its tokens.
+
+    (torch's and timm's versions draw once per entry of the first axis, which here would be once per token.)
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor, images: Runs) -> Tensor:
+        """(T, C) -> (T, C), scaled by 1 / (1 - rate) where it is kept."""
+        if self.rate == 0 or not self.training:
+            return x
+        keep = 1 - self.rate
+        draws = torch.rand(len(images.lengths), 1, device=x.device) < keep
+        return x * images.spread(draws.to(x.dtype) / keep)
+
+    def extra_repr(self) -> str:
+        return f'rate={self.rate:.3f}'
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block of EVA-02."""
+
+    def __init__(self, embed_dims: int, num_heads: int, mlp_ratio: float, drop_path_rate: float, backend: str):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dims, eps=1e-6)
+        self.attn = Attention(embed_dims, num_heads, backend)
+        self.norm2 = nn.LayerNorm(embed_dims, eps=1e-6)
+        self.mlp = SwiGLU(embed_dims, int(embed_dims * mlp_ratio))
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor, runs: Runs, rope: tuple[Tensor, Tensor], images: Runs) -> Tensor:
+        """(T, C) -> (T, C).  ``runs`` attend among themselves; drop path draws once for each of ``images``."""
+        x = x + self.drop_path(self.attn(self.norm1(x), runs, rope), images)
+        return x + self.drop_path(self.mlp(self.norm2(x)), images)
+
+
+class APTEVA02(nn.Module):
+    """EVA-02 that gives smooth regions large patches.
+
+    A normalised (B, 3, H, W) image is scored, cut into patches of adaptive size, embedded, and processed as one packed
+    sequence; every requested block's tokens are repeated over the cells that they cover.  ``num_scales=1,
+    thresholds=()`` is the dense EVA-02, by the same code.
+
+    Args:
+        img_size: training image size in pixels, one number or (height, width).  Only checked against the window and the
+            largest patch: positions follow the size of each input.
+        patch_size: side of a base patch in pixels.
+        embed_dims, depth, num_heads: sizes of the transformer.
+        mlp_ratio: the MLP has int(embed_dims * mlp_ratio) units.
+        window_size: cells a side of a window; 0 for full attention in every block.
+        global_block_indexes: blocks that attend over the whole image; the others attend inside windows.
+        drop_path_rate: of the last block; it grows linearly from 0 at the first.
+        out_indices: blocks whose output is returned, by index; -1 is the last.
+        with_cls_token: put a class token into the sequence (segmentation).
+        pretrain_img_size: image size of the position table in pixels: the table has (pretrain_img_size / patch_size)**2
+            entries and one for a class token, which is there in every EVA-02 checkpoint.
+        num_scales: S; the largest patch is 2**(S - 1) base patches a side.
+        thresholds: S - 1 numbers, fine to coarse: a patch whose score is below its scale's threshold is kept whole.
+        scorer: 'entropy', 'laplacian_mean', 'laplacian_max', 'laplacian_std' or 'upsampling_error'.
+        detail_branch: see ``AdaptivePatchEmbed``.
+        rope_anchor: 'corner' or 'center', see ``rope_table``.
+        attn_backend: 'auto', 'flash_attn', 'torch_varlen' or 'sdpa', see ``varlen_attention``.
+        with_cp: recompute each block's activations in the backward pass, to save memory.
+        img_mean, img_std: what the input was normalised with, to restore 0..255 for the scorer; RGB.
+
+    Raises:
+        ValueError: for an argument that is unknown or does not fit the others.
+
+    Source: EVA-02 (arXiv 2303.11331), its detection and segmentation code; APT (arXiv 2510.18091).
+    """
+
+    def __init__(self, img_size: int | tuple[int, int] = 1536, patch_size: int = 16, embed_dims: int = 768,
+                 depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4 * 2 / 3, window_size: int = 32,
+                 global_block_indexes: Sequence[int] = (1, 3, 5, 7, 9, 11), drop_path_rate: float = 0.0,
+                 out_indices: Sequence[int] = (-1,), with_cls_token: bool = False, pretrain_img_size: int = 224,
+                 num_scales: int = 1, thresholds: Sequence[float] = (), scorer: str = 'entropy',
+                 detail_branch: str = 'zero', rope_anchor: str = 'corner', attn_backend: str = 'auto',
+                 with_cp: bool = False, img_mean: Sequence[float] = IMAGENET_MEAN,
+                 img_std: Sequence[float] = IMAGENET_STD):
+        super().__init__()
+        if num_scales < 1:
+            raise ValueError(f'num_scales={num_scales} must be at least 1')
+        if embed_dims % num_heads or embed_dims // num_heads % 4:
+            raise ValueError(f'embed_dims={embed_dims} over num_heads={num_heads} gives no head of a multiple of 4 '
+                             'channels, which RoPE needs')
+        check_thresholds(thresholds, num_scales)
+        check_anchor(rope_anchor)
+        check_backend(attn_backend)
+        if window_size and with_cls_token:
+            raise ValueError(f'window_size={window_size} with a class token: set window_size=0')
+        height_px, width_px = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if height_px % patch_size or width_px % patch_size or pretrain_img_size % patch_size:
+            raise ValueError(f'img_size={img_size} and pretrain_img_size={pretrain_img_size} must be multiples of '
+                             f'patch_size={patch_size}')
+        check_grid(height_px // patch_size, width_px // patch_size, window_size, num_scales, patch_size)
+        self.patch_size = patch_size
+        self.embed_dims = embed_dims
+        self.head_dim = embed_dims // num_heads
+        self.window_size = window_size
+        self.num_scales = num_scales
+        self.thresholds = tuple(thresholds)
+        self.scorer = get_scorer(scorer)
+        self.rope_anchor = rope_anchor
+        self.with_cp = with_cp
+        self.global_blocks = self._block_indexes('global_block_indexes', global_block_indexes, depth)
+        self.out_indices = self._block_indexes('out_indices', out_indices, depth)
+        self.register_buffer('img_mean', torch.tensor(img_mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer('img_std', torch.tensor(img_std).view(1, 3, 1, 1), persistent=False)
+
+        self.patch_embed = AdaptivePatchEmbed(patch_size, embed_dims, num_scales, detail_branch)
+        self.pos_embed = nn.Parameter(torch.zeros(1, (pretrain_img_size // patch_size)**2 + 1, embed_dims))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims)) if with_cls_token else None
+        self.blocks = nn.ModuleList(
+            Block(embed_dims, num_heads, mlp_ratio, drop_path_rate * index / max(depth - 1, 1), attn_backend)
+            for index in range(depth))
+        self.last_layout: TokenLayout | None = None  # of the last forward pass, for logging
+        self._init_parameters()
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> 'APTEVA02':
+        """Build the detection model Ti, S, B or L; ``overrides`` replace or add arguments.
+
+        Raises:
+            ValueError: for an unknown name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f'unknown preset {name!r}: choose one of {sorted(PRESETS)}')
+        return cls(**{**PRESETS[name], **overrides})
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W), normalised -> one (B, C, H / patch_size, W / patch_size) for each of ``out_indices``.
+
+        Raises:
+            ValueError: if the grid is not a multiple of the window (or of the largest patch), or a pixel is not finite.
+        """
+        layout = self.make_layout(x)
+        self.last_layout = layout
+        x = self.embed(x, layout)
+        windowed = self.window_size > 0
+        tables = {True: rope_table(layout, self.head_dim, True, self.rope_anchor) if windowed else None,
+                  False: rope_table(layout, self.head_dim, False, self.rope_anchor)}
+        outputs = []
+        for index, block in enumerate(self.blocks):
+            local = windowed and index not in self.global_blocks
+            arguments = (x, layout.windows if local else layout.images, tables[local], layout.images)
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x = block(*arguments)
+            if index in self.out_indices:
+                outputs.append(layout.expand(x))
+        return tuple(outputs)
+
+    @torch.no_grad()
+    def make_layout(self, x: Tensor) -> TokenLayout:
+        """(B, 3, H, W), normalised -> the layout of its tokens.
+
+        Scores are computed in float32 from the restored 0..255 image.
+
+        Raises:
+            ValueError: see ``forward``.
+        """
+        if x.ndim != 4 or x.shape[1] != 3:
+            raise ValueError(f'input has shape {tuple(x.shape)}, wanted (B, 3, H, W)')
+        batch_size, _, height_px, width_px = x.shape
+        if height_px % self.patch_size or width_px % self.patch_size or 0 in x.shape:
+            raise ValueError(f'input is {height_px}x{width_px} px, wanted a multiple of patch_size={self.patch_size}: '
+                             f'set pad_size_divisor={(self.window_size or 1) * self.patch_size}')
+        height, width = height_px // self.patch_size, width_px // self.patch_size
+        check_grid(height, width, self.window_size, self.num_scales, self.patch_size)
+        has_cls_token = self.cls_token is not None
+        if self.num_scales == 1:
+            check_finite(x)
+            return TokenLayout.dense(batch_size, height, width, self.window_size, 1, has_cls_token, x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            merged = self.scorer(self._restore_image(x), self.patch_size * 2, self.num_scales - 1)
+        base = merged[0].new_empty(()).expand(batch_size, height, width)  # select_scales reads only its shape
+        scales = select_scales([base, *merged], self.thresholds)
+        return TokenLayout.from_scales(scales, self.window_size, self.num_scales, has_cls_token)
+
+    def embed(self, x: Tensor, layout: TokenLayout) -> Tensor:
+        """(B, 3, H, W) and its layout -> (T, C): embedded patches with positions, class tokens included."""
+        table = self.position_table(layout.height, layout.width)
+        if self.cls_token is None:
+            return self.patch_embed(x, layout, table)
+        cls_row = (self.cls_token + self.pos_embed[:, :1])[0]
+        patches = self.patch_embed(x, layout.without_cls_tokens, table)
+        lengths = [length - 1 for length in layout.images.lengths]
+        return torch.cat([part for image in patches.split(lengths) for part in (cls_row.to(patches.dtype), image)])
+
+    def position_table(self, height: int, width: int) -> Tensor:
+        """The position table (H, W, C) at a grid of cells: resampled (bicubic, no antialias) from the trained one."""
+        side = round((self.pos_embed.shape[1] - 1)**0.5)
+        table = self.pos_embed[0, 1:].unflatten(0, (side, side))
+        if (height, width) == (side, side):
+            return table
+        table = table.permute(2, 0, 1)[None].float()
+        resampled = F.interpolate(table, size=(height, width), mode='bicubic', align_corners=False)
+        return resampled[0].permute(1, 2, 0).to(self.pos_embed.dtype)
+
+    def _restore_image(self, x: Tensor) -> Tensor:
+        """Undo the normalisation: float32, 0..255.
+
+        Values are rounded to what the input's precision can tell, so that an image of whole numbers comes back exactly:
+        the entropy's bins are half a grey level wide.
+        """
+        steps = 1024 if x.dtype in (torch.float32, torch.float64) else 1
+        return (x.float() * self.img_std.float() + self.img_mean.float()).mul_(steps).round_().div_(steps)
+
+    @staticmethod
+    def _block_indexes(name: str, indexes: Sequence[int], depth: int) -> frozenset[int]:
+        """Resolve negative indexes; raise ValueError for one out of range."""
+        outside = [index for index in indexes if not -depth <= index < depth]
+        if outside:
+            raise ValueError(f'{name} holds {outside}, but depth={depth}')
+        return frozenset(index % depth for index in indexes)
+
+    def _init_parameters(self) -> None:
+        """Truncated normal of 0.02, and residual branches shrunk with depth, as EVA-02 starts from scratch.
+
+        The added parameters of the patch embedding keep their own start.
+        """
+        for parameter in (self.pos_embed, self.cls_token, self.patch_embed.proj.weight):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        for depth, block in enumerate(self.blocks, start=1):
+            for module in block.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+            with torch.no_grad():
+                block.attn.proj.weight.div_((2 * depth)**0.5)
+                block.mlp.w3.weight.div_((2 * depth)**0.5)

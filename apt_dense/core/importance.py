@@ -1,0 +1,203 @@
+"""Importance of image patches at several sizes: entropy, Laplacian response, upsampling error.
+
+Every scorer takes an image of shape (B, 3, H, W), RGB in 0..255, any dtype, and returns a list of ``num_scales``
+float32 maps, fine to coarse.  Map s has shape (B, ceil(H / P), ceil(W / P)) with P = patch_size * 2**s: one score for
+each patch.  A low score means a smooth patch, which may be merged.
+
+Source: APT (arXiv 2510.18091, section 3.1) and the three measures of its public classification code.
+"""
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LUMA_WEIGHTS = (0.2989, 0.5870, 0.1140)
+INCOMPLETE_PATCH_ENTROPY = 1e6  # of a patch that reaches over the border: above every threshold, never merged
+
+
+def patch_entropy(image: Tensor, patch_size: int = 16, num_scales: int = 4, bins: int = 512) -> list[Tensor]:
+    """Shannon entropy, in bits, of the grey-value histogram of each patch.
+
+    Args:
+        image: (B, 3, H, W), RGB in 0..255.
+        patch_size: side of the finest patch in pixels.
+        num_scales: number of maps; patch sides double from one to the next.
+        bins: equal bins over [0, 255]; 255 falls into the last one.
+
+    Returns:
+        ``num_scales`` maps, fine to coarse (see the module docstring).  Incomplete patches at the right and bottom
+        border score 1e6.
+
+    Raises:
+        ValueError: if the image is not (B, 3, H, W) or holds a NaN or an infinity.
+
+    Source: the vectorised entropy of the public code's data pipeline, which the published thresholds belong to.  The
+    histogram is counted once, at the finest scale; those of the coarser scales are 2 x 2 sums of it.
+    """
+    image = _checked_image(image)
+    batch, _, height_px, width_px = image.shape
+    rows, cols = height_px // patch_size, width_px // patch_size
+    counts = _histogram(_luma(image[..., :rows * patch_size, :cols * patch_size]), patch_size, bins)
+    maps = []
+    for scale in range(num_scales):
+        side_px = patch_size << scale
+        complete = _entropy_of_counts(counts, side_px**2)
+        shape = (batch, -(-height_px // side_px), -(-width_px // side_px))
+        scores = image.new_full(shape, INCOMPLETE_PATCH_ENTROPY)
+        scores[:, :complete.shape[1], :complete.shape[2]] = complete
+        maps.append(scores)
+        if scale + 1 < num_scales:
+            counts = _sum_2x2(counts)
+    return maps
+
+
+def patch_laplacian(image: Tensor, patch_size: int = 16, num_scales: int = 4, reduction: str = 'mean') -> list[Tensor]:
+    """Absolute response of the 8-connected Laplacian on the 0..1 grey image, reduced over each patch.
+
+    Args:
+        image: (B, 3, H, W), RGB in 0..255; H and W at least 2 (the image is reflected at its border).
+        patch_size: side of the finest patch in pixels.
+        num_scales: number of maps; patch sides double from one to the next.
+        reduction: 'mean', 'max' or 'std' (unbiased).
+
+    Returns:
+        ``num_scales`` maps, fine to coarse.  Responses outside the image count as zero.
+
+    Raises:
+        ValueError: for a bad image (also one of less than 2 pixels a side) or an unknown reduction.
+
+    Source: the Laplacian measure of the public code.
+    """
+    if reduction not in ('mean', 'max', 'std'):
+        raise ValueError(f"reduction={reduction!r} is not one of 'mean', 'max', 'std'")
+    image = _checked_image(image)
+    if min(image.shape[-2:]) < 2:
+        raise ValueError(f'patch_laplacian needs an image of at least 2 x 2 pixels, got {tuple(image.shape[-2:])}: '
+                         'pad it first')
+    kernel = image.new_full((1, 1, 3, 3), -1.0)
+    kernel[..., 1, 1] = 8.0
+    grey = F.pad(_luma(image)[:, None] / 255, (1, 1, 1, 1), mode='reflect')
+    response = F.conv2d(grey, kernel).abs()
+    return [_reduce_patches(response, patch_size << scale, reduction) for scale in range(num_scales)]
+
+
+def patch_upsampling_error(image: Tensor, patch_size: int = 16, num_scales: int = 4,
+                           factors: Sequence[float] = (0.5, 0.5, 0.25, 0.25)) -> list[Tensor]:
+    """Mean squared error of the 0..1 RGB image after down- and upsampling, over each patch.
+
+    Args:
+        image: (B, 3, H, W), RGB in 0..255.
+        patch_size: side of the finest patch in pixels.
+        num_scales: number of maps; patch sides double from one to the next.
+        factors: downsampling factor of each scale, fine to coarse; the last one serves all coarser scales.
+
+    Returns:
+        ``num_scales`` maps, fine to coarse.  The error outside the image counts as zero.
+
+    Raises:
+        ValueError: for a bad image, or factors that are empty or not in (0, 1].
+
+    Source: the upsampling measure of the public code (bilinear both ways, align_corners False, no antialias).
+    """
+    if not factors or not all(0 < factor <= 1 for factor in factors):
+        raise ValueError(f'factors={tuple(factors)} must be one or more numbers in (0, 1]')
+    image = _checked_image(image) / 255
+    maps, errors = [], {}
+    for scale in range(num_scales):
+        factor = factors[min(scale, len(factors) - 1)]
+        if factor not in errors:
+            errors[factor] = _upsampling_error(image, factor)
+        maps.append(_reduce_patches(errors[factor], patch_size << scale, 'mean'))
+    return maps
+
+
+SCORERS: dict[str, Callable[..., list[Tensor]]] = {
+    'entropy': patch_entropy,
+    'laplacian_mean': partial(patch_laplacian, reduction='mean'),
+    'laplacian_max': partial(patch_laplacian, reduction='max'),
+    'laplacian_std': partial(patch_laplacian, reduction='std'),
+    'upsampling_error': patch_upsampling_error,
+}
+
+
+def get_scorer(name: str) -> Callable[..., list[Tensor]]:
+    """Return the scorer called ``name``: f(image, patch_size, num_scales) -> list of maps.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in SCORERS:
+        raise ValueError(f'unknown scorer {name!r}: choose one of {sorted(SCORERS)}')
+    return SCORERS[name]
+
+
+def _checked_image(image: Tensor) -> Tensor:
+    """Return the image in float32; raise ValueError for a wrong shape or non-finite pixels."""
+    if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
+        raise ValueError(f'image has shape {tuple(image.shape)}, wanted (B, 3, H, W) with no empty side')
+    image = image.float()
+    check_finite(image)
+    return image
+
+
+def check_finite(image: Tensor) -> None:
+    """Raise ValueError, naming the images, if a batch (B, ...) holds a NaN or an infinity.  Waits for the device."""
+    if torch.isfinite(image.sum(dtype=torch.float32)):  # one pass, and no mask of the image's size
+        return
+    bad = [i for i, finite in enumerate(torch.isfinite(image).flatten(1).all(1).tolist()) if not finite]
+    if bad:
+        raise ValueError(f'NaN or infinite pixels in image(s) {bad} of the batch: check the data and the normalisation')
+
+
+def _luma(image: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) -> grey (B, H, W), same range."""
+    red, green, blue = image.unbind(1)
+    return LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue
+
+
+def _histogram(grey: Tensor, patch_size: int, bins: int) -> Tensor:
+    """Grey (B, H, W) in 0..255, sides multiples of the patch -> counts (B, H / p, W / p, bins), float32."""
+    batch, height_px, width_px = grey.shape
+    rows, cols = height_px // patch_size, width_px // patch_size
+    values = (grey * bins / 255).long().clamp_(0, bins - 1)
+    patch_index = torch.arange(batch * rows * cols, device=grey.device).view(batch, rows, 1, cols, 1)
+    values = values.view(batch, rows, patch_size, cols, patch_size) + patch_index * bins
+    counts = grey.new_zeros(batch * rows * cols * bins)
+    counts.scatter_add_(0, values.flatten(), counts.new_ones(()).expand(values.numel()))
+    return counts.view(batch, rows, cols, bins)
+
+
+def _sum_2x2(counts: Tensor) -> Tensor:
+    """Counts (B, h, w, bins) -> (B, h // 2, w // 2, bins): the histograms of the patches twice as large."""
+    batch, rows, cols, bins = counts.shape
+    whole = counts[:, :rows // 2 * 2, :cols // 2 * 2]
+    return whole.reshape(batch, rows // 2, 2, cols // 2, 2, bins).sum((2, 4))
+
+
+def _entropy_of_counts(counts: Tensor, num_pixels: int) -> Tensor:
+    """Counts (..., bins) of num_pixels values -> bits: log2 n - sum(c log2 c) / n, exactly 0 for one full bin."""
+    terms = counts * counts.clamp(min=1).log2_()
+    log2_pixels = torch.log2(counts.new_tensor(float(num_pixels)))
+    return (log2_pixels - terms.sum(-1) / num_pixels).clamp_(min=0)
+
+
+def _upsampling_error(image: Tensor, factor: float) -> Tensor:
+    """(B, 3, H, W) -> squared error (B, 1, H, W), mean over the channels."""
+    size = image.shape[-2:]
+    small_size = [max(1, int(side * factor)) for side in size]
+    small = F.interpolate(image, size=small_size, mode='bilinear', align_corners=False)
+    return (image - F.interpolate(small, size=size, mode='bilinear', align_corners=False)).square_().mean(1, True)
+
+
+def _reduce_patches(values: Tensor, side_px: int, reduction: str) -> Tensor:
+    """(B, 1, H, W) -> (B, ceil(H / side), ceil(W / side)), zero-padded at the right and bottom."""
+    height_px, width_px = values.shape[-2:]
+    values = F.pad(values, (0, -width_px % side_px, 0, -height_px % side_px))
+    if reduction == 'mean':
+        return F.avg_pool2d(values, side_px)[:, 0]
+    if reduction == 'max':
+        return F.max_pool2d(values, side_px)[:, 0]
+    rows, cols = values.shape[-2] // side_px, values.shape[-1] // side_px
+    return values.view(-1, rows, side_px, cols, side_px).transpose(2, 3).flatten(3).std(-1)

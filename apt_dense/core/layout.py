@@ -1,0 +1,292 @@
+"""Which token covers which cell, and the tokens' order: the only place with index arithmetic.
+
+A cell is one base patch.  A token is a square of 2**s x 2**s cells (area 4**s), aligned to multiples of its side.  A
+root is the largest token possible.  A window is ``window_size`` cells a side, a multiple of the root.
+
+Tokens, and cells, are ordered by image, then window (raster), then root inside the window (raster), then Z-order inside
+the root.  Three properties follow, and everything else rests on them:
+
+* Each window and each image is one contiguous run of tokens, so window and global attention work on one buffer.
+* The order of the cells is one reshape and permute: no sort, no gather.
+* The cells of a token are consecutive, and start at a multiple of its area.
+"""
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Contiguous runs of packed tokens that attend among themselves: windows or images.
+
+    Attributes:
+        cu_seqlens: (R + 1,) int32, on the tokens' device: run r is the rows cu_seqlens[r] to cu_seqlens[r + 1].
+        lengths: the R lengths, on the host.
+    """
+    cu_seqlens: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def from_lengths(cls, lengths: tuple[int, ...], device: torch.device) -> 'Runs':
+        """Build the runs of the given lengths."""
+        ends = torch.tensor((0, *lengths)).cumsum(0).to(torch.int32)
+        return cls(ends.to(device, non_blocking=True), lengths)
+
+    @property
+    def max_seqlen(self) -> int:
+        """The longest run."""
+        return max(self.lengths)
+
+    @property
+    def equal(self) -> bool:
+        """True if all runs have one length."""
+        return min(self.lengths) == max(self.lengths)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(R, ...) one value a run -> (T, ...) one a token."""
+        lengths = self.cu_seqlens.diff()
+        return values.repeat_interleave(lengths, 0, output_size=sum(self.lengths))
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The packed tokens of a batch; T tokens over B images of height x width cells.
+
+    Attributes:
+        batch_size, height, width: B and the grid of cells.
+        window_size: cells a side of a window; the whole image is one window if 0.
+        num_scales: S; a root is 2**(S - 1) cells a side.
+        has_cls_token: True if each image's tokens begin with a class token, a row of area 0 and scale -1.
+        windows, images: the runs.  With class tokens there are no separate windows: ``windows is images``.
+        scale_counts: tokens of each scale, S numbers on the host, class tokens not counted.
+        scales: (T,) int64, s of each token.
+        starts: (T,) int64, the first cell of each token in the order of the cells over the batch.
+    """
+    batch_size: int
+    height: int
+    width: int
+    window_size: int
+    num_scales: int
+    has_cls_token: bool
+    windows: Runs
+    images: Runs
+    scale_counts: tuple[int, ...]
+    scales: Tensor
+    starts: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def from_scales(cls, scales: Tensor, window_size: int = 0, num_scales: int | None = None,
+                    has_cls_token: bool = False) -> 'TokenLayout':
+        """Build the layout of a scale map.  Waits for the device once, for the number of tokens.
+
+        Args:
+            scales: (B, H, W) integer, the scale of the patch over each cell (``quadtree.select_scales``).
+            window_size: cells a side of a window, 0 for attention over the whole image.
+            num_scales: S, which sets the root; by default that of the largest scale in the map.
+            has_cls_token: put a class token before each image's tokens.
+
+        Raises:
+            ValueError: if the grid is no multiple of the window, the window none of the root, a scale is out of range
+                or a patch is not whole, or class tokens are combined with windows.
+        """
+        if scales.ndim != 3 or scales.is_floating_point() or 0 in scales.shape:
+            raise ValueError(f'scales is {scales.dtype} of shape {tuple(scales.shape)}, wanted integers (B, H, W)')
+        batch_size, height, width = scales.shape
+        if num_scales is None:
+            num_scales = max(int(scales.max()), 0) + 1
+        check_grid(height, width, window_size, num_scales)
+        if window_size and has_cls_token:
+            raise ValueError(f'window_size={window_size} and a class token: a class token sees the whole image, set '
+                             'window_size=0')
+        ordered = order_cells(scales.long(), window_size, num_scales)
+        counts, scale_counts = cls._count(ordered, window_size**2 or height * width, num_scales)
+        num_tokens = sum(counts)
+        cumulative = cls._is_first_cell(ordered).cumsum(0)
+        wanted = torch.arange(1, num_tokens + 1, device=scales.device)
+        starts = torch.searchsorted(cumulative, wanted)  # the k-th first cell; nonzero() would wait for the device
+        token_scales = ordered[starts]
+        per_image = len(counts) // batch_size
+        image_lengths = tuple(sum(counts[i:i + per_image]) for i in range(0, len(counts), per_image))
+        windows = images = Runs.from_lengths(image_lengths, scales.device)
+        if per_image > 1:
+            windows = Runs.from_lengths(tuple(counts), scales.device)
+        layout = cls(batch_size, height, width, window_size, num_scales, False, windows, images, scale_counts,
+                     token_scales, starts)
+        return layout._with_cls_tokens() if has_cls_token else layout
+
+    @classmethod
+    def dense(cls, batch_size: int, height: int, width: int, window_size: int = 0, num_scales: int = 1,
+              has_cls_token: bool = False, device: torch.device | str = 'cpu') -> 'TokenLayout':
+        """Build the layout in which every cell is a token.  Does not wait for the device.
+
+        Raises:
+            ValueError: as ``from_scales``.
+        """
+        check_grid(height, width, window_size, num_scales)
+        if window_size and has_cls_token:
+            raise ValueError(f'window_size={window_size} and a class token: set window_size=0')
+        device = torch.device(device)
+        images = windows = Runs.from_lengths((height * width,) * batch_size, device)
+        area = window_size**2 or height * width
+        if area != height * width:
+            windows = Runs.from_lengths((area,) * (batch_size * height * width // area), device)
+        starts = torch.arange(batch_size * height * width, device=device)
+        layout = cls(batch_size, height, width, window_size, num_scales, False, windows, images,
+                     (starts.numel(),) + (0,) * (num_scales - 1), torch.zeros_like(starts), starts)
+        return layout._with_cls_tokens() if has_cls_token else layout
+
+    @staticmethod
+    def _is_first_cell(ordered: Tensor) -> Tensor:
+        """Ordered scales (N,) -> True where a token begins: the cells that are a multiple of their token's area."""
+        index = torch.arange(ordered.numel(), device=ordered.device)
+        return index & ((1 << 2 * ordered) - 1) == 0
+
+    @classmethod
+    def _count(cls, ordered: Tensor, window_cells: int, num_scales: int) -> tuple[list[int], tuple[int, ...]]:
+        """Tokens in each window, in order, and of each scale.
+
+        The one place that waits for the device; it validates the map on the way.
+        """
+        in_range = (ordered >= 0) & (ordered < num_scales)
+        safe = ordered.where(in_range, 0)
+        index = torch.arange(ordered.numel(), device=ordered.device)
+        first = cls._is_first_cell(safe)
+        per_scale = torch.stack([(first & (safe == scale)).sum() for scale in range(num_scales)])
+        # A cell lies in the token of its aligned block.  Every block begins with the same scale, and the blocks' areas
+        # add up to the number of cells: then each cell is covered exactly once.
+        same = (safe[index & -(1 << 2 * safe)] == safe).all()
+        counts = first.view(-1, window_cells).sum(1)
+        host = torch.cat([torch.stack([in_range.all(), same]).long(), per_scale, counts]).tolist()
+        in_range, same, per_scale, counts = *host[:2], tuple(host[2:2 + num_scales]), host[2 + num_scales:]
+        if not in_range:
+            raise ValueError(f'the scale map holds a scale outside 0..{num_scales - 1}')
+        if not same or sum(count << 2 * scale for scale, count in enumerate(per_scale)) != ordered.numel():
+            raise ValueError('the scale map holds an incomplete patch: all cells of a patch of scale s must say s, and '
+                             'it must be aligned to multiples of 2**s cells')
+        return counts, per_scale
+
+    def _with_cls_tokens(self) -> 'TokenLayout':
+        """The same layout with a class token before each image's tokens."""
+        lengths = self.images.lengths
+
+        def insert(values: Tensor, value: int) -> Tensor:
+            cls_row = values.new_full((1,), value)
+            return torch.cat([part for image in values.split(lengths) for part in (cls_row, image)])
+
+        images = Runs.from_lengths(tuple(length + 1 for length in lengths), self.starts.device)
+        return replace(self, has_cls_token=True, windows=images, images=images, scales=insert(self.scales, -1),
+                       starts=insert(self.starts, 0))
+
+    @property
+    def without_cls_tokens(self) -> 'TokenLayout':
+        """The same layout of patches only."""
+        if not self.has_cls_token:
+            return self
+        patches = self.scales >= 0
+        images = Runs.from_lengths(tuple(length - 1 for length in self.images.lengths), self.starts.device)
+        return replace(self, has_cls_token=False, windows=images, images=images, scales=self.scales[patches],
+                       starts=self.starts[patches])
+
+    @property
+    def num_tokens(self) -> int:
+        """T, class tokens included."""
+        return sum(self.images.lengths)
+
+    @property
+    def num_cells(self) -> int:
+        """Cells of the batch: the tokens, less class tokens, that the dense model would process."""
+        return self.batch_size * self.height * self.width
+
+    @property
+    def is_dense(self) -> bool:
+        """True if every cell is a token of its own."""
+        return self.num_tokens - self.has_cls_token * self.batch_size == self.num_cells
+
+    @cached_property
+    def areas(self) -> Tensor:
+        """(T,) int64: cells that each token covers; 0 for a class token."""
+        return (1 << 2 * self.scales.clamp(min=0)).where(self.scales >= 0, 0)
+
+    @cached_property
+    def tokens_by_scale(self) -> tuple[Tensor, ...]:
+        """S tensors (T_s,) int64: the rows of the tokens of each scale, ascending; class tokens are in none."""
+        num_cls = self.has_cls_token * self.batch_size
+        return self.scales.argsort(stable=True).split((num_cls, *self.scale_counts))[1:]
+
+    @cached_property
+    def cell_yx(self) -> tuple[Tensor, Tensor]:
+        """Two (T,) int64: row and column, in the image's grid, of each token's top-left cell."""
+        device = self.starts.device
+        rows, cols = torch.arange(self.height, device=device), torch.arange(self.width, device=device)
+        shape = (self.batch_size, self.height, self.width)
+        y = order_cells(rows[:, None].expand(shape), self.window_size, self.num_scales)
+        x = order_cells(cols.expand(shape), self.window_size, self.num_scales)
+        return y[self.starts], x[self.starts]
+
+    def order(self, cells: Tensor, scale: int = 0) -> Tensor:
+        """(B, H / 2**s, W / 2**s, ...) -> (B * H * W / 4**s, ...) in the tokens' order; copies.
+
+        Row ``starts[t] >> 2 * s`` of the result belongs to token t, if its scale is s.
+        """
+        return order_cells(cells, self.window_size >> scale, self.num_scales - scale)
+
+    def pack(self, cells: Tensor) -> Tensor:
+        """(B, C, H, W) -> (T, C): the value at each token's top-left cell; a class token's row is zero."""
+        rows = self.order(cells.permute(0, 2, 3, 1))[self.starts]
+        return rows * (self.scales >= 0)[:, None] if self.has_cls_token else rows
+
+    def expand(self, tokens: Tensor) -> Tensor:
+        """(T, C) -> (B, C, H, W): each token's value over all the cells that it covers; class tokens are dropped."""
+        if self.num_tokens != self.num_cells or self.has_cls_token:
+            tokens = tokens.repeat_interleave(self.areas, 0, output_size=self.num_cells)
+        cells = restore_cells(tokens, self.batch_size, self.height, self.width, self.window_size, self.num_scales)
+        return cells.permute(0, 3, 1, 2)
+
+
+def check_grid(height: int, width: int, window_size: int, num_scales: int, patch_size: int = 16) -> None:
+    """Raise ValueError unless the grid (cells) is whole windows and a window is whole roots; window 0 is the image."""
+    root = 2**(num_scales - 1)
+    if window_size % root:
+        raise ValueError(f'window_size={window_size} is not a multiple of the largest patch, {root} cells a side with '
+                         f'num_scales={num_scales}: use fewer scales or a window of {-(-window_size // root) * root}')
+    multiple = window_size or root
+    if height % multiple or width % multiple:
+        what = f'window_size={window_size}' if window_size else f'the largest patch, {root} cells a side'
+        raise ValueError(f'grid {height}x{width} is not a multiple of {what}: pad the image, '
+                         f'pad_size_divisor={multiple * patch_size} for a patch_size of {patch_size}')
+
+
+def order_cells(cells: Tensor, window_size: int, num_scales: int) -> Tensor:
+    """(B, H, W, ...) -> (B * H * W, ...): cells in the tokens' order (see the module docstring).
+
+    ``window_size`` and ``num_scales`` count in the same cells; the sides must pass ``check_grid``.
+    """
+    batch, height, width = cells.shape[:3]
+    rows, cols = _factors(height, window_size, num_scales), _factors(width, window_size, num_scales)
+    rest = cells.shape[3:]
+    split = cells.reshape(batch, *rows, *cols, *rest)
+    return split.permute(*_interleaved(len(rows), len(rest))).reshape(-1, *rest)
+
+
+def restore_cells(ordered: Tensor, batch: int, height: int, width: int, window_size: int, num_scales: int) -> Tensor:
+    """(B * H * W, C) -> (B, H, W, C): the inverse of ``order_cells``."""
+    rows, cols = _factors(height, window_size, num_scales), _factors(width, window_size, num_scales)
+    alternating = [side for pair in zip(rows, cols, strict=True) for side in pair]
+    split = ordered.reshape(batch, *alternating, ordered.shape[-1])
+    inverse = torch.argsort(torch.tensor(_interleaved(len(rows), 1))).tolist()
+    return split.permute(*inverse).reshape(batch, height, width, ordered.shape[-1])
+
+
+def _factors(side: int, window_size: int, num_scales: int) -> list[int]:
+    """Split a side: windows, roots in a window, then one factor of 2 for each scale above the base."""
+    window = window_size or side
+    return [side // window, window >> (num_scales - 1), *[2] * (num_scales - 1)]
+
+
+def _interleaved(levels: int, num_rest: int) -> list[int]:
+    """Permutation (batch, rows..., cols..., rest...) -> (batch, row, col, row, col, ..., rest...)."""
+    pairs = [axis for level in range(1, levels + 1) for axis in (level, level + levels)]
+    return [0, *pairs, *range(2 * levels + 1, 2 * levels + 1 + num_rest)]
