@@ -1,0 +1,47 @@
+"""Train a few parameters of a model and freeze everything else."""
+from collections.abc import Sequence
+
+from mmengine.logging import print_log
+from torch import nn
+
+
+class FreezeMixin(nn.Module):
+    """Mixin before a detector or segmentor class: adds the argument ``trainable``.
+
+    The model is frozen as soon as it is built, not by a hook: data-parallel wrappers and optimisers look at
+    ``requires_grad`` before any hook runs.
+
+    Args:
+        trainable: prefixes of the parameter names to train, such as 'backbone.patch_embed.conv_down'.  All other
+            parameters get ``requires_grad = False``; modules without a trained parameter stay in eval mode, so that
+            their statistics do not move and dropout and drop path are off.  None trains everything.
+
+    Raises:
+        ValueError: if a prefix matches no parameter.
+    """
+
+    def __init__(self, *args, trainable: Sequence[str] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.trainable = None if trainable is None else tuple(trainable)
+        if self.trainable is None:
+            return
+        parameters = dict(self.named_parameters())
+        unmatched = [prefix for prefix in self.trainable if not any(name.startswith(prefix) for name in parameters)]
+        if unmatched:
+            raise ValueError(f'trainable={list(self.trainable)}: no parameter begins with {unmatched}. Parameters '
+                             "added by APT exist with num_scales > 1 and a detail_branch other than 'none'")
+        trained = [name for name in parameters if name.startswith(self.trainable)]
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name.startswith(self.trainable))
+        count = sum(parameters[name].numel() for name in trained)
+        total = sum(parameter.numel() for parameter in parameters.values())
+        print_log(f'training {count} of {total} parameters, all others are frozen: {", ".join(trained)}', 'current')
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Switch to training mode, except for modules that are frozen."""
+        super().train(mode)
+        if mode and self.trainable is not None:
+            for module in self.modules():
+                if not any(parameter.requires_grad for parameter in module.parameters()):
+                    module.training = False
+        return self

@@ -1,0 +1,324 @@
+"""What tools/train.py and tools/test.py share: their options, and checks that fail early and say what to do."""
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from apt_dense.mm import compat
+
+RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+VISUALIZATION = {
+    'mmdet': ('DetVisualizationHook', 'DetLocalVisualizer'),
+    'mmseg': ('SegVisualizationHook', 'SegLocalVisualizer'),
+}
+
+
+class LaunchError(ValueError):
+    """A mistake in the command, the config or the data: the message says all, a traceback would hide it."""
+
+
+def run_tool(main: Callable[[], None]) -> int:
+    """Run a tool's main function; print a LaunchError as one message, from one process.
+
+    Returns:
+        The exit status: 0, or 2 after a LaunchError.
+    """
+    try:
+        main()
+    except LaunchError as error:
+        if next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), '0') == '0':
+            print(f'error: {error}', file=sys.stderr)
+        return 2
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that mmdetection's train and test tools have in common."""
+    parser.add_argument('--work-dir', help='where logs, checkpoints and metrics go (work_dirs/NAME_OF_THE_CONFIG)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='change settings of the config: a.b=1 a.c="[1,2]" d.0.e=x; no spaces inside a value')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config that the command names and put the common options into it.
+
+    Args:
+        args: has config, cfg_options, launcher, work_dir and local_rank.
+
+    Raises:
+        LaunchError: if the config or one of its bases does not exist, or a launcher's environment is missing.
+    """
+    if not os.path.isfile(args.config):
+        raise LaunchError(f'config {_described(args.config)} does not exist: the configs are in configs/')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise LaunchError('--launcher pytorch without torchrun (RANK is not set): start with tools/dist_train.sh or '
+                          'tools/dist_test.sh')
+    try:
+        cfg = Config.fromfile(args.config)
+    except FileNotFoundError as error:
+        raise LaunchError(f'config {args.config}: {error}') from error
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
+    return cfg
+
+
+def scope_of(cfg: Config) -> str:
+    """The config's default_scope: 'mmdet' or 'mmseg'.
+
+    Raises:
+        LaunchError: if it is neither.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in VISUALIZATION:
+        raise LaunchError(f"default_scope={scope!r}: set it to 'mmdet' (detection) or 'mmseg' (segmentation)")
+    return scope
+
+
+def check_checkpoint(path: str, source: str) -> None:
+    """Check that a checkpoint is there; addresses with a scheme (https://, torchvision://) are mmengine's to resolve.
+
+    Args:
+        source: where the path comes from, for the message.
+
+    Raises:
+        LaunchError: if it is not.
+    """
+    if '://' not in path and not os.path.isfile(path):
+        raise LaunchError(f'checkpoint {_described(path)} does not exist ({source})')
+
+
+def set_start(cfg: Config, resume: str | None) -> None:
+    """Decide what training starts from: ``cfg.resume`` and ``cfg.load_from``.
+
+    Deviation from mmdetection: 'auto' in a work directory without a checkpoint keeps load_from, which mmdetection
+    drops, so that a job script may always pass --resume.
+
+    Args:
+        resume: a checkpoint, 'auto' for the last one of the work directory, or None for what the config says.
+
+    Raises:
+        LaunchError: if a checkpoint is missing, or the config has ``requires_load_from`` and there is nothing to start
+            from.
+    """
+    load_from = cfg.get('load_from')
+    if resume is None and cfg.get('resume'):
+        resume = load_from or 'auto'
+    latest = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    if latest:
+        check_checkpoint(latest, f'{cfg.work_dir}/last_checkpoint; name another: --resume PATH'
+                         if resume == 'auto' else '--resume')
+        cfg.resume, cfg.load_from = True, latest
+        return
+    if resume == 'auto':
+        print_log(f'{cfg.work_dir} has no checkpoint to resume: training starts at iteration 0')
+    cfg.resume = False
+    if load_from:
+        check_checkpoint(load_from, 'load_from')
+    elif cfg.get('requires_load_from'):
+        model = 'segmentor' if scope_of(cfg) == 'mmseg' else 'detector'
+        raise LaunchError(f'{cfg.filename} fine-tunes only the added APT parameters of a trained dense {model}, and no '
+                          'checkpoint is given: set it with `--cfg-options load_from=PATH`, or use the *_full config '
+                          'to train the whole model')
+
+
+def check_pretrained(node: Any, key: str = 'model') -> None:
+    """Check that the checkpoints which a model's ``init_cfg`` settings name are there.
+
+    Args:
+        node: the config's ``model``, or a part of it.
+        key: its key.
+
+    Raises:
+        LaunchError: if one is not.
+    """
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            check_pretrained(item, f'{key}.{index}')
+    elif isinstance(node, dict):
+        if node.get('type') == 'Pretrained':
+            check_checkpoint(node['checkpoint'], f'{key}.checkpoint; name yours: --cfg-options {key}.checkpoint=PATH, '
+                             f'or start from random weights: {key}=None')
+        for name, item in node.items():
+            check_pretrained(item, f'{key}.{name}')
+
+
+def check_dataset_files(cfg: Config, *splits: str) -> None:
+    """Check that annotation files and image directories exist, before the model is built.
+
+    Looks at every dataset of the splits' data loaders, inside wrappers too, and at the evaluators' annotation files.
+    Paths with a scheme and datasets with backend_args are not on this machine and are passed over.
+
+    Args:
+        splits: of 'train', 'val', 'test'.
+
+    Raises:
+        LaunchError: names every missing path with its key in the config.
+    """
+    missing: dict[str, list[str]] = {}
+    for split in splits:
+        evaluator = f'{split}_evaluator'
+        for key, path in (*_dataset_paths(cfg.get(f'{split}_dataloader'), f'{split}_dataloader'),
+                          *_evaluator_paths(cfg.get(evaluator), evaluator)):
+            if '://' in path or os.path.exists(path):
+                continue
+            # A missing root comes first and explains all paths that are joined to it; an evaluator's is not joined.
+            above = next((root for root in missing if Path(root) in (Path(path), *Path(path).parents)), path)
+            if above == path or key.startswith(evaluator):
+                missing.setdefault(above, []).append(key)
+    if missing:
+        listed = ''.join(f'\n  {_described(path)}: {", ".join(keys)}' for path, keys in missing.items())
+        raise LaunchError(f'dataset files are missing:{listed}\nPut or link them there (ln -s /path/to/data data), or '
+                          f'say for each key where yours are: --cfg-options {next(iter(missing.values()))[0]}=/path')
+
+
+def _dataset_paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """(key, path) of each dataset at or below a data loader or dataset, joined as mmengine's BaseDataset does."""
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from _dataset_paths(item, f'{key}.{index}')
+    if not isinstance(node, dict):
+        return
+    for name in ('dataset', 'datasets'):
+        yield from _dataset_paths(node.get(name), f'{key}.{name}')
+    if node.get('backend_args'):
+        return
+    root = node.get('data_root') or ''
+    if root:
+        yield f'{key}.data_root', root
+    prefixes = node.get('data_prefix') or {}
+    paths = {'ann_file': node.get('ann_file'), **{f'data_prefix.{name}': path for name, path in prefixes.items()}}
+    for name, path in paths.items():
+        if path:
+            yield f'{key}.{name}', path if '://' in path else os.path.join(root, path)
+
+
+def _evaluator_paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """(key, path) of each annotation file in an evaluator."""
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from _evaluator_paths(item, f'{key}.{index}')
+    elif isinstance(node, dict):
+        yield from _evaluator_paths(node.get('metrics'), f'{key}.metrics')
+        if node.get('ann_file') and not node.get('backend_args'):
+            yield f'{key}.ann_file', node['ann_file']
+
+
+def _described(path: str) -> str:
+    """The path; a relative one with the directory that it is relative to, the usual mistake."""
+    return path if os.path.isabs(path) else f'{path} (in {os.getcwd()})'
+
+
+def set_amp(cfg: Config, amp: bool) -> None:
+    """Choose the optimiser wrapper of mixed precision: mmengine's AmpOptimWrapper, on a CPU BF16OptimWrapper.
+
+    A config that asks for AmpOptimWrapper itself is adapted to a CPU in the same way.
+
+    Args:
+        amp: True if the command asks for mixed precision.
+
+    Raises:
+        LaunchError: if the config's wrapper is of a type that --amp cannot replace.
+    """
+    wrapper, kind = cfg.optim_wrapper, cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if amp and kind not in ('OptimWrapper', 'AmpOptimWrapper', 'BF16OptimWrapper'):
+        raise LaunchError(f'--amp with optim_wrapper.type={kind!r}: it replaces OptimWrapper only, remove --amp')
+    if get_device() == 'cpu' and (amp or kind == 'AmpOptimWrapper'):
+        for name in ('loss_scale', 'dtype', 'use_fsdp'):
+            wrapper.pop(name, None)
+        wrapper.type = 'BF16OptimWrapper'
+        print_log('no GPU: mixed precision is bfloat16 autocast without a loss scaler')
+    elif amp and kind != 'BF16OptimWrapper':
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def set_auto_scale_lr(cfg: Config) -> None:
+    """Switch on mmengine's scaling of the learning rate by (batch size / base batch size).
+
+    Raises:
+        LaunchError: if the config does not give the base batch size.
+    """
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise LaunchError('--auto-scale-lr needs the batch size that the learning rate is meant for: set '
+                          'auto_scale_lr=dict(base_batch_size=N) in the config')
+    cfg.auto_scale_lr.enable = True
+
+
+def set_visualization(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    """Draw the predictions for every test image: on the screen, into a directory, or both.
+
+    Detection writes WORK_DIR/TIMESTAMP/show_dir/NAME, segmentation show_dir/vis_data/vis_image/NAME.  Deviation from
+    mmsegmentation, whose hook draws every 50th image: all of them.
+
+    Args:
+        wait_time: seconds that each picture stays on the screen.
+
+    Raises:
+        LaunchError: if default_scope is neither 'mmdet' nor 'mmseg'.
+    """
+    scope = scope_of(cfg)
+    hook_type, visualizer_type = VISUALIZATION[scope]
+    cfg.setdefault('default_hooks', ConfigDict())
+    hook = cfg.default_hooks.setdefault('visualization', ConfigDict(type=hook_type))
+    hook.update(draw=True, show=show, wait_time=wait_time)
+    if 'visualizer' not in cfg:
+        cfg.visualizer = dict(type=visualizer_type, vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+    if scope == 'mmseg':
+        hook.interval = 1
+        if show_dir:
+            cfg.visualizer.save_dir = show_dir
+    elif show_dir:
+        hook.test_out_dir = show_dir
+
+
+def set_output(cfg: Config, out: str) -> None:
+    """Write the predictions of a test: detection into a pickle file, segmentation as label maps into a directory.
+
+    Raises:
+        LaunchError: if a detector's file is not a .pkl or .pickle, or a segmentor has no IoUMetric to write the maps.
+    """
+    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    if scope_of(cfg) == 'mmdet':
+        if not out.endswith(('.pkl', '.pickle')):
+            raise LaunchError(f'--out {out}: the predictions of a detector are written to a file named *.pkl')
+        cfg.test_evaluator = [*metrics, dict(type='DumpDetResults', out_file_path=out)]
+        return
+    writers = [metric for metric in metrics if metric.get('type') == 'IoUMetric']
+    if not writers:
+        raise LaunchError('--out needs an IoUMetric in test_evaluator: it writes the label maps')
+    writers[0].output_dir = out
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner, with the fixes that depend on the launcher and the scope, and without the libraries' noise.
+
+    Raises:
+        LaunchError: for a launcher that does not work on this machine.
+    """
+    try:
+        compat.setup_cpu_ddp(cfg)
+    except ValueError as error:
+        raise LaunchError(str(error)) from error
+    compat.filter_library_warnings()
+    if scope_of(cfg) == 'mmdet':
+        compat.keep_rois_in_float32()
+    runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+    compat.filter_library_warnings(runner.logger)
+    return runner

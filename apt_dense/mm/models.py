@@ -1,0 +1,39 @@
+"""The core's modules in mmengine's root registry, one registration for mmdetection and mmsegmentation."""
+from collections.abc import Sequence
+
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor
+
+import apt_dense.core.eva02
+import apt_dense.core.pyramid
+
+
+@MODELS.register_module()
+class APTEVA02(apt_dense.core.eva02.APTEVA02, BaseModule):
+    """Backbone: ``apt_dense.APTEVA02`` with mmengine's ``init_cfg`` (``dict(type='Pretrained', checkpoint=...)``)."""
+
+    def __init__(self, *args, init_cfg: dict | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.init_cfg = init_cfg
+
+
+@MODELS.register_module()
+class SimpleFPN(apt_dense.core.pyramid.SimpleFeaturePyramid):
+    """Neck: ``apt_dense.SimpleFeaturePyramid``, whose maps are contiguous: mmcv's RoIAlign needs that.
+
+    It ignores strides: LayerNorm leaves maps with the channels last, of which it silently pools wrong values.
+    """
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """See ``SimpleFeaturePyramid.forward``."""
+        return tuple(level.contiguous() for level in super().forward(inputs))
+
+
+@MODELS.register_module()
+class LN2d(apt_dense.core.pyramid.LayerNorm2d):
+    """Norm layer: LayerNorm over the channels, for ``norm_cfg=dict(type='LN2d', eps=1e-6)``.
+
+    Give eps: mmcv fills in 1e-5 where a norm_cfg has none, and EVA-02 uses 1e-6.
+    """
+    _abbr_ = 'ln'
