@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Train with several processes on this machine, or on one of several machines (then run it on each).
+#
+#   NNODES NODE_RANK MASTER_ADDR PORT   the machines; one machine by default (1 0 127.0.0.1 29500)
+#   PYTHON                              the interpreter (python)
+#
+# Without a GPU the GPUS processes run on the CPU.
+set -euo pipefail
+
+if [ $# -lt 2 ]; then
+    echo "usage: $0 CONFIG GPUS [options of tools/train.py]" >&2
+    exit 2
+fi
+CONFIG=$1
+GPUS=$2
+shift 2
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29500}" \
+    --nproc_per_node="$GPUS" \
+    "$ROOT/tools/train.py" "$CONFIG" --launcher pytorch "$@"

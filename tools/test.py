@@ -1,0 +1,35 @@
+"""Test a detector or a segmentor; the options are those of mmdetection's tools/test.py, without --tta."""
+import argparse
+import sys
+
+from apt_dense.mm import launch
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file, or an address that mmengine can load')
+    parser.add_argument(
+        '--out', help='write the predictions: detection, a .pkl file; segmentation, a directory of PNG label maps')
+    parser.add_argument('--show', action='store_true', help='show the predictions on the screen')
+    parser.add_argument('--show-dir', help='draw the predictions into this directory')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show keeps a picture')
+    launch.add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = launch.load_config(args)
+    launch.check_checkpoint(args.checkpoint, 'the second argument')
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.show or args.show_dir:
+        launch.set_visualization(cfg, args.show, args.show_dir, args.wait_time)
+    if args.out:
+        launch.set_output(cfg, args.out)
+    launch.check_dataset_files(cfg, 'test')
+    launch.build_runner(cfg).test()
+
+
+if __name__ == '__main__':
+    sys.exit(launch.run_tool(main))

@@ -1,0 +1,34 @@
+"""Train a detector or a segmentor; the options are those of mmdetection's tools/train.py."""
+import argparse
+import sys
+
+from apt_dense.mm import launch
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on a CPU')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help="scale the learning rate from the config's batch size to this one")
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+        help='go on from this checkpoint, or without a value from the last one in the work directory')
+    launch.add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = launch.load_config(args)
+    launch.set_start(cfg, args.resume)
+    launch.set_amp(cfg, args.amp)
+    if args.auto_scale_lr:
+        launch.set_auto_scale_lr(cfg)
+    launch.check_pretrained(cfg.model)
+    launch.check_dataset_files(cfg, 'train', 'val')
+    launch.build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    sys.exit(launch.run_tool(main))
