@@ -1,0 +1,64 @@
+"""Registration in mmengine's root registry, and what the wrappers add to the core's modules."""
+import mmcv.cnn
+import mmcv.ops
+import mmdet.registry
+import mmengine.registry
+import mmseg.registry
+import pytest
+import torch
+
+import apt_dense
+import apt_dense.mm  # noqa: F401
+
+BACKBONE = dict(type='APTEVA02', img_size=64, embed_dims=32, depth=2, num_heads=2, window_size=4,
+                global_block_indexes=(1,), pretrain_img_size=64)
+NECK = dict(type='SimpleFPN', in_channels=32, out_channels=16)
+
+
+@pytest.mark.parametrize('registry', [mmengine.registry.MODELS, mmdet.registry.MODELS, mmseg.registry.MODELS])
+def test_one_registration_serves_every_package(registry):
+    assert isinstance(registry.build(dict(BACKBONE)), apt_dense.APTEVA02)
+    assert isinstance(registry.build(dict(NECK)), apt_dense.SimpleFeaturePyramid)
+
+
+def test_ln2d_as_a_norm_layer_of_mmcv():
+    module = mmcv.cnn.ConvModule(3, 8, 3, norm_cfg=dict(type='LN2d', eps=1e-6))
+    assert module.conv.bias is None
+    assert module.norm_name == 'ln'
+    x = torch.randn(2, 3, 5, 7)
+    y = module.conv(x)
+    expected = (y - y.mean(1, True)) / (y.var(1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(module(x), expected.relu(), atol=1e-5, rtol=0)
+
+
+def test_pyramid_maps_suit_roi_align():
+    """mmcv's RoIAlign ignores strides: the maps must be contiguous, which those of the core are not."""
+    neck = mmdet.registry.MODELS.build(dict(NECK))
+    x = torch.randn(2, 32, 8, 12)
+    with torch.no_grad():
+        maps = neck((x,))
+        core_maps = apt_dense.SimpleFeaturePyramid.forward(neck, (x,))
+    assert not core_maps[0].is_contiguous()
+    for level, core_level in zip(maps, core_maps, strict=True):
+        assert level.is_contiguous()
+        torch.testing.assert_close(level, core_level)
+
+
+def test_init_cfg_loads_a_checkpoint(tmp_path):
+    source = mmengine.registry.MODELS.build(dict(BACKBONE))
+    torch.save({'state_dict': {f'backbone.{name}': value for name, value in source.state_dict().items()}},
+               tmp_path / 'pretrained.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'pretrained.pth'), prefix='backbone.')
+    target = mmengine.registry.MODELS.build(dict(BACKBONE, init_cfg=init_cfg))
+    assert not torch.equal(target.pos_embed, source.pos_embed)
+    target.init_weights()
+    for name, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], value), name
+
+
+def test_init_weights_without_a_checkpoint_keeps_the_zero_start():
+    backbone = mmengine.registry.MODELS.build(dict(BACKBONE, num_scales=3, thresholds=(2, 2)))
+    backbone.init_weights()
+    assert backbone.patch_embed.zero_mlp.weight.abs().max() == 0
+    assert backbone.patch_embed.conv_down.weight.abs().max() > 0
+    assert backbone.blocks[0].attn.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.1)

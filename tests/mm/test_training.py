@@ -1,0 +1,128 @@
+"""Training and evaluation through mmengine's runner, on data as it comes."""
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.runner import Runner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import apt_dense.mm.det  # noqa: F401
+from tests.mm.conftest import draw_scene, point_to, write_coco
+
+ADDED = ['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp']
+
+
+def run(cfg) -> Runner:
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+def logged_scalars(work_dir) -> list[dict]:
+    return [json.loads(line) for path in work_dir.rglob('vis_data/scalars.json')
+            for line in path.read_text().splitlines()]
+
+
+def losses_of(work_dir) -> list[float]:
+    return [entry['loss'] for entry in logged_scalars(work_dir) if 'loss' in entry]
+
+
+@pytest.mark.parametrize('name', ['apt_eva02_ti_demo_det', 'eva02_ti_demo_det'])
+def test_train_and_evaluate(name, tiny_config, coco_root, tmp_path):
+    cfg = point_to(tiny_config(name), coco_root, tmp_path / 'work', max_iters=3)
+    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+    run(cfg)
+    assert (tmp_path / 'work/iter_3.pth').is_file()
+    scalars = logged_scalars(tmp_path / 'work')
+    train = [entry for entry in scalars if 'loss' in entry]
+    val = next(entry for entry in scalars if 'coco/bbox_mAP' in entry)
+    assert len(train) == 3 and all(math.isfinite(entry['loss']) for entry in train)
+    for entry in (*train, val):
+        assert 0 < entry['kept_tokens'] < 1 if name.startswith('apt') else entry['kept_tokens'] == 1
+    assert all(entry['tokens_per_second'] > 0 for entry in train)
+    assert {'coco/bbox_mAP_50', 'coco/segm_mAP'} <= val.keys()
+    events = next((tmp_path / 'work').rglob('events.out.tfevents*'))
+    accumulator = EventAccumulator(str(events)).Reload()
+    assert {'kept_tokens', 'tokens_per_second', 'loss'} <= set(accumulator.Tags()['scalars'])
+
+
+def test_short_fine_tuning_changes_nothing_else(tiny_config, coco_root, tmp_path):
+    cfg = point_to(tiny_config(), coco_root, tmp_path / 'work', max_iters=2)
+    cfg.model.trainable = ADDED
+    dense = MODELS.build(tiny_config('eva02_ti_demo_det').model)
+    dense.init_weights()
+    torch.save({'state_dict': dense.state_dict()}, tmp_path / 'dense.pth')
+    cfg.load_from = str(tmp_path / 'dense.pth')
+    trained = run(cfg).model.state_dict()
+    for name, value in dense.state_dict().items():
+        assert torch.equal(trained[name], value), name
+    assert trained['backbone.patch_embed.zero_mlp.weight'].abs().max() > 0
+
+
+def test_short_fine_tuning_wants_all_frozen_weights(tiny_config, coco_root, tmp_path):
+    """mmengine loads what fits and logs the rest: frozen random weights would pass for a trained detector."""
+    cfg = point_to(tiny_config(), coco_root, tmp_path / 'work')
+    cfg.model.trainable = ADDED
+    state = MODELS.build(tiny_config('eva02_ti_demo_det').model).state_dict()
+    del state['backbone.blocks.1.norm1.weight']
+    state['rpn_head.rpn_cls.bias'] = torch.zeros(7)
+    torch.save({'state_dict': state}, tmp_path / 'dense.pth')
+    cfg.load_from = str(tmp_path / 'dense.pth')
+    with pytest.raises(ValueError, match=r'dense\.pth .*2 frozen parameters.*backbone\.blocks\.1\.norm1\.weight'):
+        run(cfg)
+
+
+def test_odd_images(tiny_config, tmp_path):
+    """A grey file, one with alpha, 1 x 1 px, 10000 x 10 px, and images without objects train and evaluate."""
+    rng = np.random.default_rng(1)
+    scene, boxes = draw_scene(rng, 96, 128, 2)
+    scenes = [
+        ('grey.png', cv2.cvtColor(scene, cv2.COLOR_BGR2GRAY), boxes),
+        ('alpha.png', np.dstack([scene, np.full(scene.shape[:2], 128, np.uint8)]), boxes),
+        ('dot.png', np.full((1, 1, 3), 7, np.uint8), []),
+        ('strip.png', rng.integers(0, 255, (10, 10000, 3), np.uint8), [[100, 0, 4000, 10]]),
+        ('empty.jpg', np.zeros((100, 60, 3), np.uint8), []),
+        ('usual.jpg', scene, boxes),
+    ]
+    write_coco(tmp_path / 'data', scenes)
+    cfg = point_to(tiny_config(), tmp_path / 'data', tmp_path / 'work', max_iters=6)
+    run(cfg)
+    losses = losses_of(tmp_path / 'work')
+    assert len(losses) == 6 and all(math.isfinite(loss) for loss in losses)
+
+
+def test_empty_annotation_list(tiny_config, tmp_path):
+    rng = np.random.default_rng(2)
+    write_coco(tmp_path / 'data', [(f'{index}.jpg', draw_scene(rng, 96, 128, 1)[0], []) for index in range(3)])
+    cfg = point_to(tiny_config(), tmp_path / 'data', tmp_path / 'work', max_iters=2)
+    run(cfg)
+    losses = losses_of(tmp_path / 'work')
+    assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
+
+
+def test_wrong_padding_says_what_to_set(tiny_config, coco_root, tmp_path):
+    cfg = point_to(tiny_config(), coco_root, tmp_path / 'work')
+    cfg.model.data_preprocessor.pad_size_divisor = 32
+    with pytest.raises(ValueError, match=r'grid \d+x\d+ is not a multiple of window_size=4: .*pad_size_divisor=64'):
+        run(cfg)
+
+
+def test_a_batch_without_coarse_patches_leaves_no_gradient_out(tiny_config):
+    """Data-parallel training needs a gradient for every parameter, whatever the images hold."""
+    cfg = tiny_config().model
+    cfg.backbone.thresholds = (-1.0, -1.0)
+    backbone = MODELS.build(cfg.backbone)
+    backbone(torch.randn(2, 3, 128, 128))[0].sum().backward()
+    assert not [name for name, parameter in backbone.named_parameters() if parameter.grad is None]
+
+
+def test_hook_needs_the_backbone(tiny_config, coco_root, tmp_path):
+    cfg = point_to(tiny_config(), coco_root, tmp_path / 'work')
+    cfg.model.backbone = dict(type='mmdet.ResNet', depth=18, out_indices=(2,))
+    cfg.model.neck = dict(type='mmdet.FPN', in_channels=[256], out_channels=64, num_outs=5)
+    with pytest.raises(ValueError, match='KeptTokensHook needs a model whose backbone is APTEVA02, got ResNet'):
+        run(cfg)
