@@ -10,8 +10,10 @@ from mmdet.utils import InstanceList
 from mmengine.registry import MODELS
 from torch import Tensor
 
-import apt_dense.mm  # noqa: F401  registers the backbone, neck, norm and hooks
+from apt_dense.mm import compat, transforms  # noqa: F401  the import registers the transforms
 from apt_dense.mm.freeze import FreezeMixin
+
+compat.keep_rois_in_float32()
 
 
 @MODELS.register_module()

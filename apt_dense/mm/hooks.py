@@ -1,4 +1,4 @@
-"""What APT saves, in the training log and in every visualisation backend."""
+"""What APT saves, in the log and in every visualisation backend; and a guard over what is loaded."""
 import time
 
 from mmengine.hooks import Hook
@@ -56,11 +56,35 @@ class KeptTokensHook(Hook):
         runner.message_hub.update_scalar('test/kept_tokens', self._tokens / max(self._cells, 1))
 
 
+@HOOKS.register_module()
+class CheckFrozenLoadedHook(Hook):
+    """Refuse a checkpoint that does not hold every frozen parameter.
+
+    mmengine loads what fits and only logs what does not.  For a model that is frozen except for a few parameters that
+    means to train these on top of random weights.
+
+    Raises:
+        ValueError: naming frozen parameters that are missing or of another shape.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        state = checkpoint.get('state_dict', checkpoint)
+        bad = [name for name, parameter in _unwrapped(runner.model).named_parameters()
+               if not parameter.requires_grad and getattr(state.get(name), 'shape', None) != parameter.shape]
+        if bad:
+            raise ValueError(f'the checkpoint {runner._load_from} lacks {len(bad)} frozen parameters of this model, or '
+                             f'has them in another shape: {", ".join(bad[:5])}{", ..." if len(bad) > 5 else ""}. '
+                             "Give the checkpoint of this config's dense twin")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model, out of any data-parallel wrapper."""
+    return model.module if is_model_wrapper(model) else model
+
+
 def _backbone(model: nn.Module) -> APTEVA02:
-    """The model's backbone, out of any data-parallel wrapper."""
-    if is_model_wrapper(model):
-        model = model.module
-    backbone = getattr(model, 'backbone', None)
+    """The model's backbone."""
+    backbone = getattr(_unwrapped(model), 'backbone', None)
     if not isinstance(backbone, APTEVA02):
         raise ValueError(f'KeptTokensHook needs a model whose backbone is APTEVA02, got {type(backbone).__name__}: '
                          'remove the hook from custom_hooks')

@@ -317,8 +317,6 @@ def build_runner(cfg: Config) -> Runner:
     except ValueError as error:
         raise LaunchError(str(error)) from error
     compat.filter_library_warnings()
-    if scope_of(cfg) == 'mmdet':
-        compat.keep_rois_in_float32()
     runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     compat.filter_library_warnings(runner.logger)
     return runner

@@ -99,4 +99,7 @@ def point_to(cfg: Config, root: Path, work_dir: Path, max_iters: int = 2) -> Con
     cfg.default_hooks.logger.interval = 1
     cfg.default_hooks.checkpoint.interval = max_iters
     cfg.work_dir = str(work_dir)
+    # mmengine keeps one visualiser and one message hub for each name in a process.
+    cfg.visualizer.name = str(work_dir)
+    cfg.experiment_name = str(work_dir).replace('/', '_')
     return cfg

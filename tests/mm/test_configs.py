@@ -15,14 +15,14 @@ LEAVES = sorted(path.stem for path in CONFIGS.glob('*.py'))
 BACKBONE_MILLIONS = {'b': 86, 'l': 304}  # published sizes of EVA-02-B and L
 ADDED = {'patch_embed.conv_down.weight', 'patch_embed.conv_down.bias', 'patch_embed.zero_mlp.weight',
          'patch_embed.zero_mlp.bias'}
-SHORT = {'train_cfg', 'param_scheduler', 'optim_wrapper', 'max_iters'}
+SHORT = {'pretrained', 'model.backbone.init_cfg', 'train_cfg', 'param_scheduler', 'optim_wrapper', 'max_iters'}
 # (APT config, its dense twin, the settings in which they may differ besides APT's own).
 PAIRS = [
     *((f'apt_eva02_{size}_coco_full', f'eva02_{size}_coco', set()) for size in 'bl'),
     *((f'apt_eva02_{size}_coco', f'eva02_{size}_coco',
-       SHORT | {'requires_load_from', 'custom_hooks', 'model.trainable', 'model.backbone.init_cfg'}) for size in 'bl'),
+       SHORT | {'requires_load_from', 'custom_hooks', 'model.trainable'}) for size in 'bl'),
     *((f'apt_eva02_{size}_coco_resizing', f'eva02_{size}_coco',
-       SHORT | {'train_dataloader', 'auto_scale_lr', 'model.backbone.init_cfg', 'model.backbone.detail_branch'})
+       SHORT | {'train_dataloader', 'auto_scale_lr', 'model.backbone.detail_branch'})
       for size in 'bl'),
     ('apt_eva02_ti_demo_det', 'eva02_ti_demo_det', set()),
 ]

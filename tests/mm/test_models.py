@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import apt_dense
-import apt_dense.mm  # noqa: F401
+import apt_dense.mm
 
 BACKBONE = dict(type='APTEVA02', img_size=64, embed_dims=32, depth=2, num_heads=2, window_size=4,
                 global_block_indexes=(1,), pretrain_img_size=64)

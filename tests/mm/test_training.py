@@ -72,7 +72,8 @@ def test_short_fine_tuning_wants_all_frozen_weights(tiny_config, coco_root, tmp_
     state['rpn_head.rpn_cls.bias'] = torch.zeros(7)
     torch.save({'state_dict': state}, tmp_path / 'dense.pth')
     cfg.load_from = str(tmp_path / 'dense.pth')
-    with pytest.raises(ValueError, match=r'dense\.pth .*2 frozen parameters.*backbone\.blocks\.1\.norm1\.weight'):
+    cfg.custom_hooks.append(dict(type='CheckFrozenLoadedHook'))
+    with pytest.raises(ValueError, match=r'dense\.pth lacks 2 frozen parameters.*backbone\.blocks\.1\.norm1\.weight'):
         run(cfg)
 
 

@@ -14,6 +14,7 @@ train_pipeline = [
         scale=(image_size, image_size),
         ratio_range=(0.1, 2.0),
         keep_ratio=True,
+        resize_type='ResizeToAtLeastOnePixel',
         backend='pillow'),
     dict(
         type='RandomCrop',
@@ -26,7 +27,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile', backend_args=backend_args),
-    dict(type='Resize', scale=(image_size, image_size), keep_ratio=True, backend='pillow'),
+    dict(type='ResizeToAtLeastOnePixel', scale=(image_size, image_size), keep_ratio=True, backend='pillow'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
 ]

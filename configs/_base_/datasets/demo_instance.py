@@ -8,14 +8,19 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='RandomResize', scale=(image_size, image_size), ratio_range=(0.7, 1.4), keep_ratio=True),
+    dict(
+        type='RandomResize',
+        scale=(image_size, image_size),
+        ratio_range=(0.7, 1.4),
+        keep_ratio=True,
+        resize_type='ResizeToAtLeastOnePixel'),
     dict(type='RandomCrop', crop_type='absolute', crop_size=(image_size, image_size), allow_negative_crop=True),
     dict(type='FilterAnnotations', min_gt_bbox_wh=(4, 4), keep_empty=False),
     dict(type='PackDetInputs')
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(image_size, image_size), keep_ratio=True),
+    dict(type='ResizeToAtLeastOnePixel', scale=(image_size, image_size), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
 ]

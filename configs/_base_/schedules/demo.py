@@ -1,5 +1,5 @@
-# From random weights, minutes on two CPU cores.
-max_iters = 1500
+# From random weights, some minutes on two CPU cores.
+max_iters = 500
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
