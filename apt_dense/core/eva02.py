@@ -174,8 +174,7 @@ class APTEVA02(nn.Module):
         self.with_cp = with_cp
         self.global_blocks = self._block_indexes('global_block_indexes', global_block_indexes, depth)
         self.out_indices = self._block_indexes('out_indices', out_indices, depth)
-        self.register_buffer('img_mean', torch.tensor(img_mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer('img_std', torch.tensor(img_std).view(1, 3, 1, 1), persistent=False)
+        self.img_mean, self.img_std = tuple(img_mean), tuple(img_std)  # no buffers: those follow the model's dtype
 
         self.patch_embed = AdaptivePatchEmbed(patch_size, embed_dims, num_scales, detail_branch)
         self.pos_embed = nn.Parameter(torch.zeros(1, (pretrain_img_size // patch_size)**2 + 1, embed_dims))
@@ -275,7 +274,9 @@ class APTEVA02(nn.Module):
         the entropy's bins are half a grey level wide.
         """
         steps = 1024 if x.dtype in (torch.float32, torch.float64) else 1
-        return (x.float() * self.img_std.float() + self.img_mean.float()).mul_(steps).round_().div_(steps)
+        channels = zip(x.unbind(1), self.img_mean, self.img_std, strict=True)
+        image = torch.stack([channel.float() * std + mean for channel, mean, std in channels], 1)
+        return image.mul_(steps).round_().div_(steps)
 
     @staticmethod
     def _block_indexes(name: str, indexes: Sequence[int], depth: int) -> frozenset[int]:
