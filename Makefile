@@ -3,8 +3,6 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 WORK_DIRS ?= work_dirs
 DATA ?= data/demo
-# One thread a process: data-loading workers and the model share few cores.
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup data demo demo-dense test lint clean
 

@@ -1,0 +1,68 @@
+#!/usr/bin/env python
+"""Train, evaluate and draw a demo config, and say where everything is; `make demo` calls it.
+
+    python tools/run_demo.py configs/apt_eva02_ti_demo_det.py --work-dir work_dirs/apt_eva02_ti_demo_det
+
+An interrupted run goes on from its last checkpoint.
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
+
+TOOLS = Path(__file__).parent
+NUM_GRIDS = 8  # validation images whose patch grid is drawn
+
+
+def run(script: str, *arguments: object) -> float:
+    """Run one of the tools; return its seconds.  Exits with the tool's status if it fails."""
+    start = time.perf_counter()
+    print(f'\n[demo] {script} {" ".join(map(str, arguments))}', flush=True)
+    status = subprocess.run([sys.executable, TOOLS / script, *map(str, arguments)]).returncode
+    if status:
+        sys.exit(status)
+    return time.perf_counter() - start
+
+
+def newest(paths) -> Path:
+    return max(paths, key=lambda path: path.stat().st_mtime)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', type=Path)
+    parser.add_argument('--work-dir', type=Path, required=True)
+    args = parser.parse_args()
+    os.environ.setdefault('OMP_NUM_THREADS', str(min(os.cpu_count() or 1, 4)))
+    cfg = Config.fromfile(args.config)
+    seconds = run('train.py', args.config, '--work-dir', args.work_dir, '--resume')
+    checkpoint = find_latest_checkpoint(str(args.work_dir))
+    seconds += run('test.py', args.config, checkpoint, '--work-dir', args.work_dir, '--show-dir', 'predictions')
+    # mmengine names its folders by time; the metrics of a test are a file beside its log.
+    predictions = newest(args.work_dir.glob('*/predictions'))
+    metrics = json.loads((predictions.parent / f'{predictions.parent.name}.json').read_text())
+    dataset = cfg.val_dataloader.dataset
+    images = sorted(Path(dataset.data_root, dataset.data_prefix.img).iterdir())[:NUM_GRIDS]
+    grids = args.work_dir / 'patches'
+    if cfg.model.backbone.num_scales > 1:
+        run('analysis_tools/visualize_patches.py', *images, '--config', args.config, '--out-dir', grids)
+
+    print(f'\n[demo] training and evaluation took {seconds / 60:.1f} minutes')
+    for name, value in metrics.items():
+        if name.endswith(('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50', 'kept_tokens')):
+            print(f'[demo] {name}: {value:.3f}')
+    print(f'[demo] checkpoint:             {checkpoint}')
+    print(f'[demo] log and scalars:        {predictions.parent}')
+    print(f'[demo] truth | predictions:    {predictions}')
+    if grids.is_dir():
+        print(f'[demo] patch grids:            {grids}')
+
+
+if __name__ == '__main__':
+    main()
