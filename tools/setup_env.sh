@@ -35,25 +35,27 @@ make_venv() {
 }
 
 # Print the pins of the given requirement files that the environment does not meet.  A kept torch may be of another
-# version; a fork of an OpenMMLab package may stand in for it, so those are checked by what can be imported.
+# version; a fork of an OpenMMLab package may stand in for it, so those are checked by their modules.  Nothing is imported.
 missing_pins() {
     "$VENV/bin/python" - "$@" <<'PY'
 import re, sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-modules = {'mmengine': 'mmengine', 'mmdet': 'mmdet', 'mmsegmentation': 'mmseg', 'mmcv': 'mmcv._ext', 'torch': 'torch'}
+from pathlib import Path
+MODULES = {'mmengine': 'mmengine', 'mmdet': 'mmdet', 'mmsegmentation': 'mmseg', 'mmcv': 'mmcv', 'torch': 'torch'}
+def installed(name, wanted):
+    if name not in MODULES:
+        try:
+            return version(name) == wanted
+        except PackageNotFoundError:
+            return False
+    spec = find_spec(MODULES[name])
+    return spec is not None and (name != 'mmcv' or any(Path(spec.origin).parent.glob('_ext*')))
 for path in sys.argv[1:]:
     for line in open(path):
         match = re.match(r'([A-Za-z0-9_.-]+)==([^\s#]+)', line)
-        if not match:
-            continue
-        name, wanted = match.groups()
-        try:
-            ok = find_spec(modules[name]) is not None if name in modules else version(name) == wanted
-        except (PackageNotFoundError, ModuleNotFoundError):
-            ok = False
-        if not ok:
-            print(f'{name}=={wanted}')
+        if match and not installed(*match.groups()):
+            print('=='.join(match.groups()))
 PY
 }
 

@@ -134,3 +134,17 @@ def test_train_loader_is_endless(coco_root, tiny_config):
     loader.update(num_workers=0, persistent_workers=False)
     batches = iter(Runner.build_dataloader(loader))
     assert [len(next(batches)['inputs']) for _ in range(4)] == [4] * 4
+
+
+def test_the_documented_config_for_an_own_dataset(tmp_path):
+    text = (CONFIGS.parent / 'docs/get_started.md').read_text().split('## Your own dataset')[1]
+    code = text.split('```python')[1].split('```')[0].replace("'configs/", f"'{CONFIGS}/")
+    (tmp_path / 'own.py').write_text(code)
+    cfg = Config.fromfile(tmp_path / 'own.py')
+    model = build_meta(cfg)
+    assert [head.num_classes for head in (*model.roi_head.bbox_head, model.roi_head.mask_head)] == [3] * 4
+    for split in ('train', 'val', 'test'):
+        dataset = DATASETS.build(dict(cfg[f'{split}_dataloader'].dataset, lazy_init=True))
+        assert dataset.metainfo['classes'] == ('bolt', 'nut', 'washer')
+        assert dataset.ann_file == f'data/parts/{"train" if split == "train" else "val"}.json'
+        assert dataset.data_prefix['img'] == 'data/parts/images/'

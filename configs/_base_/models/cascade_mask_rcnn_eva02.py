@@ -98,4 +98,5 @@ model = dict(
             score_thr=0.0,
             nms=dict(type='soft_nms', method='linear', iou_threshold=0.6, min_score=1e-3),
             max_per_img=-1,
-            mask_thr_binary=0.5)))
+            mask_thr_binary=0.5,
+            maskness_thr=None)))  # 0.5 for the published mask AP: scores times the mean probability inside the mask
