@@ -1,0 +1,33 @@
+"""Fixtures for all tests."""
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+DATA = Path(__file__).parent / 'data'
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def reference() -> Callable[[str], dict]:
+    """reference(name) -> the arrays of tests/data/NAME.npz as tensors, float16 as float32, and 'meta', a dict."""
+
+    def load(name: str) -> dict:
+        content = {}
+        with np.load(DATA / f'{name}.npz') as arrays:
+            for key in arrays.files:
+                values = arrays[key]
+                if key.endswith('meta'):
+                    content[key] = json.loads(str(values))
+                else:
+                    content[key] = torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values)
+        return content
+
+    return load

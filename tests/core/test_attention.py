@@ -1,0 +1,226 @@
+import importlib.machinery
+import sys
+import types
+
+import pytest
+import torch
+
+from apt_dense.core import attention
+from apt_dense.core.attention import BACKENDS, check_backend, varlen_attention
+from apt_dense.core.layout import Runs
+from tests import oracle
+
+LENGTHS = {'unequal': (5, 1, 9, 3), 'equal': (6, 6, 6), 'one_run': (7,), 'runs_of_one': (1, 1, 1), 'long': (1, 60, 2)}
+
+
+def runs_and_indexes(lengths: tuple[int, ...]) -> tuple[Runs, list[list[int]]]:
+    ends = torch.tensor((0, *lengths)).cumsum(0).tolist()
+    return (Runs.from_lengths(lengths, torch.device('cpu')),
+            [list(range(begin, end)) for begin, end in zip(ends, ends[1:], strict=False)])
+
+
+def qkv(tokens: int, heads: int = 3, head_dim: int = 8, **options) -> list[torch.Tensor]:
+    return [2 * torch.randn(tokens, heads, head_dim, **options) for _ in range(3)]
+
+
+@pytest.mark.parametrize('backend', ['sdpa', 'auto'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('name', LENGTHS)
+def test_sdpa_equals_dense_softmax(name, dtype, backend):
+    runs, indexes = runs_and_indexes(LENGTHS[name])
+    parts = qkv(sum(LENGTHS[name]), dtype=dtype)
+    out = varlen_attention(*parts, runs, backend)
+    assert out.shape == parts[0].shape and out.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(out, oracle.attention(*parts, indexes), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize('name', LENGTHS)
+def test_gradients_equal_dense_softmax(name):
+    runs, indexes = runs_and_indexes(LENGTHS[name])
+    parts = [part.requires_grad_() for part in qkv(sum(LENGTHS[name]), dtype=torch.float64)]
+    weight = torch.randn_like(parts[0])
+    found = torch.autograd.grad((varlen_attention(*parts, runs) * weight).sum(), parts)
+    wanted = torch.autograd.grad((oracle.attention(*parts, indexes) * weight).sum(), parts)
+    torch.testing.assert_close(found, wanted, atol=1e-10, rtol=0)
+
+
+def test_equal_runs_as_a_batch_equal_one_by_one():
+    """The batched path is taken for equal lengths only; both give the same."""
+    parts = qkv(18)
+    together = varlen_attention(*parts, runs_and_indexes((6, 6, 6))[0])
+    apart = [varlen_attention(*(part[begin:begin + 6] for part in parts), runs_and_indexes((6,))[0])
+             for begin in (0, 6, 12)]
+    torch.testing.assert_close(together, torch.cat(apart), atol=1e-6, rtol=0)
+
+
+def test_a_run_does_not_see_the_others():
+    runs = runs_and_indexes((5, 1, 9, 3))[0]
+    parts = qkv(18)
+    before = varlen_attention(*parts, runs)
+    for part in parts:
+        part[6:15] = 1e3 * torch.randn_like(part[6:15])
+    after = varlen_attention(*parts, runs)
+    assert torch.equal(before[:6], after[:6]) and torch.equal(before[15:], after[15:])
+    assert not torch.equal(before[6:15], after[6:15])
+
+
+@pytest.mark.parametrize('lengths', [(5, 1, 9, 3), (6, 6, 6)])
+def test_strided_inputs(lengths):
+    runs = runs_and_indexes(lengths)[0]
+    packed = torch.randn(18, 3, 3, 8)
+    parts = packed.unbind(1)
+    wanted = varlen_attention(*(part.contiguous() for part in parts), runs)
+    torch.testing.assert_close(varlen_attention(*parts, runs), wanted)
+
+
+def test_unknown_backend():
+    for call in (lambda: check_backend('xformers'),
+                 lambda: varlen_attention(*qkv(3), runs_and_indexes((3,))[0], 'xformers')):
+        with pytest.raises(ValueError, match="unknown attn_backend 'xformers': choose one of .*'auto', 'flash_attn'"):
+            call()
+
+
+# --- The two CUDA backends, with a stand-in for the kernel: what they are called with, and what 'auto' picks ---
+
+
+class FakeKernel:
+    """Takes the seven arguments that both kernels share, checks them and computes with the oracle."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, q, k, v, cu_q, cu_k, max_q, max_k, /):
+        self.calls += 1
+        assert all(part.shape == q.shape and part.dtype == q.dtype for part in (k, v))
+        assert cu_q.dtype == cu_k.dtype == torch.int32 and torch.equal(cu_q, cu_k) and cu_q.device == q.device
+        assert type(max_q) is type(max_k) is int and max_q == max_k == int(cu_q.diff().max())
+        assert cu_q[0] == 0 and cu_q[-1] == len(q)
+        ends = cu_q.tolist()
+        return oracle.attention(q, k, v, [list(range(*pair)) for pair in zip(ends, ends[1:], strict=False)])
+
+
+def install_flash_attn(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
+    kernel, module = FakeKernel(), types.ModuleType('flash_attn')
+    module.__spec__ = importlib.machinery.ModuleSpec('flash_attn', None)
+    module.flash_attn_varlen_func = kernel
+    monkeypatch.setitem(sys.modules, 'flash_attn', module)
+    return kernel
+
+
+@pytest.fixture
+def fake_flash(monkeypatch):
+    """flash_attn is installed, and tensors pass for CUDA ones."""
+    monkeypatch.setattr(attention, '_cuda_kernel_obstacle', lambda q: None)
+    return install_flash_attn(monkeypatch)
+
+
+@pytest.fixture
+def fake_varlen(monkeypatch):
+    """flash_attn is not installed, torch has varlen_attn, and tensors pass for those of a GPU of capability 8.0."""
+    kernel = FakeKernel()
+    monkeypatch.setitem(sys.modules, 'flash_attn', None)
+    monkeypatch.setattr(attention, '_torch_varlen_function', lambda: kernel)
+    monkeypatch.setattr(attention, '_cuda_kernel_obstacle', lambda q: None)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (8, 0))
+    return kernel
+
+
+@pytest.mark.parametrize(('backend', 'kernel'), [('flash_attn', 'fake_flash'), ('torch_varlen', 'fake_varlen')])
+@pytest.mark.parametrize('name', LENGTHS)
+def test_kernels_are_called_with_their_shared_arguments(name, backend, kernel, request):
+    kernel = request.getfixturevalue(kernel)
+    runs, indexes = runs_and_indexes(LENGTHS[name])
+    parts = qkv(sum(LENGTHS[name]))
+    torch.testing.assert_close(varlen_attention(*parts, runs, backend), oracle.attention(*parts, indexes))
+    assert kernel.calls == 1
+
+
+@pytest.mark.parametrize('kernel', ['fake_flash', 'fake_varlen'])
+def test_auto_takes_a_kernel_for_unequal_runs_only(kernel, request):
+    kernel = request.getfixturevalue(kernel)
+    varlen_attention(*qkv(18), runs_and_indexes((6, 6, 6))[0])
+    assert kernel.calls == 0
+    varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0])
+    assert kernel.calls == 1
+
+
+def test_auto_prefers_flash_attn(fake_varlen, fake_flash):
+    varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0])
+    assert (fake_flash.calls, fake_varlen.calls) == (1, 0)
+
+
+def test_auto_takes_sdpa_on_old_gpus_and_old_torch(fake_varlen, monkeypatch):
+    runs, indexes = runs_and_indexes((5, 1, 9, 3))
+    parts = qkv(18)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (7, 5))
+    torch.testing.assert_close(varlen_attention(*parts, runs), oracle.attention(*parts, indexes))
+    monkeypatch.setattr(attention, '_torch_varlen_function', lambda: None)
+    torch.testing.assert_close(varlen_attention(*parts, runs), oracle.attention(*parts, indexes))
+    assert fake_varlen.calls == 0
+
+
+def test_auto_takes_sdpa_for_tensors_without_kernel(monkeypatch):
+    for name in ('flash_attn', 'torch_varlen'):
+        monkeypatch.setitem(attention._FUNCTIONS, name, lambda *_: pytest.fail('not for these tensors'))
+    for dtype in (torch.float32, torch.bfloat16):  # on the CPU
+        varlen_attention(*qkv(18, dtype=dtype), runs_and_indexes((5, 1, 9, 3))[0])
+
+
+def on_cuda(dtype: torch.dtype, head_dim: int) -> types.SimpleNamespace:
+    return types.SimpleNamespace(device=torch.device('cuda:0'), dtype=dtype, shape=(18, 3, head_dim))
+
+
+@pytest.mark.parametrize(('q', 'obstacle'), [
+    (on_cuda(torch.bfloat16, 64), None), (on_cuda(torch.float16, 256), None),
+    (on_cuda(torch.float32, 64), 'dtype is torch.float32'), (on_cuda(torch.float64, 64), 'dtype is torch.float64'),
+    (on_cuda(torch.float16, 264), 'head_dim is 264'), (torch.zeros(18, 3, 8), 'they are on cpu'),
+])
+def test_what_keeps_the_kernels_from_tensors(q, obstacle):
+    found = attention._cuda_kernel_obstacle(q)
+    assert found is None if obstacle is None else obstacle in found
+
+
+def test_flash_attn_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'flash_attn', None)
+    with pytest.raises(ImportError, match=r"attn_backend='flash_attn' needs the package flash-attn: pip install "
+                                          r"flash-attn .*or set attn_backend='auto'"):
+        varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0], 'flash_attn')
+
+
+def test_torch_varlen_without_the_module(monkeypatch):
+    monkeypatch.setattr(attention, '_torch_varlen_function', lambda: None)
+    with pytest.raises(ImportError, match=r"attn_backend='torch_varlen' needs torch >= 2.10, this is .*: set "
+                                          "attn_backend='auto'"):
+        varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0], 'torch_varlen')
+
+
+def test_kernels_on_the_cpu(monkeypatch):
+    install_flash_attn(monkeypatch)
+    monkeypatch.setattr(attention, '_torch_varlen_function', FakeKernel)
+    for backend in ('flash_attn', 'torch_varlen'):
+        with pytest.raises(ValueError, match=f"attn_backend='{backend}' needs CUDA tensors of float16 or bfloat16 with "
+                                             'head_dim <= 256, but they are on cpu'):
+            varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0], backend)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='the kernels themselves run on CUDA only')
+@pytest.mark.parametrize('backend', [name for name in BACKENDS if name != 'sdpa'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('name', LENGTHS)
+def test_kernels_equal_dense_softmax(name, dtype, backend):
+    if backend == 'flash_attn':
+        pytest.importorskip('flash_attn')
+    if backend == 'torch_varlen' and attention._torch_varlen_function() is None:
+        pytest.skip('this torch has no varlen_attn')
+    runs = Runs.from_lengths(LENGTHS[name], torch.device('cuda'))
+    parts = [part.to('cuda', dtype).requires_grad_() for part in qkv(sum(LENGTHS[name]), head_dim=64)]
+    wide = [part.detach().double().cpu().requires_grad_() for part in parts]
+    wanted = oracle.attention(*wide, runs_and_indexes(LENGTHS[name])[1])
+    out = varlen_attention(*parts, runs, backend)
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 4e-3
+    torch.testing.assert_close(out.double().cpu(), wanted, atol=tolerance, rtol=tolerance)
+    weight = torch.randn_like(wanted)
+    found = torch.autograd.grad((out * weight.to(out)).sum(), parts)
+    for gradient, want in zip(found, torch.autograd.grad((wanted * weight).sum(), wide), strict=True):
+        torch.testing.assert_close(gradient.double().cpu(), want, atol=5 * tolerance, rtol=5 * tolerance)

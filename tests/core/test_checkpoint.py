@@ -1,0 +1,297 @@
+"""Conversion of official checkpoints: every key lands, or nothing is written."""
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from apt_dense import APTEVA02, SimpleFeaturePyramid
+from apt_dense.core import checkpoint
+
+TOOL = Path(__file__).parents[2] / 'tools/model_converters/eva02_to_mm.py'
+DEPTH, DIM = 3, 16
+
+
+def backbone(**changes) -> APTEVA02:
+    return APTEVA02(**dict(dict(img_size=64, embed_dims=DIM, depth=DEPTH, num_heads=2, window_size=0,
+                                global_block_indexes=(), pretrain_img_size=224, with_cls_token=True), **changes))
+
+
+def randomised(state: dict) -> dict:
+    return {name: torch.randn_like(value) if value.is_floating_point() else value for name, value in state.items()}
+
+
+@pytest.fixture
+def pretrained() -> dict:
+    """The layout of a masked-image-modelling file."""
+    state = randomised(backbone().state_dict())
+    extra = ('mask_token', 'norm.weight', 'norm.bias', 'lm_head.weight', 'lm_head.bias', 'rope.freqs_cos',
+             'rope.freqs_sin', 'blocks.0.attn.rope.freqs_cos')
+    return {**state, **{name: torch.randn(2) for name in extra}}
+
+
+@pytest.fixture
+def detector() -> dict:
+    """The layout of a detectron2 file: backbone, pyramid, RPN and heads."""
+    state = {f'backbone.net.{name}': value for name, value in backbone(with_cls_token=False).state_dict().items()}
+    state |= {f'backbone.net.{name}': torch.zeros(4, 4) for name in ('rope_win.freqs_cos', 'rope_glb.freqs_sin')}
+    state |= {f'backbone.{name}': value for name, value in SimpleFeaturePyramid(DIM, 8).state_dict().items()}
+    both = ('weight', 'bias')
+    rpn, heads = 'proposal_generator.rpn_head', 'roi_heads'
+    names = [f'{rpn}.{layer}.{kind}' for layer in ('conv.conv0', 'conv.conv1', 'objectness_logits', 'anchor_deltas')
+             for kind in both]
+    for stage in range(3):
+        names += [f'{heads}.box_head.{stage}.conv{n}.{kind}' for n in range(1, 5)
+                  for kind in ('weight', 'norm.weight', 'norm.bias')]
+        names += [f'{heads}.box_head.{stage}.fc1.{kind}' for kind in both]
+        names += [f'{heads}.box_predictor.{stage}.{layer}.{kind}' for layer in ('cls_score', 'bbox_pred')
+                  for kind in both]
+    names += [f'{heads}.mask_head.mask_fcn{n}.{kind}' for n in range(1, 5)
+              for kind in ('weight', 'norm.weight', 'norm.bias')]
+    names += [f'{heads}.mask_head.{layer}.{kind}' for layer in ('deconv', 'predictor') for kind in both]
+    return randomised({**state, **{name: torch.zeros(3) for name in names}})
+
+
+@pytest.fixture
+def segmentor(reference) -> dict:
+    """The backbone and neck of the official segmentation reference file."""
+    state = {key[3:]: value for key, value in reference('eva02_seg_backbone').items() if key.startswith('sd/')}
+    return {**state, 'backbone.fpn1.1.num_batches_tracked': torch.tensor(0),
+            'backbone.blocks.0.attn.rope.freqs_cos': torch.zeros(2)}
+
+
+# ---- names ----
+def test_detection(detector):
+    result = checkpoint.convert(detector)
+    assert result.task == 'det' and not result.absent and not result.resampled
+    assert sorted(result.dropped) == ['backbone.net.rope_glb.freqs_sin', 'backbone.net.rope_win.freqs_cos']
+    assert len(result.mapped) == len(result.state_dict) == len(detector) - 2
+    for old, new in (
+            ('backbone.net.blocks.2.attn.q_bias', 'backbone.blocks.2.attn.q_bias'),
+            ('backbone.simfp_2.4.norm.bias', 'neck.simfp_2.4.norm.bias'),
+            ('proposal_generator.rpn_head.conv.conv1.bias', 'rpn_head.rpn_conv.1.conv.bias'),
+            ('roi_heads.box_head.1.conv4.norm.weight', 'roi_head.bbox_head.1.shared_convs.3.ln.weight'),
+            ('roi_heads.box_head.2.fc1.weight', 'roi_head.bbox_head.2.shared_fcs.0.weight'),
+            ('roi_heads.mask_head.mask_fcn1.weight', 'roi_head.mask_head.convs.0.conv.weight'),
+            ('roi_heads.mask_head.deconv.bias', 'roi_head.mask_head.upsample.bias')):
+        assert result.state_dict[new] is detector[old]
+
+
+def test_segmentation_backbone_and_neck(segmentor):
+    result = checkpoint.convert(segmentor)
+    assert (result.task, result.absent) == ('seg', ['decode_head', 'auxiliary_head'])
+    assert result.dropped == ['backbone.blocks.0.attn.rope.freqs_cos']
+    assert torch.equal(result.state_dict['neck.upsample_4x.3.weight'], segmentor['backbone.fpn1.3.weight'])
+    assert torch.equal(result.state_dict['neck.upsample_2x.0.bias'], segmentor['backbone.fpn2.0.bias'])
+    assert torch.equal(result.state_dict['backbone.cls_token'], segmentor['backbone.cls_token'])
+
+
+def test_pretrained(pretrained):
+    result = checkpoint.convert(pretrained)
+    assert result.task == 'pretrain'
+    assert {'mask_token', 'norm.weight', 'lm_head.bias', 'rope.freqs_cos'} <= set(result.dropped)
+    model = backbone()
+    model.load_state_dict({name.removeprefix('backbone.'): value for name, value in result.state_dict.items()})
+    assert torch.equal(model.pos_embed, pretrained['pos_embed'])
+
+
+def test_only_a_backbone_or_backbone_and_pyramid(detector):
+    net = {name: value for name, value in detector.items() if name.startswith('backbone.net.')}
+    assert checkpoint.convert(net).absent == ['neck', 'rpn_head', 'roi_head.bbox_head', 'roi_head.mask_head']
+    both = {name: value for name, value in detector.items() if name.startswith('backbone.')}
+    assert checkpoint.convert(both).absent == ['rpn_head', 'roi_head.bbox_head', 'roi_head.mask_head']
+
+
+def test_data_parallel_prefix(detector):
+    wrapped = {f'module.{name}': value for name, value in detector.items()}
+    assert checkpoint.convert(wrapped).state_dict.keys() == checkpoint.convert(detector).state_dict.keys()
+
+
+@pytest.mark.parametrize('name', ['backbone.net.blocks.1.attn.qkv.weight', 'roi_heads.keypoint_head.weight', 'odd'])
+def test_unknown_keys_are_named(detector, name):
+    wanted = 'left over' if 'qkv' in name else 'do not belong'
+    with pytest.raises(ValueError, match=rf'1 keys .*{wanted}.*{name.split("net.")[-1]}'):
+        checkpoint.convert({**detector, name: torch.zeros(1)})
+
+
+@pytest.mark.parametrize(('old', 'new'), [
+    ('backbone.net.blocks.1.mlp.w3.bias', 'backbone.blocks.1.mlp.w3.bias'),
+    ('backbone.simfp_3.1.weight', 'neck.simfp_3.1.weight'),
+    ('roi_heads.box_predictor.2.cls_score.bias', 'roi_head.bbox_head.2.fc_cls.bias')])
+def test_missing_keys_are_named(detector, old, new):
+    del detector[old]
+    with pytest.raises(ValueError, match=rf'1 keys are missing: {new}'):
+        checkpoint.convert(detector)
+
+
+def test_a_file_of_something_else():
+    with pytest.raises(ValueError, match=r'belong to no official EVA-02 checkpoint: layer1\.0\.conv1\.weight'):
+        checkpoint.convert({'layer1.0.conv1.weight': torch.zeros(1)})
+    with pytest.raises(ValueError, match="unknown task 'pose'"):
+        checkpoint.convert({}, 'pose')
+
+
+def test_official_names_are_told_from_converted_ones(detector, segmentor, pretrained):
+    for state, task in ((detector, 'det'), (segmentor, 'seg'), (pretrained, 'pretrain')):
+        assert checkpoint.looks_official(state) == task
+        assert checkpoint.looks_official(checkpoint.convert(state).state_dict) is None
+
+
+# ---- sizes ----
+def test_patches_of_14_px(pretrained):
+    pretrained['patch_embed.proj.weight'] = torch.randn(DIM, 3, 14, 14)
+    pretrained['pos_embed'] = torch.randn(1, 16 * 16 + 1, DIM)
+    result = checkpoint.convert(pretrained)
+    assert len(result.resampled) == 2
+    expected = F.interpolate(pretrained['patch_embed.proj.weight'], size=(16, 16), mode='bicubic', align_corners=False)
+    torch.testing.assert_close(result.state_dict['backbone.patch_embed.proj.weight'], expected)
+    table = result.state_dict['backbone.pos_embed']
+    assert table.shape == (1, 14 * 14 + 1, DIM)
+    assert torch.equal(table[:, 0], pretrained['pos_embed'][:, 0])
+    grid = pretrained['pos_embed'][0, 1:].T.view(1, DIM, 16, 16)
+    expected = F.interpolate(grid, size=(14, 14), mode='bicubic', align_corners=False)[0].flatten(1).T
+    torch.testing.assert_close(table[0, 1:], expected)
+
+
+def shapes(model) -> dict:
+    return {f'backbone.{name}': value.shape for name, value in model.state_dict().items()}
+
+
+def test_positions_follow_the_target(pretrained):
+    target = shapes(backbone(img_size=(512, 512), pretrain_img_size=512))
+    result = checkpoint.convert(pretrained, target_shapes=target)
+    assert result.resampled == ['backbone.pos_embed: 14x14 -> 32x32 positions']
+    assert result.state_dict['backbone.pos_embed'].shape == target['backbone.pos_embed']
+
+
+def test_a_detector_takes_no_class_token_and_apt_may_add_parameters(pretrained):
+    target = shapes(backbone(with_cls_token=False, num_scales=3, thresholds=(2, 2)))
+    result = checkpoint.convert(pretrained, target_shapes=target)
+    assert 'cls_token' in result.dropped and 'backbone.cls_token' not in result.state_dict
+
+
+def test_what_does_not_fit_the_target_is_named(pretrained):
+    with pytest.raises(ValueError, match=r'does not fit the config\. .*parameters of the model are not in the file: '
+                                         r'backbone\.blocks\.3'):
+        checkpoint.convert(pretrained, target_shapes=shapes(backbone(depth=4)))
+    with pytest.raises(ValueError, match=r'keys have no place in the model: backbone\.blocks\.2'):
+        checkpoint.convert(pretrained, target_shapes=shapes(backbone(depth=2)))
+    with pytest.raises(ValueError, match=r'shapes differ: .*\(16, 16\) in the file, \(32, 32\) in the model'):
+        checkpoint.convert(pretrained, target_shapes=shapes(backbone(embed_dims=32)))
+
+
+# ---- files ----
+@pytest.mark.parametrize('wrapper', [*checkpoint.WRAPPERS, ''])
+def test_wrappers(tmp_path, detector, wrapper):
+    torch.save({wrapper: detector, 'iteration': 7} if wrapper else detector, tmp_path / 'file.pth')
+    state, entry, others = checkpoint.load_official(tmp_path / 'file.pth')
+    assert (entry, others) == (wrapper, ['iteration'] if wrapper else [])
+    assert state.keys() == detector.keys() and all(torch.equal(state[name], detector[name]) for name in state)
+
+
+def test_one_of_two_entries(tmp_path, detector):
+    average = {name: value + 1 for name, value in detector.items()}
+    torch.save({'model': detector, 'model_ema': average}, tmp_path / 'file.pth')
+    name = 'backbone.net.pos_embed'
+    assert torch.equal(checkpoint.load_official(tmp_path / 'file.pth')[0][name], detector[name])
+    assert torch.equal(checkpoint.load_official(tmp_path / 'file.pth', 'model_ema')[0][name], average[name])
+    with pytest.raises(ValueError, match=r"no entry 'ema' that holds a state dict: it has model, model_ema"):
+        checkpoint.load_official(tmp_path / 'file.pth', 'ema')
+
+
+def test_old_format_and_safetensors(tmp_path, pretrained):
+    torch.save({'module': pretrained}, tmp_path / 'old.pt', _use_new_zipfile_serialization=False)
+    save_file(pretrained, tmp_path / 'file.safetensors')
+    for name in ('old.pt', 'file.safetensors'):
+        state = checkpoint.load_official(tmp_path / name)[0]
+        assert all(torch.equal(state[key], pretrained[key]) for key in pretrained), name
+
+
+class Code:
+
+    def __init__(self, marker: Path):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_file_with_code_is_refused_and_not_run(tmp_path, detector, zipped):
+    torch.save({'model': detector, 'code': Code(tmp_path / 'ran')}, tmp_path / 'file.pth',
+               _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r'holds more than plain data, and is not loaded|posix\.mkdir'):
+        checkpoint.load_official(tmp_path / 'file.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_broken_files(tmp_path):
+    (tmp_path / 'text.pth').write_text('not a checkpoint')
+    (tmp_path / 'bad.safetensors').write_text('not a checkpoint')
+    (tmp_path / 'list.pth').write_bytes(pickle.dumps([1]))
+    torch.save([1, 2], tmp_path / 'numbers.pth')
+    torch.save({'model': {'a': 1}}, tmp_path / 'no_tensors.pth')
+    whole = tmp_path / 'whole.pth'
+    torch.save({'model': {'a': torch.zeros(10_000)}}, whole)
+    (tmp_path / 'cut.pth').write_bytes(whole.read_bytes()[:20_000])
+    broken = 'is damaged|cannot be read as a checkpoint'
+    for name, message in (('text.pth', broken), ('list.pth', broken), ('cut.pth', broken),
+                          ('bad.safetensors', 'cannot be read as safetensors'), ('none.pth', 'does not exist'),
+                          ('numbers.pth', 'holds a list, wanted a dict'),
+                          ('no_tensors.pth', 'model is no state dict: a')):
+        with pytest.raises(ValueError, match=message):
+            checkpoint.load_official(tmp_path / name)
+
+
+def test_atomic_writing(tmp_path, monkeypatch):
+    target = tmp_path / 'new/file.pth'
+    checkpoint.save_atomically({'a': torch.ones(3)}, target)
+    assert torch.equal(torch.load(target)['a'], torch.ones(3))
+
+    def full_disk(*args):
+        args[1].write(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(torch, 'save', full_disk)
+    with pytest.raises(OSError, match='No space left'):
+        checkpoint.save_atomically({}, target)
+    assert torch.equal(torch.load(target)['a'], torch.ones(3))
+    assert [path.name for path in target.parent.iterdir()] == ['file.pth']
+
+
+# ---- the tool ----
+def run_tool(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_tool_converts_and_reports(tmp_path, detector):
+    source, target = tmp_path / 'official.pth', tmp_path / 'out/converted.pth'
+    torch.save({'model': detector, 'optimizer': {}}, source)
+    before = source.read_bytes()
+    done = run_tool(source, target)
+    assert done.returncode == 0, done.stderr
+    for line in (f'mapped:      {len(detector) - 2} keys', 'dropped:     2 keys', 'left over:   none',
+                 'not used:    entries optimizer', f'written:     {target}'):
+        assert line in done.stdout
+    converted = torch.load(target)
+    assert converted['meta'] == {'converted_from': 'official.pth', 'task': 'det', 'entry': 'model'}
+    assert converted['state_dict'].keys() == checkpoint.convert(detector).state_dict.keys()
+    assert source.read_bytes() == before
+    again = run_tool(source, target)
+    assert again.returncode == 2 and 'exists: remove it, or replace it with --force' in again.stderr
+
+
+def test_tool_writes_nothing_on_an_error(tmp_path, detector):
+    source = tmp_path / 'official.pth'
+    torch.save({'model': {**detector, 'roi_heads.odd': torch.zeros(1)}}, source)
+    done = run_tool(source, tmp_path / 'converted.pth')
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith('error: 1 keys do not belong') and 'roi_heads.odd' in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ['official.pth']
+    same = run_tool(source, source, '--force')
+    assert same.returncode == 2 and 'the same file' in same.stderr

@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from apt_dense import TokenLayout
+from apt_dense.core.rope import ANCHORS, apply_rope, check_anchor, rope_table
+from tests import oracle
+
+from .test_embed import official_order
+from .toys import random_scales
+
+MIXED = random_scales([0.3, 0.9], 8, 12, 3)
+CASES = {  # scales, window_size, num_scales, with_cls_token
+    'windows': (MIXED, 4, 3, False),
+    'no_windows': (MIXED, 0, 3, False),
+    'class_token': (MIXED, 0, 3, True),
+    'window_of_three_roots': (random_scales([0.3, 0.8], 6, 18, 2), 6, 2, False),
+    'all_fine': (torch.zeros_like(MIXED), 4, 3, False),
+    'all_coarse': (torch.full_like(MIXED, 2), 4, 3, False),
+    'empty_scale': (random_scales([0.3, 0.8], 8, 12, 3, skipped=(1,)), 4, 3, False),
+}
+
+
+@pytest.mark.parametrize('head_dim', [4, 8, 20])
+@pytest.mark.parametrize('anchor', ANCHORS)
+@pytest.mark.parametrize('windowed', [True, False])
+@pytest.mark.parametrize('name', CASES)
+def test_table_equals_one_token_at_a_time(name, windowed, anchor, head_dim):
+    scales, window_size, num_scales, with_cls_token = CASES[name]
+    layout = TokenLayout.from_scales(scales, window_size, num_scales, with_cls_token)
+    cos, sin = rope_table(layout, head_dim, windowed, anchor)
+    angles = torch.tensor([
+        oracle.rope_angles(token, tuple(scales.shape[1:]), window_size if windowed else 0, head_dim, anchor)
+        for token in oracle.token_list(scales, window_size, num_scales, with_cls_token)], dtype=torch.float64)
+    assert cos.dtype == sin.dtype == torch.float32
+    torch.testing.assert_close(cos, angles.cos().float(), atol=3e-6, rtol=0)
+    torch.testing.assert_close(sin, angles.sin().float(), atol=3e-6, rtol=0)
+
+
+def test_worked_numbers():
+    layout = TokenLayout.from_scales(torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1]]]).repeat(2, 2, 2), 4, 2)
+    y, x = layout.cell_yx
+    row = next(row for row in range(layout.num_tokens) if (y[row], x[row], layout.scales[row]) == (2, 6, 1))
+    # Grid 4 x 8, head_dim 8: two pairs an axis, of frequencies 1 and 1/100.
+    for windowed, anchor, wanted in ((False, 'corner', (8, .08, 12, .12)), (True, 'corner', (8, .08, 8, .08)),
+                                     (False, 'center', (10, .10, 13, .13)), (True, 'center', (10, .10, 10, .10))):
+        cos, sin = rope_table(layout, 8, windowed, anchor)
+        angles = torch.tensor(wanted, dtype=torch.float64)
+        torch.testing.assert_close(cos[row].double(), angles.cos(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(sin[row].double(), angles.sin(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('anchor', ANCHORS)
+def test_a_class_token_is_not_turned(anchor):
+    layout = TokenLayout.from_scales(MIXED, 0, 3, has_cls_token=True)
+    cos, sin = rope_table(layout, 8, False, anchor)
+    rows = layout.scales < 0
+    assert rows.sum() == 2 and (cos[rows] == 1).all() and (sin[rows] == 0).all()
+    plain = rope_table(layout.without_cls_tokens, 8, False, anchor)
+    assert torch.equal(cos[~rows], plain[0]) and torch.equal(sin[~rows], plain[1])
+
+
+def test_apply_equals_one_token_at_a_time():
+    x, angles = torch.randn(7, 3, 8), torch.randn(7, 4)
+    turned = apply_rope(x, (angles.cos(), angles.sin()))
+    wanted = torch.stack([oracle.rotate(row, angle) for row, angle in zip(x, angles.tolist(), strict=True)])
+    torch.testing.assert_close(turned, wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(turned.norm(dim=2), x.norm(dim=2))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_apply_turns_half_precision_in_float32(dtype):
+    x, angles = torch.randn(7, 3, 8).to(dtype), torch.randn(7, 4)
+    table = angles.cos(), angles.sin()
+    turned = apply_rope(x, table)
+    assert turned.dtype == torch.float32
+    assert torch.equal(turned, apply_rope(x.float(), table))
+
+
+@pytest.mark.parametrize('name', ['apt_embed_3scale', 'apt_embed_3scale_no64'])
+def test_official_table(reference, name):
+    """The official table is sin | cos, each angle twice, and has no rows for class tokens."""
+    data = reference(name)
+    wanted, codes = data['out/rope'], data['tok/output_mask']
+    scales, ends = [], data['tok/cu_seqlens'].tolist()
+    for begin, end in zip(ends, ends[1:], strict=False):
+        scales.append(official_scales(codes[begin:end].tolist(), data, len(scales)))
+    layout = TokenLayout.from_scales(torch.stack(scales), 0, 3, has_cls_token=True)
+    order = [row for row in official_order(layout) if layout.scales[row] >= 0]
+    cos, sin = (part.repeat_interleave(2, 1)[order] for part in rope_table(layout, 16, False))
+    torch.testing.assert_close(torch.cat([sin, cos], 1), wanted, atol=1e-6, rtol=0)
+
+
+def official_scales(codes: list[int], data: dict, image: int) -> torch.Tensor:
+    """(8, 8): the scale map that the official scores give, checked against the number of tokens of each size."""
+    scores = [data[f'map/{size}'][image:image + 1] for size in (16, 32, 64)]
+    scales = oracle.select_scales(scores, data['meta']['thresholds'])[0]
+    found = [int((scales == scale).sum()) >> 2 * scale for scale in range(3)]
+    assert found == [codes.count(scale + 1) for scale in range(3)]
+    return scales
+
+
+def test_errors():
+    layout = TokenLayout.from_scales(MIXED, 4, 3)
+    with pytest.raises(ValueError, match="unknown rope_anchor 'middle': choose one of .*'corner', 'center'"):
+        check_anchor('middle')
+    with pytest.raises(ValueError, match="unknown rope_anchor 'top'"):
+        rope_table(layout, 8, True, 'top')
+    for head_dim in (2, 6, 9):
+        with pytest.raises(ValueError, match=f'head_dim={head_dim} is not a multiple of 4'):
+            rope_table(layout, head_dim, True)
