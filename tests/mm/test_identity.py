@@ -1,0 +1,212 @@
+"""The whole detector against the official code, on its own weights and image: tests/data/det_small.npz.
+
+The official run: EVA-02-L's COCO config with 64 channels, 4 blocks, windows of 4 cells, 256 px, 32-channel heads.
+"""
+import hashlib
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox2roi
+from mmengine.config import Config
+
+import apt_dense.mm.det  # noqa: F401
+from apt_dense.core.checkpoint import convert
+from tests.mm.conftest import CONFIGS
+
+USUAL = dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5)
+LEVELS = ('p2', 'p3', 'p4', 'p5', 'p6')
+
+
+@pytest.fixture(scope='module')
+def golden(request) -> dict:
+    return request.getfixturevalue('reference')('det_small')
+
+
+@pytest.fixture(scope='module')
+def weights(golden) -> dict[str, torch.Tensor]:
+    """The official state dict: seeded normal numbers in half precision, and four stored biases."""
+    meta = golden['weights_meta']
+    state = {}
+    for name, recipe in meta['recipe'].items():
+        stored = golden.get(f'sd/{name}')
+        if stored is None:
+            random = np.random.RandomState((zlib.crc32(name.encode()) + meta['seed']) % 2**32)
+            values = random.randn(*recipe['shape']) * recipe['scale'] + recipe['offset']
+            values = values.astype(np.float16).astype(np.float32)
+            assert hashlib.sha256(values.tobytes()).hexdigest()[:16] == recipe['sha256_16'], name
+            stored = torch.from_numpy(values)
+        state[name] = stored
+    return state
+
+
+def small_config(name: str = 'eva02_l_coco', **rcnn) -> Config:
+    """A COCO config in the size of the official run; ``rcnn`` replaces its test settings."""
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    model = cfg.model
+    model.backbone.update(embed_dims=64, depth=4, num_heads=4, window_size=4, global_block_indexes=(2,), img_size=256,
+                          init_cfg=None)
+    if model.backbone.num_scales > 1:
+        model.backbone.update(num_scales=3, thresholds=(-1, -1))
+    model.data_preprocessor.pad_size_divisor = 256
+    model.neck.update(in_channels=64, out_channels=32)
+    model.rpn_head.update(in_channels=32, feat_channels=32)
+    model.roi_head.bbox_roi_extractor.out_channels = model.roi_head.mask_roi_extractor.out_channels = 32
+    for head in model.roi_head.bbox_head:
+        head.update(in_channels=32, conv_out_channels=32, fc_out_channels=64)
+    model.roi_head.mask_head.update(in_channels=32, conv_out_channels=32)
+    if rcnn:
+        model.test_cfg.rcnn = rcnn
+    return cfg
+
+
+def build(cfg: Config, weights: dict) -> torch.nn.Module:
+    model = MODELS.build(cfg.model).eval()
+    missing, unexpected = model.load_state_dict(convert(weights).state_dict, strict=False)
+    assert not unexpected
+    assert all('patch_embed.conv_down' in name or 'patch_embed.zero_mlp' in name for name in missing)
+    return model
+
+
+def batch(model, golden) -> dict:
+    """The image (3, 256, 256) as mmdetection's loader gives it, BGR, through the model's preprocessor."""
+    size = (256, 256)
+    sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
+    return model.data_preprocessor(dict(inputs=[golden['in/image_uint8_chw_rgb'].flip(0)], data_samples=[sample]))
+
+
+def predict(model, data, rescale=True):
+    with torch.no_grad():
+        return model.predict(data['inputs'], data['data_samples'], rescale=rescale)[0].pred_instances
+
+
+def assert_near(actual, expected, atol):
+    torch.testing.assert_close(actual.float(), expected.float(), atol=atol, rtol=0)
+
+
+@torch.no_grad()
+def test_every_stage(golden, weights):
+    model = build(small_config(**USUAL), weights)
+    data = batch(model, golden)
+    assert_near(data['inputs'][..., ::16, ::16], golden['io0/padded_input_sub16'], 1e-6)
+    maps = model.extract_feat(data['inputs'])
+    logits, deltas = model.rpn_head(maps)
+    for level, values, scores, boxes in zip(LEVELS, maps, logits, deltas, strict=True):
+        assert_near(values[..., ::3, ::3], golden[f'io0/{level}_every_third'], 1e-4)
+        assert_near(scores[..., ::3, ::3], golden[f'io0/rpn_logits_{level}_every_third'], 1e-4)
+        assert_near(boxes[..., ::3, ::3], golden[f'io0/rpn_deltas_{level}_every_third'], 1e-4)
+    proposals = model.rpn_head.predict(maps, data['data_samples'], rescale=False)[0]
+    assert_near(proposals.bboxes, golden['io0/proposals_0'], 1e-2)
+    assert_near(proposals.scores, golden['io0/proposal_logits_0'].sigmoid(), 1e-5)
+    rois = bbox2roi([golden['io0/proposals_0']])
+    for stage in range(3):
+        results = model.roi_head._bbox_forward(stage, maps, rois)
+        assert_near(results['bbox_feats'][:2], golden[f'io0/stage{stage}_pooled'], 5e-4)
+        assert_near(results['cls_score'][:60], golden[f'io0/stage{stage}_logits'], 1e-3)
+        assert_near(results['bbox_pred'], golden[f'io0/stage{stage}_deltas'], 2e-4)
+        boxes = model.roi_head.bbox_head[stage].bbox_coder.decode(rois[:, 1:], results['bbox_pred'])
+        assert_near(boxes, golden[f'io0/stage{stage}_boxes'], 1e-2)
+        rois = bbox2roi([boxes.clamp(0, 256)])
+
+
+def test_detections(golden, weights):
+    model = build(small_config(**USUAL), weights)
+    found = predict(model, batch(model, golden))
+    assert found.labels.tolist() == golden['io0/post0_classes'].tolist()
+    assert_near(found.bboxes, golden['io0/post0_boxes'], 1e-2)
+    assert_near(found.scores, golden['io0/post0_scores'], 1e-4)
+    masks = np.unpackbits(golden['io0/post0_masks_packbits'].numpy(), axis=-1).astype(bool)
+    assert masks.shape == tuple(golden['io0/post0_masks_shape'].tolist())
+    # The official run itself has one pixel less in float64: a probability at one half.
+    assert (found.masks.numpy() != masks).sum() <= 8
+    assert masks.sum() > 100_000
+
+
+@torch.no_grad()
+def test_mask_probabilities(golden, weights):
+    model = build(small_config(**USUAL), weights)
+    maps = model.extract_feat(batch(model, golden)['inputs'])
+    logits = model.roi_head._mask_forward(0, maps, bbox2roi([golden['io0/post0_boxes']]))['mask_preds']
+    labels = golden['io0/post0_classes'].long()
+    assert_near(logits[torch.arange(len(labels)), labels].sigmoid(), golden['io0/det0_masks28'], 1e-3)
+
+
+def test_more_than_a_hundred_candidates(golden, weights):
+    changed = {key.split('sd_changed/')[1]: value for key, value in golden.items() if key.startswith('top100/sd_')}
+    model = build(small_config(**USUAL), {**weights, **changed})
+    found = predict(model, batch(model, golden))
+    assert found.labels.tolist() == golden['top100/det0_classes'].tolist()
+    assert_near(found.bboxes, golden['top100/det0_boxes'], 1e-2)
+    assert_near(found.scores, golden['top100/det0_scores'], 1e-4)
+
+
+@pytest.mark.parametrize('name', ['eva02_l_coco', 'apt_eva02_l_coco_full'])
+def test_the_published_test_setting(golden, weights, name):
+    """The COCO configs' own test settings, but for 60 proposals; APT with thresholds of -1 is the dense model."""
+    cfg = small_config(name)
+    cfg.model.test_cfg.rpn.max_per_img = 60
+    model = build(cfg, weights)
+    found = predict(model, batch(model, golden))
+    assert len(found) == golden['softnms/num_kept'] == 1860
+    scores, labels = golden['softnms/det0_scores_all'], golden['softnms/det0_classes_all']
+    assert_near(found.scores, scores, 1e-5)
+    # Neighbours whose scores differ by less than float32's noise in the logits may change places.
+    moved = (found.labels != labels).nonzero().flatten()
+    assert len(moved) < 40
+    for index in moved.tolist():
+        near = (scores - scores[index]).abs() < 1e-4 * scores[index]
+        assert found.labels[index] in labels[near]
+    still = found.labels[:200] == labels[:200]
+    boxes_moved = (found.bboxes[:200] - golden['softnms/det0_boxes']).abs().amax(1) > 1e-2
+    assert boxes_moved.sum() < 8 and still.sum() > 190
+
+
+def test_scores_times_mask_quality(golden, weights):
+    cfg = small_config()
+    cfg.model.test_cfg.rpn.max_per_img = 60
+    assert cfg.model.test_cfg.rcnn.maskness_thr is None
+    cfg.model.test_cfg.rcnn.maskness_thr = 0.5
+    model = build(cfg, weights)
+    found = predict(model, batch(model, golden))
+    expected = golden['maskness/det0_scores_all']
+    same = found.labels == golden['softnms/det0_classes_all']
+    off = (found.scores - expected).abs() > 1e-4
+    assert same.sum() > 1800 and not (off & same).any()
+
+
+def test_rectangular_image_is_padded_and_rescaled(golden, weights):
+    """A crop of 160 x 256 px is padded by the model to the square; boxes and masks come back at another size."""
+    model = build(small_config(**USUAL), weights)
+    image = golden['in/image_uint8_chw_rgb'].flip(0)[:, :160]
+
+    def run(ori_shape, rescale):
+        sample = DetDataSample(metainfo=dict(
+            img_shape=(160, 256), ori_shape=ori_shape, scale_factor=(256 / ori_shape[1], 160 / ori_shape[0])))
+        data = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
+        assert data['inputs'].shape[-2:] == (256, 256)
+        assert data['inputs'][..., 160:, :].abs().max() == 0
+        return predict(model, data, rescale)
+
+    plain, half = run((160, 256), True), run((80, 128), True)
+    assert len(plain) == len(half) > 10
+    assert plain.bboxes[:, 3].max() <= 160  # clipped to the image, not to the padding
+    assert_near(half.bboxes * 2, plain.bboxes, 1e-3)
+    assert_near(half.scores, plain.scores, 1e-6)
+    assert plain.masks.shape[1:] == (160, 256) and half.masks.shape[1:] == (80, 128)
+
+
+@torch.no_grad()
+def test_apt_that_merges_starts_as_the_resizing_baseline(golden, weights):
+    """With the zero start, the added parameters change nothing before training."""
+    results = {}
+    for branch in ('zero', 'none'):
+        cfg = small_config('apt_eva02_l_coco_full')
+        cfg.model.backbone.update(thresholds=(6.0, 5.5), detail_branch=branch)
+        model = build(cfg, weights)
+        results[branch] = model.extract_feat(batch(model, golden)['inputs'])
+        assert model.backbone.last_layout.num_tokens < 0.9 * model.backbone.last_layout.num_cells
+    for zero, none in zip(results['zero'], results['none'], strict=True):
+        assert torch.equal(zero, none)

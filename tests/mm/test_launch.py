@@ -1,0 +1,710 @@
+"""The tools' options and early checks; each mistake is one message that says what to do."""
+import argparse
+import importlib.util
+import json
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.engine.hooks import DetVisualizationHook
+from mmdet.evaluation import DumpDetResults
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.evaluator import Evaluator
+from mmengine.model import BaseModel
+from mmengine.registry import HOOKS, MODELS, RUNNERS, VISUALIZERS, DefaultScope
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from mmseg.evaluation import IoUMetric
+from mmseg.structures import SegDataSample
+
+from apt_dense.mm import launch
+from tests.mm.conftest import point_to
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / 'tools'
+SHORT_CONFIG = ROOT / 'configs/apt_eva02_b_coco.py'
+
+
+def import_tool(name):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+train_tool, test_tool = import_tool('train'), import_tool('test')
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    """An empty working directory, and no trace of a launcher."""
+    monkeypatch.chdir(tmp_path)
+    for name in (*launch.RANK_VARIABLES, 'LOCAL_RANK'):
+        monkeypatch.setenv(name, '')  # so that monkeypatch removes what a test leaves
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / 'checkpoint.pth'
+    path.touch()
+    return str(path)
+
+
+def config(**settings) -> Config:
+    return Config(dict(default_scope='mmdet', work_dir='work', **settings))
+
+
+def parse(*argv) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('config')
+    launch.add_common_arguments(parser)
+    return parser.parse_args(list(map(str, argv)))
+
+
+@pytest.fixture
+def run_tool(monkeypatch):
+    """run_tool(tool, *argv) -> (exit status, the config that the runner would get or None, the runner's calls)."""
+
+    def run(tool, *argv):
+        built, calls = [], []
+
+        def build_runner(cfg):
+            built.append(cfg)
+            return SimpleNamespace(train=lambda: calls.append('train'), test=lambda: calls.append('test'))
+
+        monkeypatch.setattr(launch, 'build_runner', build_runner)
+        monkeypatch.setattr(sys, 'argv', [tool.__file__, *map(str, argv)])
+        return launch.run_tool(tool.main), built[0] if built else None, calls
+
+    return run
+
+
+def test_run_tool_prints_a_launch_error_and_nothing_else(capsys):
+    def main():
+        raise launch.LaunchError('no data: link it')
+
+    assert launch.run_tool(main) == 2
+    assert capsys.readouterr() == ('', 'error: no data: link it\n')
+
+
+@pytest.mark.parametrize('variable', ['RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'])
+def test_run_tool_prints_an_error_from_one_process(monkeypatch, capsys, variable):
+    def main():
+        raise launch.LaunchError('no data')
+
+    for rank, printed in (('0', 'error: no data\n'), ('1', ''), ('10', '')):
+        monkeypatch.setenv(variable, rank)
+        assert launch.run_tool(main) == 2
+        assert capsys.readouterr().err == printed
+
+
+def test_run_tool_leaves_other_errors_alone():
+    for error in (ValueError('a bug'), SystemExit(2), KeyboardInterrupt()):
+        def main(error=error):
+            raise error
+
+        with pytest.raises(type(error)):
+            launch.run_tool(main)
+
+
+@pytest.mark.parametrize('initialized', [False, True])
+def test_run_tool_ends_the_process_group(monkeypatch, initialized):
+    ended = []
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: initialized)
+    monkeypatch.setattr(torch.distributed, 'destroy_process_group', lambda: ended.append(True))
+    assert launch.run_tool(lambda: None) == 0
+    assert ended == [True] * initialized
+
+
+def test_load_config_puts_the_options_into_the_config():
+    cfg = launch.load_config(parse(SHORT_CONFIG))
+    assert (cfg.launcher, cfg.work_dir) == ('none', 'work_dirs/apt_eva02_b_coco')
+    assert os.environ['LOCAL_RANK'] == '0'
+    cfg = launch.load_config(parse(
+        SHORT_CONFIG, '--work-dir', 'here', '--launcher', 'slurm', '--cfg-options', 'optim_wrapper.optimizer.lr=0.5',
+        'model.backbone.thresholds=[1,2.5,3]', 'train_dataloader.dataset.pipeline.2.prob=0.25',
+        'model.backbone.init_cfg=None', 'work_dir=there', 'load_from=a=b.pth'))
+    assert (cfg.launcher, cfg.work_dir, cfg.load_from) == ('slurm', 'here', 'a=b.pth')
+    assert cfg.optim_wrapper.optimizer.lr == 0.5
+    assert cfg.model.backbone.thresholds == [1, 2.5, 3] and cfg.model.backbone.init_cfg is None
+    assert cfg.train_dataloader.dataset.pipeline[2] == dict(type='RandomFlip', prob=0.25)
+    assert launch.load_config(parse(SHORT_CONFIG, '--cfg-options', 'work_dir=there')).work_dir == 'there'
+
+
+@pytest.mark.parametrize('option', ['--local_rank', '--local-rank'])
+def test_local_rank_of_the_old_launcher(monkeypatch, option):
+    launch.load_config(parse(SHORT_CONFIG, f'{option}=3'))
+    assert os.environ['LOCAL_RANK'] == '3'
+    launch.load_config(parse(SHORT_CONFIG))
+    assert os.environ['LOCAL_RANK'] == '3'  # the environment, which torchrun sets, comes first
+
+
+def test_a_config_or_base_that_does_not_exist(tmp_path):
+    with pytest.raises(launch.LaunchError, match=rf'config configs/no\.py \(in {tmp_path}\) does not exist'):
+        launch.load_config(parse('configs/no.py'))
+    (tmp_path / 'leaf.py').write_text("_base_ = './no_base.py'\n")
+    with pytest.raises(launch.LaunchError, match=r'config leaf\.py: .*no_base\.py'):
+        launch.load_config(parse('leaf.py'))
+
+
+def test_pytorch_launcher_without_torchrun(monkeypatch):
+    with pytest.raises(launch.LaunchError, match=r'RANK is not set\): start with tools/dist_train\.sh'):
+        launch.load_config(parse(SHORT_CONFIG, '--launcher', 'pytorch'))
+    monkeypatch.setenv('RANK', '0')
+    assert launch.load_config(parse(SHORT_CONFIG, '--launcher', 'pytorch')).launcher == 'pytorch'
+
+
+def test_scope_of():
+    assert [launch.scope_of(Config(dict(default_scope=scope))) for scope in ('mmdet', 'mmseg')] == ['mmdet', 'mmseg']
+    for settings in (dict(default_scope='mmpose'), dict(default_scope=None), {}):
+        with pytest.raises(launch.LaunchError, match=r"default_scope=('mmpose'|None): set it to 'mmdet' .* or 'mmseg'"):
+            launch.scope_of(Config(settings))
+
+
+def test_check_checkpoint(checkpoint, tmp_path):
+    for path in (checkpoint, 'checkpoint.pth', 'https://host/a.pth', 'torchvision://resnet50', 's3://bucket/a.pth'):
+        launch.check_checkpoint(path, 'x')
+    with pytest.raises(launch.LaunchError, match=r'checkpoint /no/a\.pth does not exist \(load_from\)'):
+        launch.check_checkpoint('/no/a.pth', 'load_from')
+    with pytest.raises(launch.LaunchError, match=rf'checkpoint a\.pth \(in {tmp_path}\) does not exist'):
+        launch.check_checkpoint('a.pth', 'load_from')
+    with pytest.raises(launch.LaunchError, match='does not exist'):
+        launch.check_checkpoint(str(tmp_path), 'a directory')
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A work directory whose last checkpoint is iter_2.pth."""
+    folder = tmp_path / 'work'
+    folder.mkdir()
+    (folder / 'iter_2.pth').touch()
+    (folder / 'last_checkpoint').write_text(str(folder / 'iter_2.pth'))
+    return folder
+
+
+def start_of(option, **settings):
+    cfg = config(**settings)
+    launch.set_start(cfg, option)
+    return cfg.resume, cfg.get('load_from')
+
+
+def test_start_without_resume(work, checkpoint):
+    assert start_of(None) == (False, None)
+    assert start_of(None, load_from=checkpoint) == (False, checkpoint)
+    assert start_of(None, load_from='https://host/a.pth', requires_load_from=True) == (False, 'https://host/a.pth')
+
+
+def test_resume_from_the_work_directory(work, checkpoint):
+    last = str(work / 'iter_2.pth')
+    for settings in ({}, dict(load_from=checkpoint), dict(load_from='no.pth'), dict(requires_load_from=True)):
+        assert start_of('auto', **settings) == (True, last)
+
+
+def test_resume_without_a_checkpoint_keeps_load_from(checkpoint, capsys):
+    assert start_of('auto', load_from=checkpoint, requires_load_from=True) == (False, checkpoint)
+    assert start_of('auto') == (False, None)
+    assert 'work has no checkpoint to resume: training starts at iteration 0' in capsys.readouterr().out
+
+
+def test_resume_from_a_named_checkpoint(work, checkpoint):
+    for settings in ({}, dict(load_from='no.pth'), dict(resume=True, load_from='no.pth')):
+        assert start_of(checkpoint, **settings) == (True, checkpoint)
+
+
+def test_resume_by_the_config(work, checkpoint):
+    assert start_of(None, resume=True, load_from=checkpoint) == (True, checkpoint)
+    assert start_of(None, resume=True) == (True, str(work / 'iter_2.pth'))
+    (work / 'last_checkpoint').unlink()
+    assert start_of(None, resume=True) == (False, None)
+
+
+def test_missing_checkpoints_say_where_they_are_named(work):
+    with pytest.raises(launch.LaunchError, match=r'checkpoint no\.pth .*does not exist \(--resume\)'):
+        start_of('no.pth')
+    with pytest.raises(launch.LaunchError, match=r'checkpoint no\.pth .*does not exist \(load_from\)'):
+        start_of(None, load_from='no.pth')
+    with pytest.raises(launch.LaunchError, match=r'checkpoint no\.pth .*does not exist'):
+        start_of(None, resume=True, load_from='no.pth')
+    (work / 'iter_2.pth').unlink()
+    with pytest.raises(launch.LaunchError, match=r'iter_2\.pth does not exist \(work/last_checkpoint; name another: '
+                                                 r'--resume PATH\)'):
+        start_of('auto')
+
+
+@pytest.mark.parametrize(('scope', 'model'), [('mmdet', 'detector'), ('mmseg', 'segmentor')])
+@pytest.mark.parametrize('resume', [None, 'auto'])
+def test_short_fine_tuning_needs_a_dense_model(scope, model, resume, tmp_path):
+    (tmp_path / 'short.py').write_text(f"default_scope = '{scope}'\nwork_dir = 'work'\nrequires_load_from = True\n")
+    cfg = Config.fromfile('short.py')
+    message = rf'short\.py fine-tunes only .* dense {model}, .*`--cfg-options load_from=PATH`.*_full config'
+    with pytest.raises(launch.LaunchError, match=message):
+        launch.set_start(cfg, resume)
+
+
+def pretrained(path):
+    return dict(type='Pretrained', checkpoint=path)
+
+
+def test_check_pretrained_looks_everywhere_in_the_model(checkpoint):
+    heads = [dict(type='Head'), dict(type='Head', init_cfg=[dict(type='Xavier'), pretrained(checkpoint)])]
+    model = dict(type='Detector', backbone=dict(init_cfg=pretrained('https://host/a.pth')), bbox_head=heads, neck=None)
+    launch.check_pretrained(Config(dict(model=model)).model)
+    launch.check_pretrained(None)
+    model['backbone']['init_cfg'] = None
+    heads[1]['init_cfg'][1] = pretrained('no.pth')
+    key = r'model\.bbox_head\.1\.init_cfg\.1'
+    with pytest.raises(launch.LaunchError, match=rf'checkpoint no\.pth .* \({key}\.checkpoint; name yours: '
+                                                 rf'--cfg-options {key}\.checkpoint=PATH, or .*: {key}=None\)'):
+        launch.check_pretrained(Config(dict(model=model)).model)
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A dataset's settings; its files are there."""
+    for name in ('coco/train', 'coco/val', 'coco/annotations'):
+        (tmp_path / name).mkdir(parents=True)
+    for split in ('train', 'val'):
+        (tmp_path / f'coco/annotations/{split}.json').touch()
+
+    def dataset(split, **settings):
+        return dict(dict(type='CocoDataset', data_root='coco/', ann_file=f'annotations/{split}.json',
+                         data_prefix=dict(img=f'{split}/')), **settings)
+
+    return dataset
+
+
+def loaders(train, val) -> dict:
+    return dict(train_dataloader=dict(batch_size=2, dataset=train), val_dataloader=dict(dataset=val),
+                val_evaluator=dict(type='CocoMetric', ann_file='coco/annotations/val.json'))
+
+
+def missing(cfg: dict, *splits: str) -> str:
+    with pytest.raises(launch.LaunchError) as error:
+        launch.check_dataset_files(Config(cfg), *splits)
+    return str(error.value)
+
+
+def test_dataset_files_are_there(coco):
+    cfg = loaders(coco('train'), coco('val'))
+    launch.check_dataset_files(Config(cfg), 'train', 'val', 'test')
+    launch.check_dataset_files(Config(dict(cfg, train_dataloader=None)), 'train')
+    launch.check_dataset_files(Config({}), 'train', 'val', 'test')
+
+
+def test_a_missing_root_explains_what_is_below_it(coco, tmp_path):
+    cfg = loaders(coco('train', data_root='data/coco/'), coco('val', data_root='data/coco/'))
+    cfg['val_evaluator']['ann_file'] = 'data/coco/annotations/val.json'
+    assert missing(cfg, 'train', 'val') == (
+        f'dataset files are missing:\n  data/coco/ (in {tmp_path}): train_dataloader.dataset.data_root, '
+        'val_dataloader.dataset.data_root, val_evaluator.ann_file\n'
+        'Put or link them there (ln -s /path/to/data data), or say for each key where yours are: '
+        '--cfg-options train_dataloader.dataset.data_root=/path')
+
+
+def test_each_missing_file_is_named(coco, tmp_path):
+    cfg = loaders(coco('train', ann_file='annotations/no.json', data_prefix=dict(img='train/', seg='stuff/')),
+                  coco('val', ann_file='/no/val.json', data_prefix=dict(img='nowhere')))
+    cfg['val_evaluator'] = [cfg['val_evaluator'], dict(type='LVISMetric', ann_file='/no/val.json')]
+    assert missing(cfg, 'train', 'val').splitlines()[1:-1] == [
+        f'  coco/annotations/no.json (in {tmp_path}): train_dataloader.dataset.ann_file',
+        f'  coco/stuff/ (in {tmp_path}): train_dataloader.dataset.data_prefix.seg',
+        '  /no/val.json: val_dataloader.dataset.ann_file, val_evaluator.1.ann_file',
+        f'  coco/nowhere (in {tmp_path}): val_dataloader.dataset.data_prefix.img']
+    assert missing(cfg, 'val').splitlines()[-1].endswith('--cfg-options val_dataloader.dataset.ann_file=/path')
+
+
+def test_only_the_given_splits_are_checked(coco):
+    cfg = loaders(coco('train', ann_file='no.json'), coco('val'))
+    launch.check_dataset_files(Config(cfg), 'val')
+    assert 'train_dataloader.dataset.ann_file' in missing(cfg, 'train', 'val')
+
+
+@pytest.mark.parametrize(('wrap', 'key'), [
+    (lambda dataset: dict(type='RepeatDataset', times=2, dataset=dataset), 'dataset.dataset'),
+    (lambda dataset: dict(type='MultiImageMixDataset', dataset=dict(type='ClassBalancedDataset', dataset=dataset)),
+     'dataset.dataset.dataset'),
+    (lambda dataset: dict(type='ConcatDataset', datasets=[dict(dataset, ann_file=''), dataset]), 'dataset.datasets.1'),
+    (lambda dataset: [dataset], 'dataset.0'),
+])
+def test_datasets_inside_wrappers(coco, wrap, key):
+    launch.check_dataset_files(Config(loaders(wrap(coco('train')), coco('val'))), 'train')
+    assert f': train_dataloader.{key}.ann_file\n' in missing(
+        loaders(wrap(coco('train', ann_file='no.json')), coco('val')), 'train')
+
+
+@pytest.mark.parametrize(('wrap', 'key'), [
+    (lambda metric: metric, 'val_evaluator'), (lambda metric: [dict(type='Other'), metric], 'val_evaluator.1'),
+    (lambda metric: dict(type='Evaluator', metrics=[metric]), 'val_evaluator.metrics.0')])
+def test_annotation_files_of_evaluators(coco, wrap, key):
+    cfg = loaders(coco('train'), coco('val'))
+    cfg['val_evaluator'] = wrap(dict(type='CocoMetric', ann_file='coco/annotations/no.json'))
+    assert f'): {key}.ann_file\n' in missing(cfg, 'val')
+    cfg['val_evaluator'] = wrap(dict(type='CocoMetric', ann_file=None))
+    launch.check_dataset_files(Config(cfg), 'val')
+
+
+def test_files_of_other_machines_are_passed_over(coco):
+    remote = dict(backend_args=dict(backend='petrel'))
+    cfg = loaders(coco('train', data_root='/no/', **remote), coco('val', data_root='s3://bucket/coco/'))
+    cfg['val_evaluator'].update(ann_file='/no/val.json', **remote)
+    launch.check_dataset_files(Config(cfg), 'train', 'val')
+    cfg = loaders(coco('train', data_root='', ann_file='https://host/a.json', data_prefix=dict(img='s3://images')),
+                  coco('val', data_root=None, ann_file='', data_prefix=None))
+    cfg['val_evaluator']['ann_file'] = 's3://bucket/val.json'
+    launch.check_dataset_files(Config(cfg), 'train', 'val')
+
+
+AMP = dict(type='AmpOptimWrapper', loss_scale='dynamic')
+BF16 = dict(type='BF16OptimWrapper')
+PLAIN = dict(type='OptimWrapper')
+
+
+@pytest.mark.parametrize(('device', 'amp', 'wrapper', 'expected'), [
+    ('cuda', False, PLAIN, PLAIN), ('cuda', False, AMP, AMP), ('cuda', False, BF16, BF16),
+    ('cuda', True, PLAIN, AMP), ('cuda', True, {}, AMP), ('cuda', True, BF16, BF16),
+    ('cuda', True, dict(type='AmpOptimWrapper', loss_scale=512.), dict(type='AmpOptimWrapper', loss_scale=512.)),
+    ('cpu', False, PLAIN, PLAIN), ('cpu', False, {}, {}), ('cpu', False, BF16, BF16),
+    ('cpu', True, PLAIN, BF16), ('cpu', True, {}, BF16), ('cpu', True, BF16, BF16),
+    ('cpu', False, dict(AMP, dtype='float16', use_fsdp=False), BF16), ('cpu', True, AMP, BF16),
+    ('cpu', False, dict(type='Other', loss_scale=1), dict(type='Other', loss_scale=1)),
+])
+def test_mixed_precision(monkeypatch, capsys, device, amp, wrapper, expected):
+    monkeypatch.setattr(launch, 'get_device', lambda: device)
+    rest = dict(optimizer=dict(type='AdamW', lr=0.1), clip_grad=dict(max_norm=1.0))
+    cfg = config(optim_wrapper=dict(wrapper, **rest))
+    launch.set_amp(cfg, amp)
+    assert cfg.optim_wrapper == dict(expected, **rest)
+    changed = device == 'cpu' and (amp or wrapper.get('type') == 'AmpOptimWrapper')
+    assert ('no GPU: mixed precision is bfloat16' in capsys.readouterr().out) == changed
+
+
+def test_amp_does_not_replace_other_wrappers():
+    cfg = config(optim_wrapper=dict(type='OptimWrapperDict'))
+    with pytest.raises(launch.LaunchError, match=r"--amp with optim_wrapper\.type='OptimWrapperDict'.*remove --amp"):
+        launch.set_amp(cfg, True)
+
+
+def test_auto_scale_lr():
+    cfg = config(auto_scale_lr=dict(enable=False, base_batch_size=128))
+    launch.set_auto_scale_lr(cfg)
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=128)
+    for settings in ({}, dict(auto_scale_lr=dict(enable=False))):
+        with pytest.raises(launch.LaunchError, match=r'set auto_scale_lr=dict\(base_batch_size=N\)'):
+            launch.set_auto_scale_lr(config(**settings))
+
+
+def test_visualization_of_a_detector(tmp_path):
+    """The options are those that mmdet's hook and visualiser take."""
+    cfg = config()
+    launch.set_visualization(cfg, show=False, show_dir='predictions', wait_time=0.5)
+    name = 'test_visualization_of_a_detector'
+    visualizer = VISUALIZERS.build(dict(cfg.visualizer, name=name, save_dir=str(tmp_path)))
+    assert type(visualizer).__name__ == 'DetLocalVisualizer'
+    hook = HOOKS.build(cfg.default_hooks.visualization)
+    assert isinstance(hook, DetVisualizationHook)
+    assert (hook.draw, hook.show, hook.test_out_dir, hook.wait_time) == (True, False, 'predictions', 0.5)
+
+
+def test_visualization_keeps_the_configs_settings():
+    cfg = config(default_hooks=dict(visualization=dict(type='MyHook', score_thr=0.5), timer=dict(type='IterTimerHook')),
+                 visualizer=dict(type='MyVisualizer'))
+    launch.set_visualization(cfg, show=True, show_dir=None, wait_time=2)
+    assert cfg.default_hooks == dict(
+        visualization=dict(type='MyHook', score_thr=0.5, draw=True, show=True, wait_time=2),
+        timer=dict(type='IterTimerHook'))
+    assert cfg.visualizer == dict(type='MyVisualizer')
+
+
+def test_visualization_of_a_segmentor_draws_every_image(tmp_path):
+    cfg = Config(dict(default_scope='mmseg', default_hooks=dict(visualization=dict(type='SegVisualizationHook'))))
+    launch.set_visualization(cfg, show=False, show_dir=str(tmp_path / 'drawn'), wait_time=0)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        visualizer = VISUALIZERS.build(dict(cfg.visualizer, name='test_visualization_of_a_segmentor'))
+        visualizer.dataset_meta = dict(classes=('a', 'b'), palette=[[0, 0, 0], [255, 0, 0]])
+        hook = HOOKS.build(cfg.default_hooks.visualization)  # takes the newest visualiser
+    for index in range(3):
+        path = tmp_path / f'{index}.png'
+        cv2.imwrite(str(path), np.zeros((8, 12, 3), np.uint8))
+        sample = SegDataSample(metainfo=dict(img_path=str(path)),
+                               pred_sem_seg=PixelData(data=torch.ones(1, 8, 12, dtype=torch.long)))
+        hook.after_test_iter(SimpleNamespace(iter=0), index, {}, [sample])
+    drawn = sorted(path.name for path in (tmp_path / 'drawn/vis_data/vis_image').iterdir())
+    assert drawn == [f'test_{index}.png_0.png' for index in range(3)]
+
+
+def test_visualization_needs_a_scope():
+    with pytest.raises(launch.LaunchError, match='default_scope=None'):
+        launch.set_visualization(Config({}), show=True, show_dir=None, wait_time=2)
+
+
+@pytest.mark.parametrize('evaluator', [dict(type='VOCMetric'), [dict(type='VOCMetric')]])
+@pytest.mark.parametrize('out', ['predictions.pkl', 'predictions.pickle'])
+def test_output_of_a_detector(evaluator, out):
+    cfg = config(test_evaluator=evaluator)
+    launch.set_output(cfg, out)
+    assert cfg.test_evaluator[0] == dict(type='VOCMetric')
+    metrics = Evaluator(cfg.test_evaluator).metrics
+    assert len(metrics) == 2 and isinstance(metrics[1], DumpDetResults)
+    assert metrics[1].out_file_path == out
+
+
+@pytest.mark.parametrize('out', ['predictions', 'predictions.json', 'pkl'])
+def test_output_of_a_detector_is_a_pickle_file(out):
+    with pytest.raises(launch.LaunchError, match=rf'--out {out}: .* written to a file named \*\.pkl'):
+        launch.set_output(config(test_evaluator=dict(type='CocoMetric')), out)
+
+
+@pytest.mark.parametrize('evaluator', [dict(type='IoUMetric'), [dict(type='CityscapesMetric'), dict(type='IoUMetric')]])
+def test_output_of_a_segmentor(evaluator, tmp_path):
+    cfg = Config(dict(default_scope='mmseg', test_evaluator=evaluator))
+    launch.set_output(cfg, str(tmp_path / 'maps'))
+    metrics = cfg.test_evaluator if isinstance(evaluator, list) else [cfg.test_evaluator]
+    assert [metric.get('output_dir') for metric in metrics[:-1]] == [None] * (len(metrics) - 1)
+    settings = {key: value for key, value in metrics[-1].items() if key != 'type'}
+    assert IoUMetric(**settings).output_dir == str(tmp_path / 'maps')
+
+
+def test_output_of_a_segmentor_needs_its_metric():
+    with pytest.raises(launch.LaunchError, match='--out needs an IoUMetric in test_evaluator'):
+        launch.set_output(Config(dict(default_scope='mmseg', test_evaluator=dict(type='DiceMetric'))), 'maps')
+
+
+@MODELS.register_module(force=True)
+class LaunchToy(BaseModel):
+
+    def forward(self, inputs, mode='tensor'):
+        return inputs
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+def test_build_runner(tmp_path, caplog, scope):
+    runner = launch.build_runner(Config(dict(
+        default_scope=scope, work_dir=str(tmp_path / 'work'), model=dict(type='LaunchToy'),
+        experiment_name=f'test_build_runner_{scope}')))
+    assert isinstance(runner, Runner) and isinstance(runner.model, LaunchToy)
+    runner.logger.addHandler(caplog.handler)
+    runner.logger.warning('"FileClient" will be deprecated in future')
+    runner.logger.warning('loss is nan')
+    assert [record.getMessage() for record in caplog.records] == ['loss is nan']
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.warn('To copy construct from a tensor, it is recommended', stacklevel=1)
+        warnings.warn('loss is nan', stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ['loss is nan']
+
+
+def test_build_runner_of_a_named_type():
+    made = []
+
+    @RUNNERS.register_module(force=True)
+    class LaunchRunner:
+        logger = None
+
+        @classmethod
+        def from_cfg(cls, cfg):
+            made.append(cfg)
+            return cls()
+
+    cfg = config(runner_type='LaunchRunner', max_epochs=3)
+    assert isinstance(launch.build_runner(cfg), LaunchRunner)
+    assert made[0].max_epochs == 3
+
+
+@pytest.mark.skipif(get_device() != 'cpu', reason='only without a GPU')
+@pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
+def test_build_runner_with_a_launcher_that_wants_gpus(launcher):
+    with pytest.raises(launch.LaunchError, match=f"launcher '{launcher}' without a GPU"):
+        launch.build_runner(config(launcher=launcher))
+
+
+@pytest.fixture
+def leaf(tmp_path, coco):
+    """A config of a detector whose dataset is there."""
+    dataset = {split: coco(split) for split in ('train', 'val')}
+    (tmp_path / 'leaf.py').write_text(
+        "default_scope = 'mmdet'\nmodel = dict(type='LaunchToy')\n"
+        "optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))\n"
+        f"auto_scale_lr = dict(enable=False, base_batch_size=8)\ntrain_dataloader = dict(dataset={dataset['train']})\n"
+        f"val_dataloader = test_dataloader = dict(dataset={dataset['val']})\n"
+        "val_evaluator = test_evaluator = dict(type='CocoMetric', ann_file='coco/annotations/val.json')\n")
+    return tmp_path / 'leaf.py'
+
+
+def test_train_tool(run_tool, leaf, checkpoint):
+    status, cfg, calls = run_tool(train_tool, leaf)
+    assert (status, calls) == (0, ['train'])
+    assert (cfg.resume, cfg.work_dir, cfg.optim_wrapper.type) == (False, 'work_dirs/leaf', 'OptimWrapper')
+    assert not cfg.auto_scale_lr.enable
+    status, cfg, calls = run_tool(
+        train_tool, leaf, '--amp', '--auto-scale-lr', '--resume', checkpoint, '--work-dir', 'w')
+    assert (status, calls) == (0, ['train'])
+    assert (cfg.resume, cfg.load_from, cfg.work_dir) == (True, checkpoint, 'w')
+    assert cfg.optim_wrapper.type in ('BF16OptimWrapper', 'AmpOptimWrapper') and cfg.auto_scale_lr.enable
+
+
+def test_resume_option_with_and_without_a_value(run_tool, leaf, work):
+    assert run_tool(train_tool, leaf, '--resume', '--work-dir', work)[1].load_from == str(work / 'iter_2.pth')
+    assert run_tool(train_tool, '--resume', 'auto', leaf, '--work-dir', work)[1].load_from == str(work / 'iter_2.pth')
+    assert run_tool(train_tool, leaf, '--work-dir', work)[1].get('load_from') is None
+
+
+@pytest.mark.parametrize(('argv', 'message'), [
+    (['--cfg-options', 'load_from=no.pth'], 'checkpoint no.pth'),
+    (['--cfg-options', 'model.init_cfg.type=Pretrained', 'model.init_cfg.checkpoint=no.pth'],
+     '(model.init_cfg.checkpoint; name yours'),
+    (['--cfg-options', 'train_dataloader.dataset.ann_file=no.json'], 'train_dataloader.dataset.ann_file'),
+    (['--cfg-options', 'val_dataloader.dataset.ann_file=no.json'], 'val_dataloader.dataset.ann_file'),
+    (['--cfg-options', 'requires_load_from=True'], 'leaf.py fine-tunes only the added APT parameters'),
+    (['--amp', '--cfg-options', 'optim_wrapper.type=Other'], '--amp with'),
+    (['--auto-scale-lr', '--cfg-options', 'auto_scale_lr._delete_=True'], '--auto-scale-lr needs'),
+])
+def test_train_tool_stops_before_the_runner_is_built(run_tool, leaf, capsys, argv, message):
+    status, cfg, _ = run_tool(train_tool, leaf, *argv)
+    assert status == 2 and cfg is None
+    printed = capsys.readouterr().err
+    assert printed.startswith('error: ') and message in printed
+
+
+def test_test_tool(run_tool, leaf, checkpoint):
+    status, cfg, calls = run_tool(test_tool, leaf, checkpoint, '--cfg-options', 'train_dataloader=None', 'resume=True',
+                                  'load_from=other.pth')
+    assert (status, calls) == (0, ['test'])
+    assert (cfg.load_from, cfg.resume) == (checkpoint, False)
+    assert 'visualizer' not in cfg and cfg.test_evaluator.type == 'CocoMetric'
+    cfg = run_tool(test_tool, leaf, checkpoint, '--show', '--wait-time', '0.5', '--out', 'a.pkl')[1]
+    assert cfg.default_hooks.visualization == dict(type='DetVisualizationHook', draw=True, show=True, wait_time=0.5)
+    assert cfg.test_evaluator[1] == dict(type='DumpDetResults', out_file_path='a.pkl')
+    cfg = run_tool(test_tool, leaf, checkpoint, '--show-dir', 'drawn')[1]
+    assert cfg.default_hooks.visualization == dict(
+        type='DetVisualizationHook', draw=True, show=False, wait_time=2, test_out_dir='drawn')
+
+
+@pytest.mark.parametrize(('argv', 'message'), [
+    (['no.pth'], '(the second argument)'),
+    (['checkpoint.pth', '--out', 'a.json'], '--out a.json'),
+    (['checkpoint.pth', '--cfg-options', 'test_dataloader.dataset.ann_file=no'], 'test_dataloader.dataset.ann_file'),
+    (['checkpoint.pth', '--show-dir', 'drawn', '--cfg-options', 'default_scope=mmpose'], "default_scope='mmpose'"),
+])
+def test_test_tool_stops_before_the_runner_is_built(run_tool, leaf, checkpoint, capsys, argv, message):
+    status, cfg, _ = run_tool(test_tool, leaf, *argv)
+    assert status == 2 and cfg is None
+    printed = capsys.readouterr().err
+    assert printed.startswith('error: ') and message in printed
+
+
+def test_train_resume_and_test_for_real(tiny_config, coco_root, tmp_path, monkeypatch):
+    """The tools on a tiny detector: in mixed precision, resumed, predictions written and drawn."""
+    # The runner writes its config 15 times, and laying it out nicely would take most of this test's time.
+    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **options: (text, True))
+    point_to(tiny_config(), coco_root, tmp_path / 'work', max_iters=1).dump(tmp_path / 'tiny.py')
+
+    def run(tool, *argv):
+        monkeypatch.setattr(sys, 'argv', ['tool', str(tmp_path / 'tiny.py'), *argv])
+        assert launch.run_tool(tool.main) == 0
+
+    no_validation = [f'val_{part}=None' for part in ('cfg', 'dataloader', 'evaluator')]
+    run(train_tool, '--amp', '--cfg-options', *no_validation)
+    run(train_tool, '--resume', '--cfg-options', 'train_cfg.max_iters=2', *no_validation)
+    losses = [json.loads(line) for path in (tmp_path / 'work').rglob('scalars.json')
+              for line in path.read_text().splitlines() if '"loss"' in line]
+    assert sorted(entry['iter'] for entry in losses) == [1, 2]
+    assert all(np.isfinite(entry['loss']) for entry in losses)
+    run(test_tool, 'work/iter_2.pth', '--out', 'out/predictions.pkl', '--show-dir', 'drawn', '--cfg-options',
+        'test_dataloader.dataset.indices=2', 'model.test_cfg.rcnn.max_per_img=5')
+    predictions = pickle.loads((tmp_path / 'out/predictions.pkl').read_bytes())
+    assert [len(prediction['pred_instances']['scores']) for prediction in predictions] == [5, 5]
+    assert sorted(path.name for path in (tmp_path / 'work').glob('*/drawn/*')) == ['0.jpg', '1.jpg']
+
+
+def test_from_the_command_line_an_error_is_one_line(tmp_path):
+    """The tools as programs, started in another directory."""
+    commands = {
+        ('train.py', SHORT_CONFIG): f'error: {SHORT_CONFIG} fine-tunes only the added APT parameters',
+        ('test.py', SHORT_CONFIG, 'no.pth'): f'error: checkpoint no.pth (in {tmp_path}) does not exist',
+    }
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    processes = [subprocess.Popen([sys.executable, '-W', 'ignore', TOOLS / tool, *argv], text=True, env=environment,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for tool, *argv in commands]
+    for process, message in zip(processes, commands.values(), strict=True):
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert errors.startswith(message) and errors.count('\n') == 1, errors
+        assert 'Traceback' not in output
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """run_script(name, *argv, **environment) -> the result; stand-ins for python and srun print how they are called."""
+    stand_ins = tmp_path / 'bin'
+    stand_ins.mkdir()
+    for program in ('python', 'srun', 'other_python'):
+        (stand_ins / program).write_text(
+            '#!/bin/sh\necho "$PYTHONPATH"\nbasename "$0"\nfor arg; do echo "$arg"; done\nexit 7\n')
+        (stand_ins / program).chmod(0o755)
+
+    def run(name, *argv, **environment):
+        return subprocess.run([TOOLS / name, *argv], capture_output=True, text=True,
+                              env=dict(PATH=f'{stand_ins}:{os.environ["PATH"]}', **environment))
+
+    return run
+
+
+@pytest.mark.parametrize(('script', 'usage', 'least'), [
+    ('dist_train.sh', 'CONFIG GPUS [options of tools/train.py]', 2),
+    ('dist_test.sh', 'CONFIG CHECKPOINT GPUS [options of tools/test.py]', 3),
+    ('slurm_train.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR [options of tools/train.py]', 4),
+    ('slurm_test.sh', 'PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]', 4)])
+def test_scripts_with_too_few_arguments(run_script, script, usage, least):
+    for count in (0, least - 1):
+        result = run_script(script, *['x'] * count)
+        assert result.returncode == 2
+        assert (result.stdout, result.stderr) == ('', f'usage: {TOOLS / script} {usage}\n')
+    assert run_script(script, *['2'] * least).returncode == 7  # the status is the program's
+
+
+def test_dist_scripts(run_script):
+    distributed = ['-m', 'torch.distributed.run', '--nnodes=1', '--node_rank=0', '--master_addr=127.0.0.1',
+                   '--master_port=29500', '--nproc_per_node=2']
+    result = run_script('dist_train.sh', 'a b.py', '2', '--resume', '--cfg-options', 'a="x y"')
+    assert result.stdout.splitlines() == [
+        str(ROOT), 'python', *distributed, f'{TOOLS}/train.py', 'a b.py', '--launcher', 'pytorch', '--resume',
+        '--cfg-options', 'a="x y"']
+    result = run_script('dist_test.sh', 'c.py', 'd e.pth', '4', '--out', 'f g', PYTHON='other_python',
+                        PYTHONPATH='/p q', NNODES='3', NODE_RANK='1', MASTER_ADDR='host', PORT='1234')
+    assert result.stdout.splitlines() == [
+        f'{ROOT}:/p q', 'other_python', '-m', 'torch.distributed.run', '--nnodes=3', '--node_rank=1',
+        '--master_addr=host', '--master_port=1234', '--nproc_per_node=4', f'{TOOLS}/test.py', 'c.py', 'd e.pth',
+        '--launcher', 'pytorch', '--out', 'f g']
+
+
+def srun_options(partition, job, gpus_per_node, gpus, cpus):
+    return [f'--partition={partition}', f'--job-name={job}', f'--gres=gpu:{gpus_per_node}', f'--ntasks={gpus}',
+            f'--ntasks-per-node={gpus_per_node}', f'--cpus-per-task={cpus}', '--kill-on-bad-exit=1']
+
+
+def test_slurm_scripts(run_script):
+    result = run_script('slurm_train.sh', 'part', 'my job', 'a b.py', 'work dir', '--amp', '--cfg-options', 'a="x y"')
+    assert result.stdout.splitlines() == [
+        str(ROOT), 'srun', *srun_options('part', 'my job', 8, 8, 5), 'python', '-u', f'{TOOLS}/train.py', 'a b.py',
+        '--work-dir', 'work dir', '--launcher', 'slurm', '--amp', '--cfg-options', 'a="x y"']
+    result = run_script('slurm_test.sh', 'part', 'job', 'c.py', 'd e.pth', '--out', 'f g', GPUS='16', GPUS_PER_NODE='4',
+                        CPUS_PER_TASK='3', SRUN_ARGS='--time=1 --mem 2', PYTHON='other_python', PYTHONPATH='/p q')
+    assert result.stdout.splitlines() == [
+        f'{ROOT}:/p q', 'srun', *srun_options('part', 'job', 4, 16, 3), '--time=1', '--mem', '2', 'other_python', '-u',
+        f'{TOOLS}/test.py', 'c.py', 'd e.pth', '--launcher', 'slurm', '--out', 'f g']
+
+
+@pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_test.sh'])
+@pytest.mark.parametrize(('gpus', 'gpus_per_node'), [('2', 2), ('8', 8), ('32', 8)])
+def test_slurm_takes_no_more_gpus_of_a_machine_than_the_job_has(run_script, script, gpus, gpus_per_node):
+    printed = run_script(script, 'part', 'job', 'c.py', 'd', GPUS=gpus).stdout.splitlines()
+    assert printed[2:9] == srun_options('part', 'job', gpus_per_node, gpus, 5)
