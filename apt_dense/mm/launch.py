@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from apt_dense.core.checkpoint import load_official, looks_official
 from apt_dense.mm import compat
 
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
@@ -92,7 +93,10 @@ def scope_of(cfg: Config) -> str:
 
 
 def check_checkpoint(path: str, source: str) -> None:
-    """Check that a checkpoint is there; addresses with a scheme (https://, torchvision://) are mmengine's to resolve.
+    """Check that a checkpoint is there, safe to load, and not an official EVA-02 file that must be converted first.
+
+    mmengine would load an official file without a word, and without its weights: their names differ.  Addresses with a
+    scheme (https://, torchvision://) are mmengine's to resolve.
 
     Args:
         source: where the path comes from, for the message.
@@ -100,8 +104,18 @@ def check_checkpoint(path: str, source: str) -> None:
     Raises:
         LaunchError: if it is not.
     """
-    if '://' not in path and not os.path.isfile(path):
+    if '://' in path:
+        return
+    if not os.path.isfile(path):
         raise LaunchError(f'checkpoint {_described(path)} does not exist ({source})')
+    try:
+        state, _, _ = load_official(path)
+    except ValueError as error:
+        raise LaunchError(f'{error} ({source})') from error
+    task = looks_official(state)
+    if task:
+        raise LaunchError(f'{path} is an official EVA-02 {task} checkpoint, whose parameters have other names '
+                          f'({source}). Convert it: python tools/model_converters/eva02_to_mm.py {path} CONVERTED.pth')
 
 
 def set_start(cfg: Config, resume: str | None) -> None:

@@ -56,7 +56,7 @@ def environment(monkeypatch, tmp_path):
 @pytest.fixture
 def checkpoint(tmp_path):
     path = tmp_path / 'checkpoint.pth'
-    path.touch()
+    torch.save({'state_dict': {'backbone.pos_embed': torch.zeros(1)}}, path)
     return str(path)
 
 
@@ -182,12 +182,30 @@ def test_check_checkpoint(checkpoint, tmp_path):
         launch.check_checkpoint(str(tmp_path), 'a directory')
 
 
+def test_an_official_checkpoint_is_told_what_to_do(tmp_path):
+    path = str(tmp_path / 'eva02_L_coco_sys.pth')
+    torch.save({'model': {'backbone.net.pos_embed': torch.zeros(1)}}, path)
+    with pytest.raises(launch.LaunchError, match=r'official EVA-02 det checkpoint.*\(load_from\).*eva02_to_mm\.py'):
+        launch.check_checkpoint(path, 'load_from')
+    with pytest.raises(launch.LaunchError, match='Convert it'):
+        launch.check_pretrained(dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=path))))
+
+
+def test_a_broken_or_unsafe_checkpoint(tmp_path):
+    (tmp_path / 'broken.pth').write_text('nonsense')
+    torch.save({'model': {'a': torch.zeros(1)}, 'code': argparse.Namespace()}, tmp_path / 'unsafe.pth')
+    with pytest.raises(launch.LaunchError, match=r'broken\.pth.*damaged.*\(--resume\)'):
+        launch.check_checkpoint(str(tmp_path / 'broken.pth'), '--resume')
+    with pytest.raises(launch.LaunchError, match='holds more than plain data .*argparse.Namespace'):
+        launch.check_checkpoint(str(tmp_path / 'unsafe.pth'), 'load_from')
+
+
 @pytest.fixture
 def work(tmp_path):
     """A work directory whose last checkpoint is iter_2.pth."""
     folder = tmp_path / 'work'
     folder.mkdir()
-    (folder / 'iter_2.pth').touch()
+    torch.save({'state_dict': {'backbone.pos_embed': torch.zeros(1)}}, folder / 'iter_2.pth')
     (folder / 'last_checkpoint').write_text(str(folder / 'iter_2.pth'))
     return folder
 
