@@ -8,6 +8,7 @@ import sys
 import warnings
 import zipfile
 from contextlib import nullcontext
+from unittest import mock
 
 import mmengine.runner.checkpoint
 import numpy as np
@@ -194,6 +195,7 @@ def test_fallback_loader_of_a_fork_is_made_safe(attack, checkpoint, tmp_path, mo
 
     monkeypatch.setattr(mmengine.runner.checkpoint, '_safe_torch_load', fall_back, raising=False)
     compat.refuse_unsafe_fallback()
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')  # the default of torch 2.5
     load = mmengine.runner.checkpoint._safe_torch_load
     for choice in ({}, {'weights_only': None}, {'weights_only': True}):
         with pytest.raises(pickle.UnpicklingError, match=refusal):
@@ -365,6 +367,7 @@ def test_bf16_wrapper_trains_under_autocast():
 
 def test_bf16_wrapper_accumulates_gradients():
     model = nn.Linear(3, 1).to(get_device())
+    model.no_sync = mock.Mock(side_effect=nullcontext)  # as a data-parallel wrapper has
     wrapper = compat.BF16OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=2)
     wrapper.initialize_count_status(model, 0, 4)
     before, changed = model.weight.detach().clone(), []
@@ -375,6 +378,7 @@ def test_bf16_wrapper_accumulates_gradients():
         changed.append(not torch.equal(model.weight, before))
         before = model.weight.detach().clone()
     assert changed == [False, True, False, True]
+    assert model.no_sync.call_count == 2
 
 
 def test_bf16_wrapper_asks_mmengine_for_the_device(monkeypatch):
@@ -457,7 +461,8 @@ NOISE = (
 )
 OTHERS = (
     'Your data: To copy construct from a tensor', 'build_loss would be deprecated', '`reduce_zero_label` is ignored',
-    'torch.utils.checkpoint: None of the inputs have requires_grad=True', 'torch/utils/checkpoint: the use_reentrant',
+    'torch.utils.checkpoint: None of the inputs have requires_grad=True',
+    'torch/utils/checkpoint: the use_reentrant parameter',
     'lr_scheduler.step() before optimizer.step()')
 
 

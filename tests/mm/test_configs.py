@@ -10,6 +10,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 
+from apt_dense.core.checkpoint import convert
+from tests.official import official_state
+
 CONFIGS = Path(__file__).parents[2] / 'configs'
 LEAVES = sorted(path.stem for path in CONFIGS.glob('*.py'))
 BACKBONE_MILLIONS = {'b': 86, 'l': 304}  # published sizes of EVA-02-B and L
@@ -148,3 +151,14 @@ def test_the_documented_config_for_an_own_dataset(tmp_path):
         assert dataset.metainfo['classes'] == ('bolt', 'nut', 'washer')
         assert dataset.ann_file == f'data/parts/{"train" if split == "train" else "val"}.json'
         assert dataset.data_prefix['img'] == 'data/parts/images/'
+
+
+@pytest.mark.parametrize('name', ['eva02_ti_demo_det', 'apt_eva02_ti_demo_det'])
+def test_an_official_file_fits_the_config(name):
+    """Every key lands, and the model lacks nothing but what APT adds."""
+    cfg = load(name)
+    target = {key: value.shape for key, value in build_meta(cfg).state_dict().items()}
+    conversion = convert(official_state(load('eva02_ti_demo_det')), target_shapes=target)
+    added = {f'backbone.{key}' for key in ADDED} if name.startswith('apt') else set()
+    assert target.keys() - conversion.state_dict.keys() == added
+    assert not conversion.absent and not conversion.resampled

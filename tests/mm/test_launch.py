@@ -433,12 +433,14 @@ def test_visualization_of_a_detector(tmp_path):
     assert (hook.draw, hook.show, hook.test_out_dir, hook.wait_time) == (True, False, 'predictions', 0.5)
 
 
-def test_visualization_keeps_the_configs_settings():
+@pytest.mark.parametrize(('scope', 'more'), [('mmdet', {}), ('mmseg', dict(interval=1))])
+def test_visualization_keeps_the_configs_settings(scope, more):
     cfg = config(default_hooks=dict(visualization=dict(type='MyHook', score_thr=0.5), timer=dict(type='IterTimerHook')),
                  visualizer=dict(type='MyVisualizer'))
+    cfg.default_scope = scope
     launch.set_visualization(cfg, show=True, show_dir=None, wait_time=2)
     assert cfg.default_hooks == dict(
-        visualization=dict(type='MyHook', score_thr=0.5, draw=True, show=True, wait_time=2),
+        visualization=dict(type='MyHook', score_thr=0.5, draw=True, show=True, wait_time=2, **more),
         timer=dict(type='IterTimerHook'))
     assert cfg.visualizer == dict(type='MyVisualizer')
 
@@ -550,6 +552,7 @@ def leaf(tmp_path, coco):
     dataset = {split: coco(split) for split in ('train', 'val')}
     (tmp_path / 'leaf.py').write_text(
         "default_scope = 'mmdet'\nmodel = dict(type='LaunchToy')\n"
+        "train_cfg = dict(by_epoch=False, max_iters=1)\n"
         "optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))\n"
         f"auto_scale_lr = dict(enable=False, base_batch_size=8)\ntrain_dataloader = dict(dataset={dataset['train']})\n"
         f"val_dataloader = test_dataloader = dict(dataset={dataset['val']})\n"

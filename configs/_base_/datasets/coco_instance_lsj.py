@@ -65,5 +65,6 @@ val_evaluator = dict(
     type='CocoMetric',
     ann_file=data_root + 'annotations/instances_val2017.json',
     metric=['bbox', 'segm'],
+    proposal_nums=(1, 10, 100),  # COCO's own; mmdetection's default counts up to 1000 detections in AP50 and AP75
     backend_args=backend_args)
 test_evaluator = val_evaluator

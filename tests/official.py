@@ -1,0 +1,55 @@
+"""Make a file of random weights in the layout of an official EVA-02 detector, at full size.
+
+    python tests/official.py configs/eva02_l_coco.py official.pth
+"""
+import re
+import sys
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+import apt_dense.mm.det  # noqa: F401
+
+# Names here -> official names; "{1+1}" is group 1 plus 1.
+RENAMED = (
+    (r'backbone\.(.+)', r'backbone.net.\1'),
+    (r'neck\.(.+)', r'backbone.\1'),
+    (r'rpn_head\.rpn_conv\.(\d)\.conv\.(.+)', r'proposal_generator.rpn_head.conv.conv\1.\2'),
+    (r'rpn_head\.rpn_cls\.(.+)', r'proposal_generator.rpn_head.objectness_logits.\1'),
+    (r'rpn_head\.rpn_reg\.(.+)', r'proposal_generator.rpn_head.anchor_deltas.\1'),
+    (r'roi_head\.bbox_head\.(\d)\.shared_convs\.(\d)\.ln\.(.+)', r'roi_heads.box_head.\1.conv{\2+1}.norm.\3'),
+    (r'roi_head\.bbox_head\.(\d)\.shared_convs\.(\d)\.conv\.(.+)', r'roi_heads.box_head.\1.conv{\2+1}.\3'),
+    (r'roi_head\.bbox_head\.(\d)\.shared_fcs\.(\d)\.(.+)', r'roi_heads.box_head.\1.fc{\2+1}.\3'),
+    (r'roi_head\.bbox_head\.(\d)\.fc_cls\.(.+)', r'roi_heads.box_predictor.\1.cls_score.\2'),
+    (r'roi_head\.bbox_head\.(\d)\.fc_reg\.(.+)', r'roi_heads.box_predictor.\1.bbox_pred.\2'),
+    (r'roi_head\.mask_head\.convs\.(\d)\.ln\.(.+)', r'roi_heads.mask_head.mask_fcn{\1+1}.norm.\2'),
+    (r'roi_head\.mask_head\.convs\.(\d)\.conv\.(.+)', r'roi_heads.mask_head.mask_fcn{\1+1}.\2'),
+    (r'roi_head\.mask_head\.upsample\.(.+)', r'roi_heads.mask_head.deconv.\1'),
+    (r'roi_head\.mask_head\.conv_logits\.(.+)', r'roi_heads.mask_head.predictor.\1'),
+)
+
+
+def official_name(name: str) -> str:
+    for pattern, replacement in RENAMED:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return re.sub(r'\{(\d)\+1\}', lambda number: str(int(number[1]) + 1), match.expand(replacement))
+    raise ValueError(name)
+
+
+def official_state(cfg: Config) -> dict[str, torch.Tensor]:
+    """Random float32 values under the official names, RoPE tables included."""
+    with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    state = {official_name(name): torch.randn(value.shape) for name, value in model.state_dict().items()}
+    head_dim = model.backbone.head_dim
+    for name, cells in (('rope_win', cfg.model.backbone.window_size**2),
+                        ('rope_glb', (cfg.model.backbone.img_size // 16)**2)):
+        state |= {f'backbone.net.{name}.freqs_{part}': torch.randn(cells, head_dim) for part in ('cos', 'sin')}
+    return state
+
+
+if __name__ == '__main__':
+    torch.save({'model': official_state(Config.fromfile(sys.argv[1]))}, sys.argv[2])

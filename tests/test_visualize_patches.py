@@ -1,0 +1,87 @@
+"""The patch visualiser: what it counts, draws and refuses."""
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TOOL = Path(__file__).parents[1] / 'tools/analysis_tools/visualize_patches.py'
+CONFIG = Path(__file__).parents[1] / 'configs/apt_eva02_ti_demo_det.py'
+
+
+@pytest.fixture(scope='module')
+def tool():
+    spec = importlib.util.spec_from_file_location('visualize_patches', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def half_noise() -> np.ndarray:
+    """128 x 256 px: the left half constant, the right half noise."""
+    image = np.full((128, 256, 3), 60, np.uint8)
+    image[:, 128:] = np.random.default_rng(0).integers(0, 256, (128, 128, 3))
+    return image
+
+
+def test_counts_and_colours(tool, tmp_path, half_noise, capsys):
+    Image.fromarray(half_noise).save(tmp_path / 'scene.png')
+    assert tool.main([str(tmp_path / 'scene.png'), '--img-size', '0', '--out-dir', str(tmp_path / 'out')]) == 0
+    line = capsys.readouterr().out
+    assert '65 tokens of 128 cells' in line
+    assert '(50.8% kept): 64 of 16 px, 0 of 32 px, 0 of 64 px, 1 of 128 px' in line
+    drawn = np.asarray(Image.open(tmp_path / 'out/scene_patches.png'))
+    assert drawn.shape == half_noise.shape
+    coarse = tuple(int(tool.COLOURS[3][i:i + 2], 16) for i in (1, 3, 5))
+    assert tuple(drawn[0, 64]) == coarse and tuple(drawn[64, 127]) == coarse
+    assert (drawn[10:118, 10:118] == drawn[10, 10]).all()  # nothing is drawn inside the large patch
+    assert not (drawn[8, 140:250] == coarse).all(1).any()
+
+
+def test_padding_to_the_detectors_square(tool, tmp_path, half_noise, capsys):
+    Image.fromarray(half_noise).save(tmp_path / 'scene.png')
+    tool.main([str(tmp_path / 'scene.png'), '--img-size', '256', '--out-dir', str(tmp_path)])
+    assert '67 tokens of 256 cells' in capsys.readouterr().out  # two more patches of 128 px below
+
+
+def test_settings_of_a_config(tool):
+    args = tool.parse_args(['a.png', '--config', str(CONFIG)])
+    assert (args.img_size, args.scorer, args.patch_size) == (256, 'entropy', 16)
+    assert tuple(args.thresholds) == (4.5, 4.0, 3.5)
+    args = tool.parse_args(['a.png', '--config', str(CONFIG), '--thresholds', '1', '2'])
+    assert args.thresholds == [1.0, 2.0]
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', 'CMYK', '1'])
+def test_images_of_any_mode(tool, tmp_path, half_noise, mode):
+    path = tmp_path / ('image.tif' if mode == 'CMYK' else 'image.png')
+    Image.fromarray(half_noise).convert(mode).save(path)
+    assert tool.main([str(path), '--img-size', '128', '--out-dir', str(tmp_path / 'out')]) == 0
+    assert Image.open(tmp_path / 'out/image_patches.png').size == (128, 64)
+
+
+def test_extreme_shapes(tool, tmp_path):
+    for name, shape in (('dot', (1, 1, 3)), ('strip', (3, 900, 3))):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / f'{name}.png')
+        assert tool.main([str(tmp_path / f'{name}.png'), '--img-size', '128', '--out-dir', str(tmp_path)]) == 0
+
+
+def test_a_broken_file_does_not_stop_the_others(tool, tmp_path, half_noise, capsys):
+    (tmp_path / 'broken.png').write_text('no image')
+    Image.fromarray(half_noise).save(tmp_path / 'good.png')
+    paths = [str(tmp_path / name) for name in ('broken.png', 'missing.png', 'good.png')]
+    assert tool.main([*paths, '--img-size', '128', '--out-dir', str(tmp_path / 'out')]) == 1
+    errors = capsys.readouterr().err
+    assert 'broken.png cannot be read as an image' in errors and 'missing.png cannot be read as an image' in errors
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['good_patches.png']
+
+
+def test_images_of_one_name_get_files_of_their_own(tool, tmp_path, half_noise):
+    for folder in ('a', 'b'):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(half_noise).save(tmp_path / folder / 'image.png')
+    tool.main([str(tmp_path / 'a/image.png'), str(tmp_path / 'b/image.png'), '--img-size', '0', '--out-dir',
+               str(tmp_path / 'out')])
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['image_patches.png', 'image_patches_2.png']
