@@ -49,7 +49,7 @@ def test_padding_to_the_detectors_square(tool, tmp_path, half_noise, capsys):
 def test_settings_of_a_config(tool):
     args = tool.parse_args(['a.png', '--config', str(CONFIG)])
     assert (args.img_size, args.scorer, args.patch_size) == (256, 'entropy', 16)
-    assert tuple(args.thresholds) == (4.5, 4.0, 3.5)
+    assert tuple(args.thresholds) == (3.5, 3.5, 3.0)
     args = tool.parse_args(['a.png', '--config', str(CONFIG), '--thresholds', '1', '2'])
     assert args.thresholds == [1.0, 2.0]
 

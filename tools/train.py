@@ -21,6 +21,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = launch.load_config(args)
+    launch.check_trainable(cfg)
     launch.set_start(cfg, args.resume)
     launch.set_amp(cfg, args.amp)
     if args.auto_scale_lr:

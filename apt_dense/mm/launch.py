@@ -61,7 +61,8 @@ def load_config(args: argparse.Namespace) -> Config:
         args: has config, cfg_options, launcher, work_dir and local_rank.
 
     Raises:
-        LaunchError: if the config or one of its bases does not exist, or a launcher's environment is missing.
+        LaunchError: if the config or one of its bases cannot be read, an option does not fit it, or a launcher's
+            environment is missing.
     """
     if not os.path.isfile(args.config):
         raise LaunchError(f'config {_described(args.config)} does not exist: the configs are in configs/')
@@ -71,10 +72,12 @@ def load_config(args: argparse.Namespace) -> Config:
                           'tools/dist_test.sh')
     try:
         cfg = Config.fromfile(args.config)
-    except FileNotFoundError as error:
+    except OSError as error:  # a missing base, or a type of file that mmengine does not read
         raise LaunchError(f'config {args.config}: {error}') from error
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    try:
+        cfg.merge_from_dict(args.cfg_options or {})
+    except (KeyError, TypeError) as error:  # an index beyond a list; a part of something that is no dict
+        raise LaunchError(f'--cfg-options: {error.args[0]}') from error
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
     return cfg
@@ -106,6 +109,7 @@ def check_checkpoint(path: str, source: str) -> None:
     """
     if '://' in path:
         return
+    path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise LaunchError(f'checkpoint {_described(path)} does not exist ({source})')
     try:
@@ -116,6 +120,18 @@ def check_checkpoint(path: str, source: str) -> None:
     if task:
         raise LaunchError(f'{path} is an official EVA-02 {task} checkpoint, whose parameters have other names '
                           f'({source}). Convert it: python tools/model_converters/eva02_to_mm.py {path} CONVERTED.pth')
+
+
+def check_trainable(cfg: Config) -> None:
+    """Check that the config says how to train.
+
+    Raises:
+        LaunchError: if it does not; the Resizing baselines, for instance, can only be evaluated.
+    """
+    absent = [key for key in ('train_dataloader', 'train_cfg', 'optim_wrapper') if not cfg.get(key)]
+    if absent:
+        raise LaunchError(f'{cfg.filename} has no {", ".join(absent)}: there is nothing to train, evaluate it with '
+                          'tools/test.py')
 
 
 def set_start(cfg: Config, resume: str | None) -> None:
@@ -194,7 +210,7 @@ def check_dataset_files(cfg: Config, *splits: str) -> None:
                 continue
             # A missing root comes first and explains all paths that are joined to it; an evaluator's is not joined.
             above = next((root for root in missing if Path(root) in (Path(path), *Path(path).parents)), path)
-            if above == path or key.startswith(evaluator):
+            if Path(above) == Path(path) or key.startswith(evaluator) or key.endswith('.data_root'):
                 missing.setdefault(above, []).append(key)
     if missing:
         listed = ''.join(f'\n  {_described(path)}: {", ".join(keys)}' for path, keys in missing.items())
@@ -269,7 +285,7 @@ def set_auto_scale_lr(cfg: Config) -> None:
     Raises:
         LaunchError: if the config does not give the base batch size.
     """
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise LaunchError('--auto-scale-lr needs the batch size that the learning rate is meant for: set '
                           'auto_scale_lr=dict(base_batch_size=N) in the config')
     cfg.auto_scale_lr.enable = True
@@ -285,14 +301,17 @@ def set_visualization(cfg: Config, show: bool, show_dir: str | None, wait_time: 
         wait_time: seconds that each picture stays on the screen.
 
     Raises:
-        LaunchError: if default_scope is neither 'mmdet' nor 'mmseg'.
+        LaunchError: if default_scope is neither 'mmdet' nor 'mmseg', or a segmentor's pictures are to be shown and
+            written at once, for which mmsegmentation's hook has no way.
     """
     scope = scope_of(cfg)
+    if scope == 'mmseg' and show and show_dir:
+        raise LaunchError('--show with --show-dir: mmsegmentation shows pictures or writes them, remove one of the two')
     hook_type, visualizer_type = VISUALIZATION[scope]
-    cfg.setdefault('default_hooks', ConfigDict())
-    hook = cfg.default_hooks.setdefault('visualization', ConfigDict(type=hook_type))
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hook = hooks.visualization = hooks.get('visualization') or ConfigDict(type=hook_type)
     hook.update(draw=True, show=show, wait_time=wait_time)
-    if 'visualizer' not in cfg:
+    if not cfg.get('visualizer'):
         cfg.visualizer = dict(type=visualizer_type, vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
     if scope == 'mmseg':
         hook.interval = 1

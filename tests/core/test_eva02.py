@@ -259,6 +259,17 @@ def test_the_scored_image_is_the_raw_one(model_dtype, input_dtype):
     assert torch.equal(scored[0], image.float())
 
 
+@torch.no_grad()
+def test_fractions_of_grey_levels_are_scored_too():
+    """An image that was resized in floating point: a bin of the entropy is half a level, 1/1024 is enough."""
+    model = APTEVA02(**TOY)
+    scored, scorer = [], model.scorer
+    model.scorer = lambda image, *sizes: scored.append(image) or scorer(image, *sizes)
+    image = 255 * torch.rand(2, 3, 32, 48)
+    model.make_layout(normalise(image))
+    torch.testing.assert_close(scored[0], image, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @torch.no_grad()
 def test_scores_of_the_input_are_those_of_the_raw_image(dtype):

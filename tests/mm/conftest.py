@@ -14,6 +14,12 @@ CLASSES = ('ball', 'crate', 'kite', 'lifebuoy', 'starfish')
 
 
 @pytest.fixture(autouse=True)
+def plain_config_dumps(monkeypatch):
+    """A runner writes its config, and formatting it with yapf takes longer than a small training run."""
+    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **options: (text, True))
+
+
+@pytest.fixture(autouse=True)
 def scope():
     """mmdetection's scope, as its runner sets it."""
     with DefaultScope.overwrite_default_scope('mmdet'):

@@ -157,6 +157,16 @@ def test_a_config_or_base_that_does_not_exist(tmp_path):
         launch.load_config(parse('leaf.py'))
 
 
+def test_options_that_do_not_fit(tmp_path):
+    (tmp_path / 'config.txt').touch()
+    with pytest.raises(launch.LaunchError, match=r'config config\.txt: Only py/yml'):
+        launch.load_config(parse('config.txt'))
+    for option, message in (('train_dataloader.dataset.pipeline.99.prob=1', 'Index 99 exceeds the length'),
+                            ('load_from.path=a.pth', 'load_from={.*NoneType')):
+        with pytest.raises(launch.LaunchError, match=f'--cfg-options: {message}'):
+            launch.load_config(parse(SHORT_CONFIG, '--cfg-options', option))
+
+
 def test_pytorch_launcher_without_torchrun(monkeypatch):
     with pytest.raises(launch.LaunchError, match=r'RANK is not set\): start with tools/dist_train\.sh'):
         launch.load_config(parse(SHORT_CONFIG, '--launcher', 'pytorch'))
@@ -180,6 +190,13 @@ def test_check_checkpoint(checkpoint, tmp_path):
         launch.check_checkpoint('a.pth', 'load_from')
     with pytest.raises(launch.LaunchError, match='does not exist'):
         launch.check_checkpoint(str(tmp_path), 'a directory')
+
+
+def test_a_checkpoint_in_the_home_directory(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))  # mmengine expands it too
+    launch.check_checkpoint('~/checkpoint.pth', 'load_from')
+    with pytest.raises(launch.LaunchError, match=rf'checkpoint {tmp_path}/no\.pth does not exist'):
+        launch.check_checkpoint('~/no.pth', 'load_from')
 
 
 def test_an_official_checkpoint_is_told_what_to_do(tmp_path):
@@ -329,6 +346,14 @@ def test_a_missing_root_explains_what_is_below_it(coco, tmp_path):
         '--cfg-options train_dataloader.dataset.data_root=/path')
 
 
+def test_every_missing_root_is_named(coco):
+    cfg = loaders(coco('train', data_root='/no/data'), coco('val', data_root='/no/data/'))
+    cfg['test_dataloader'] = dict(dataset=coco('val', data_root='/no/data/coco'))
+    assert missing(cfg, 'train', 'val', 'test').splitlines()[1:-1] == [
+        '  /no/data: train_dataloader.dataset.data_root, val_dataloader.dataset.data_root, '
+        'test_dataloader.dataset.data_root']
+
+
 def test_each_missing_file_is_named(coco, tmp_path):
     cfg = loaders(coco('train', ann_file='annotations/no.json', data_prefix=dict(img='train/', seg='stuff/')),
                   coco('val', ann_file='/no/val.json', data_prefix=dict(img='nowhere')))
@@ -416,7 +441,7 @@ def test_auto_scale_lr():
     cfg = config(auto_scale_lr=dict(enable=False, base_batch_size=128))
     launch.set_auto_scale_lr(cfg)
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=128)
-    for settings in ({}, dict(auto_scale_lr=dict(enable=False))):
+    for settings in ({}, dict(auto_scale_lr=None), dict(auto_scale_lr=dict(enable=False))):
         with pytest.raises(launch.LaunchError, match=r'set auto_scale_lr=dict\(base_batch_size=N\)'):
             launch.set_auto_scale_lr(config(**settings))
 
@@ -462,6 +487,19 @@ def test_visualization_of_a_segmentor_draws_every_image(tmp_path):
     assert drawn == [f'test_{index}.png_0.png' for index in range(3)]
 
 
+def test_visualization_that_the_config_switches_off():
+    cfg = config(default_hooks=dict(visualization=None), visualizer=None)
+    launch.set_visualization(cfg, show=True, show_dir=None, wait_time=2)
+    assert cfg.default_hooks.visualization.type == 'DetVisualizationHook'
+    assert cfg.visualizer.type == 'DetLocalVisualizer'
+
+
+def test_a_segmentors_pictures_are_shown_or_written():
+    """mmseg's hook drops the visualiser's backends when it shows, so nothing would be written."""
+    with pytest.raises(launch.LaunchError, match='--show with --show-dir: mmsegmentation shows .* or writes'):
+        launch.set_visualization(Config(dict(default_scope='mmseg')), show=True, show_dir='drawn', wait_time=2)
+
+
 def test_visualization_needs_a_scope():
     with pytest.raises(launch.LaunchError, match='default_scope=None'):
         launch.set_visualization(Config({}), show=True, show_dir=None, wait_time=2)
@@ -502,24 +540,30 @@ def test_output_of_a_segmentor_needs_its_metric():
 @MODELS.register_module(force=True)
 class LaunchToy(BaseModel):
 
+    def __init__(self):
+        super().__init__()
+        warnings.warn('``build_loss`` would be deprecated soon', stacklevel=1)
+
     def forward(self, inputs, mode='tensor'):
         return inputs
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
 def test_build_runner(tmp_path, caplog, scope):
-    runner = launch.build_runner(Config(dict(
-        default_scope=scope, work_dir=str(tmp_path / 'work'), model=dict(type='LaunchToy'),
-        experiment_name=f'test_build_runner_{scope}')))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        runner = launch.build_runner(Config(dict(
+            default_scope=scope, work_dir=str(tmp_path / 'work'), model=dict(type='LaunchToy'),
+            experiment_name=f'test_build_runner_{scope}')))
+        warnings.warn('To copy construct from a tensor, it is recommended', stacklevel=1)
+        warnings.warn('loss is nan', stacklevel=1)
+    shown = [str(warning.message) for warning in caught]
+    assert shown[-1] == 'loss is nan' and not [text for text in shown if text.startswith(('``build_loss', 'To copy'))]
     assert isinstance(runner, Runner) and isinstance(runner.model, LaunchToy)
     runner.logger.addHandler(caplog.handler)
     runner.logger.warning('"FileClient" will be deprecated in future')
     runner.logger.warning('loss is nan')
     assert [record.getMessage() for record in caplog.records] == ['loss is nan']
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.warn('To copy construct from a tensor, it is recommended', stacklevel=1)
-        warnings.warn('loss is nan', stacklevel=1)
-    assert [str(warning.message) for warning in caught] == ['loss is nan']
 
 
 def test_build_runner_of_a_named_type():
@@ -570,6 +614,13 @@ def test_train_tool(run_tool, leaf, checkpoint):
     assert (status, calls) == (0, ['train'])
     assert (cfg.resume, cfg.load_from, cfg.work_dir) == (True, checkpoint, 'w')
     assert cfg.optim_wrapper.type in ('BF16OptimWrapper', 'AmpOptimWrapper') and cfg.auto_scale_lr.enable
+
+
+def test_a_config_without_training(run_tool, capsys):
+    status, cfg, _ = run_tool(train_tool, ROOT / 'configs/apt_eva02_b_coco_resizing.py')
+    assert status == 2 and cfg is None
+    printed = capsys.readouterr().err
+    assert 'resizing.py has no train_dataloader, train_cfg, optim_wrapper: there is nothing to train' in printed
 
 
 def test_resume_option_with_and_without_a_value(run_tool, leaf, work):
@@ -648,9 +699,10 @@ def test_train_resume_and_test_for_real(tiny_config, coco_root, tmp_path, monkey
 
 def test_from_the_command_line_an_error_is_one_line(tmp_path):
     """The tools as programs, started in another directory."""
+    (tmp_path / 'empty.py').touch()
     commands = {
-        ('train.py', SHORT_CONFIG): f'error: {SHORT_CONFIG} fine-tunes only the added APT parameters',
-        ('test.py', SHORT_CONFIG, 'no.pth'): f'error: checkpoint no.pth (in {tmp_path}) does not exist',
+        ('train.py', 'no.py', '--amp'): f'error: config no.py (in {tmp_path}) does not exist',
+        ('test.py', 'empty.py', 'no.pth'): f'error: checkpoint no.pth (in {tmp_path}) does not exist',
     }
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     processes = [subprocess.Popen([sys.executable, '-W', 'ignore', TOOLS / tool, *argv], text=True, env=environment,
@@ -692,40 +744,43 @@ def test_scripts_with_too_few_arguments(run_script, script, usage, least):
     assert run_script(script, *['2'] * least).returncode == 7  # the status is the program's
 
 
-def test_dist_scripts(run_script):
-    distributed = ['-m', 'torch.distributed.run', '--nnodes=1', '--node_rank=0', '--master_addr=127.0.0.1',
-                   '--master_port=29500', '--nproc_per_node=2']
-    result = run_script('dist_train.sh', 'a b.py', '2', '--resume', '--cfg-options', 'a="x y"')
-    assert result.stdout.splitlines() == [
-        str(ROOT), 'python', *distributed, f'{TOOLS}/train.py', 'a b.py', '--launcher', 'pytorch', '--resume',
-        '--cfg-options', 'a="x y"']
-    result = run_script('dist_test.sh', 'c.py', 'd e.pth', '4', '--out', 'f g', PYTHON='other_python',
-                        PYTHONPATH='/p q', NNODES='3', NODE_RANK='1', MASTER_ADDR='host', PORT='1234')
+MORE = ['--cfg-options', 'a="x y"', '']  # what a missing pair of quotes would spoil
+OTHER = dict(PYTHON='other_python', PYTHONPATH='/p q')
+
+
+@pytest.mark.parametrize(('script', 'argv', 'gpus', 'tool'), [
+    ('dist_train.sh', ['a b.py'], '2', 'train.py'), ('dist_test.sh', ['a b.py', 'c d.pth'], '4', 'test.py')])
+def test_dist_scripts(run_script, script, argv, gpus, tool):
+    tail = [f'--nproc_per_node={gpus}', f'{TOOLS}/{tool}', *argv, '--launcher', 'pytorch', *MORE]
+    assert run_script(script, *argv, gpus, *MORE).stdout.splitlines() == [
+        str(ROOT), 'python', '-m', 'torch.distributed.run', '--nnodes=1', '--node_rank=0', '--master_addr=127.0.0.1',
+        '--master_port=29500', *tail]
+    result = run_script(script, *argv, gpus, *MORE, NNODES='3', NODE_RANK='1', MASTER_ADDR='host', PORT='12', **OTHER)
     assert result.stdout.splitlines() == [
         f'{ROOT}:/p q', 'other_python', '-m', 'torch.distributed.run', '--nnodes=3', '--node_rank=1',
-        '--master_addr=host', '--master_port=1234', '--nproc_per_node=4', f'{TOOLS}/test.py', 'c.py', 'd e.pth',
-        '--launcher', 'pytorch', '--out', 'f g']
+        '--master_addr=host', '--master_port=12', *tail]
 
 
-def srun_options(partition, job, gpus_per_node, gpus, cpus):
-    return [f'--partition={partition}', f'--job-name={job}', f'--gres=gpu:{gpus_per_node}', f'--ntasks={gpus}',
+def srun_options(gpus_per_node, gpus, cpus):
+    return ['--partition=my part', '--job-name=my job', f'--gres=gpu:{gpus_per_node}', f'--ntasks={gpus}',
             f'--ntasks-per-node={gpus_per_node}', f'--cpus-per-task={cpus}', '--kill-on-bad-exit=1']
 
 
-def test_slurm_scripts(run_script):
-    result = run_script('slurm_train.sh', 'part', 'my job', 'a b.py', 'work dir', '--amp', '--cfg-options', 'a="x y"')
+@pytest.mark.parametrize(('script', 'tool_argv'), [
+    ('slurm_train.sh', ['train.py', 'a b.py', '--work-dir', 'c d']), ('slurm_test.sh', ['test.py', 'a b.py', 'c d'])])
+def test_slurm_scripts(run_script, script, tool_argv):
+    argv = ['my part', 'my job', 'a b.py', 'c d', *MORE]
+    tail = ['-u', f'{TOOLS}/{tool_argv[0]}', *tool_argv[1:], '--launcher', 'slurm', *MORE]
+    assert run_script(script, *argv).stdout.splitlines() == [
+        str(ROOT), 'srun', *srun_options(8, 8, 5), 'python', *tail]
+    result = run_script(script, *argv, GPUS='16', GPUS_PER_NODE='4', CPUS_PER_TASK='3', SRUN_ARGS='--time=1 --mem 2',
+                        **OTHER)
     assert result.stdout.splitlines() == [
-        str(ROOT), 'srun', *srun_options('part', 'my job', 8, 8, 5), 'python', '-u', f'{TOOLS}/train.py', 'a b.py',
-        '--work-dir', 'work dir', '--launcher', 'slurm', '--amp', '--cfg-options', 'a="x y"']
-    result = run_script('slurm_test.sh', 'part', 'job', 'c.py', 'd e.pth', '--out', 'f g', GPUS='16', GPUS_PER_NODE='4',
-                        CPUS_PER_TASK='3', SRUN_ARGS='--time=1 --mem 2', PYTHON='other_python', PYTHONPATH='/p q')
-    assert result.stdout.splitlines() == [
-        f'{ROOT}:/p q', 'srun', *srun_options('part', 'job', 4, 16, 3), '--time=1', '--mem', '2', 'other_python', '-u',
-        f'{TOOLS}/test.py', 'c.py', 'd e.pth', '--launcher', 'slurm', '--out', 'f g']
+        f'{ROOT}:/p q', 'srun', *srun_options(4, 16, 3), '--time=1', '--mem', '2', 'other_python', *tail]
 
 
 @pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_test.sh'])
 @pytest.mark.parametrize(('gpus', 'gpus_per_node'), [('2', 2), ('8', 8), ('32', 8)])
 def test_slurm_takes_no_more_gpus_of_a_machine_than_the_job_has(run_script, script, gpus, gpus_per_node):
-    printed = run_script(script, 'part', 'job', 'c.py', 'd', GPUS=gpus).stdout.splitlines()
-    assert printed[2:9] == srun_options('part', 'job', gpus_per_node, gpus, 5)
+    printed = run_script(script, 'my part', 'my job', 'c.py', 'd', GPUS=gpus).stdout.splitlines()
+    assert printed[2:9] == srun_options(gpus_per_node, gpus, 5)
