@@ -113,7 +113,8 @@ class AdaptivePatchEmbed(nn.Module):
         """
         if scale:
             size = (layout.height >> scale, layout.width >> scale)
-            position = F.interpolate(position.permute(2, 0, 1)[None].float(), size=size, mode='bicubic',
+            wide = position.to(torch.promote_types(position.dtype, torch.float32))
+            position = F.interpolate(wide.permute(2, 0, 1)[None], size=size, mode='bicubic',
                                      align_corners=False, antialias=True)[0].permute(1, 2, 0).to(position.dtype)
         ordered = layout.order(position[None], scale)
         return ordered[(layout.starts[layout.tokens_by_scale[scale]] >> 2 * scale) % ordered.shape[0]]

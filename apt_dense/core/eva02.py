@@ -120,7 +120,7 @@ class APTEVA02(nn.Module):
         window_size: cells a side of a window; 0 for full attention in every block.
         global_block_indexes: blocks that attend over the whole image; the others attend inside windows.
         drop_path_rate: of the last block; it grows linearly from 0 at the first.
-        out_indices: blocks whose output is returned, by index; -1 is the last.
+        out_indices: blocks whose output is returned, in the order of the blocks; -1 is the last.
         with_cls_token: put a class token into the sequence (segmentation).
         pretrain_img_size: image size of the position table in pixels: the table has (pretrain_img_size / patch_size)**2
             entries and one for a class token, which is there in every EVA-02 checkpoint.
@@ -206,8 +206,9 @@ class APTEVA02(nn.Module):
         self.last_layout = layout
         x = self.embed(x, layout)
         windowed = self.window_size > 0
-        tables = {True: rope_table(layout, self.head_dim, True, self.rope_anchor) if windowed else None,
-                  False: rope_table(layout, self.head_dim, False, self.rope_anchor)}
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        tables = {True: rope_table(layout, self.head_dim, True, self.rope_anchor, dtype) if windowed else None,
+                  False: rope_table(layout, self.head_dim, False, self.rope_anchor, dtype)}
         outputs = []
         for index, block in enumerate(self.blocks):
             local = windowed and index not in self.global_blocks
@@ -263,7 +264,7 @@ class APTEVA02(nn.Module):
         table = self.pos_embed[0, 1:].unflatten(0, (side, side))
         if (height, width) == (side, side):
             return table
-        table = table.permute(2, 0, 1)[None].float()
+        table = table.permute(2, 0, 1)[None].to(torch.promote_types(table.dtype, torch.float32))
         resampled = F.interpolate(table, size=(height, width), mode='bicubic', align_corners=False)
         return resampled[0].permute(1, 2, 0).to(self.pos_embed.dtype)
 

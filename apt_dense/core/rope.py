@@ -15,11 +15,13 @@ def check_anchor(anchor: str) -> None:
         raise ValueError(f'unknown rope_anchor {anchor!r}: choose one of {ANCHORS}')
 
 
-def rope_table(layout: TokenLayout, head_dim: int, windowed: bool, anchor: str = 'corner') -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the tokens' positions, two (T, head_dim / 2) float32.
+def rope_table(layout: TokenLayout, head_dim: int, windowed: bool, anchor: str = 'corner',
+               dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the tokens' positions, two (T, head_dim / 2).
 
     Position t of n along an axis turns the j-th pair of that axis by t / n * 16 * 10000**(-4 j / head_dim).  The first
-    head_dim / 4 pairs belong to the row, the others to the column.  A class token is not turned: cos 1, sin 0.
+    head_dim / 4 pairs belong to the row, the others to the column.  A class token stands at 0, so it is not turned:
+    cos 1, sin 0.
 
     Args:
         layout: the tokens.
@@ -27,6 +29,7 @@ def rope_table(layout: TokenLayout, head_dim: int, windowed: bool, anchor: str =
         windowed: positions inside the window (n = window_size) or in the image (n = the grid's side).
         anchor: where a coarse token stands: at its top-left cell ('corner', as the public APT code) or at the centre of
             its cells ('center').
+        dtype: of the table, float32 or float64.
 
     Raises:
         ValueError: for an unknown anchor or a head_dim that is no multiple of 4.
@@ -38,27 +41,25 @@ def rope_table(layout: TokenLayout, head_dim: int, windowed: bool, anchor: str =
     if head_dim % 4:
         raise ValueError(f'head_dim={head_dim} is not a multiple of 4: half of it turns with the row, half with the '
                          'column, in pairs')
-    pairs = torch.arange(head_dim // 4, dtype=torch.float32, device=layout.starts.device)
+    pairs = torch.arange(head_dim // 4, dtype=dtype, device=layout.starts.device)
     frequencies = THETA**(-4 * pairs / head_dim)
     angles = []
     for cells, side in zip(layout.cell_yx, (layout.height, layout.width), strict=True):
         if windowed and layout.window_size:
             cells, side = cells % layout.window_size, layout.window_size
-        position = cells.float()
+        position = cells.to(dtype)
         if anchor == 'center':
             position = position + ((1 << layout.scales.clamp(min=0)) - 1) / 2
-        if layout.has_cls_token:
-            position = position * (layout.scales >= 0)
         angles.append((position / side * REFERENCE_CELLS)[:, None] * frequencies)
     angle = torch.cat(angles, 1)
     return angle.cos(), angle.sin()
 
 
 def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the channel pairs (0, 1), (2, 3), ... of x (T, heads, head_dim) by the table's angles; float32 out.
+    """Turn the channel pairs (0, 1), (2, 3), ... of x (T, heads, head_dim) by the table's angles.
 
-    The rotation runs in float32 whatever x is: in bfloat16 neighbouring positions of a 96-cell grid would coincide.
+    The result has the table's dtype, float32 at least: in bfloat16 neighbouring positions of 96 would coincide.
     """
     cos, sin = (part[:, None] for part in table)
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2)
