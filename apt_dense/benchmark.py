@@ -1,4 +1,4 @@
-"""Time and peak memory of the APT backbone against its dense twin, on the CPU.
+"""Time and peak memory of the APT backbone against its dense twin, on the CPU (Linux).
 
     python -m apt_dense.benchmark photo.jpg --model L --img-size 1536
 
@@ -8,7 +8,6 @@ Needs torch, numpy and Pillow.
 """
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -65,9 +64,17 @@ def peak_memory_mib(args: argparse.Namespace, thresholds: Sequence[float]) -> fl
 
 def _peak_of_one_pass(name: str, img_size: int, thresholds: Sequence[float], image: Path) -> float:
     model, x = build(name, img_size, thresholds), load_input(image, img_size)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux: start the high-water mark anew.  (getrusage's would count what the parent process held, too.)
+    Path('/proc/self/clear_refs').write_text('5')
+    before = _memory_kib('VmRSS')
     timed_forward(model, x)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_memory_kib('VmHWM') - before) / 1024
+
+
+def _memory_kib(name: str) -> int:
+    """An entry of this process's status in KiB: VmRSS, resident now; VmHWM, resident at its peak."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
