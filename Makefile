@@ -11,7 +11,7 @@ help:
 	@echo 'make demo-dense  the same with its dense twin, for comparison'
 	@echo 'make test        install, lint, run the tests'
 	@echo 'make setup       install what is missing into $(VENV)'
-	@echo 'make clean       remove work_dirs and data/demo (not the environment, nor the compiled mmcv)'
+	@echo 'make clean       remove the demo runs and the demo dataset'
 
 setup:
 	@VENV='$(VENV)' tools/setup_env.sh
@@ -32,4 +32,5 @@ test: lint
 	@$(PY) -m pytest
 
 clean:
-	rm -rf $(WORK_DIRS) $(DATA)
+	rm -rf '$(WORK_DIRS)/apt_eva02_ti_demo_det' '$(WORK_DIRS)/eva02_ti_demo_det'
+	@if grep -qs make_demo_dataset '$(DATA)/meta.json'; then rm -rf '$(DATA)'; fi

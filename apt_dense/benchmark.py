@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from apt_dense.core.eva02 import APTEVA02, IMAGENET_MEAN, IMAGENET_STD, PRESETS
 
@@ -45,7 +45,11 @@ def load_input(path: Path, img_size: int) -> Tensor:
 def build(name: str, img_size: int, thresholds: Sequence[float]) -> APTEVA02:
     """A model with random weights in eval mode; dense if there are no thresholds."""
     torch.manual_seed(0)
-    return APTEVA02.from_preset(name, img_size=img_size, num_scales=len(thresholds) + 1, thresholds=thresholds).eval()
+    model = APTEVA02.from_preset(name, img_size=img_size, num_scales=len(thresholds) + 1, thresholds=thresholds).eval()
+    torch.manual_seed(1)
+    for parameter in (model.pos_embed, *model.blocks.parameters(), *model.patch_embed.proj.parameters()):
+        nn.init.normal_(parameter, std=0.02)  # drawn again: what APT adds has used up random numbers
+    return model
 
 
 @torch.inference_mode()

@@ -3,4 +3,4 @@ _base_ = [
     '_base_/models/eva02_ti_demo.py', '_base_/datasets/demo_instance.py', '_base_/schedules/demo.py',
     '_base_/default_runtime.py'
 ]
-default_hooks = dict(checkpoint=dict(interval=500, max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(interval=100, max_keep_ckpts=1))

@@ -27,11 +27,21 @@ find_python() {
         "python3-venv python3-dev) or name one: make setup PYTHON=/path/to/python3.11"
 }
 
+# Make the environment, or complete one that an interruption left; never empty a directory.
 make_venv() {
-    [ -x "$VENV/bin/python" ] && "${PIP[@]}" --version >/dev/null 2>&1 && return
+    if [ -x "$VENV/bin/python" ]; then
+        "${PIP[@]}" --version >/dev/null 2>&1 && return
+        say "adding pip to $VENV"
+        "$VENV/bin/python" -m ensurepip >/dev/null || die "$VENV has no pip and ensurepip failed: install pip into it," \
+            "or name another environment: make setup VENV=/path"
+        return
+    fi
+    if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV" 2>/dev/null)" ]; then
+        die "VENV=$VENV exists and is no virtual environment: name a new or empty directory"
+    fi
     local python; python=$(find_python)
     say "making $VENV with $("$python" --version 2>&1)"
-    "$python" -m venv --clear "$VENV" || die "'$python -m venv $VENV' failed (Debian: apt-get install python3-venv)"
+    "$python" -m venv "$VENV" || die "'$python -m venv $VENV' failed (Debian: apt-get install python3-venv)"
 }
 
 # Print the pins of the given requirement files that the environment does not meet.  A kept torch may be of another
@@ -71,9 +81,9 @@ check_compiler() {
 # source tree stays in the cache until the wheel is done, so that an interrupted build goes on where it stopped.
 install_mmcv() {
     local pin=$1 key wheels build wheel
-    key=$("$VENV/bin/python" -c 'import sys, torch
-cuda = "cuda" if torch.cuda.is_available() else "cpu"
-print(f"{sys.implementation.cache_tag}-torch{torch.__version__}-{cuda}")')-${pin//==/}
+    key=$("$VENV/bin/python" -c 'import os, sys, torch
+cuda = torch.cuda.is_available() or os.getenv("FORCE_CUDA") == "1"
+print(f"{sys.implementation.cache_tag}-torch{torch.__version__}-{["cpu", "cuda"][cuda]}")')-${pin//==/}
     wheels=$CACHE/wheels/$key
     build=$CACHE/build/$key
     mkdir -p "$wheels" "$build"
@@ -82,6 +92,9 @@ print(f"{sys.implementation.cache_tag}-torch{torch.__version__}-{cuda}")')-${pin
     wheel=$(find "$wheels" -name '*.whl' | head -n 1)
     if [ -z "$wheel" ]; then
         check_compiler
+        [[ $key != *-cuda-* ]] || command -v nvcc >/dev/null || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ] || die \
+            "a GPU is visible (or FORCE_CUDA=1) and mmcv's CUDA operators need the CUDA toolkit of torch's version:" \
+            "nvcc was not found. Install it, or set CUDA_HOME"
         say "compiling the ops of $pin, once: about 5 minutes on 2 cores (log: $build/build.log)"
         if [ ! -f "$build/unpacked" ]; then
             "${PIP[@]}" download -qq --no-deps --no-build-isolation --no-binary mmcv -d "$build" "$pin"

@@ -26,8 +26,8 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str =
         q, k, v: (T, heads, head_dim), one dtype, packed as ``runs`` says.
         runs: the windows or images of the layout.
         backend: 'flash_attn' (package flash-attn) or 'torch_varlen' (torch.nn.attention.varlen), both CUDA, fp16 or
-            bf16; 'sdpa', which runs everywhere, in one batch where all runs have equal length, else run by run;
-            'auto', the first of these that supports the device, dtype and head size.
+            bf16; 'sdpa', which runs everywhere, run by run; 'auto', the first of these that supports the device, dtype
+            and head size.  Where all runs have equal length, each of them is one batched SDPA.
 
     Returns:
         (T, heads, head_dim).
@@ -39,6 +39,10 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str =
     check_backend(backend)
     if backend == 'auto':
         backend = 'sdpa' if runs.equal else _fastest(q)
+    elif backend != 'sdpa':
+        _require(backend, q)
+        if runs.equal:
+            backend = 'sdpa'
     return _FUNCTIONS[backend](q, k, v, runs)
 
 
@@ -47,7 +51,7 @@ def _fastest(q: Tensor) -> str:
     if _cuda_kernel_obstacle(q) is None:
         if importlib.util.find_spec('flash_attn') is not None:
             return 'flash_attn'
-        if _torch_varlen_function() is not None and torch.cuda.get_device_capability(q.device) >= (8, 0):
+        if _torch_varlen_function() is not None:
             return 'torch_varlen'
     return 'sdpa'
 
@@ -58,16 +62,26 @@ def _cuda_kernel_obstacle(q: Tensor) -> str | None:
         return f'they are on {q.device.type}'
     if q.dtype not in HALF_DTYPES:
         return f'their dtype is {q.dtype}'
-    if q.shape[-1] > MAX_HEAD_DIM:
+    if q.shape[-1] > MAX_HEAD_DIM or q.shape[-1] % 8:
         return f'their head_dim is {q.shape[-1]}'
+    if torch.cuda.get_device_capability(q.device) < (8, 0):
+        return f'the GPU, {torch.cuda.get_device_name(q.device)}, is older than Ampere'
     return None
 
 
-def _require_cuda_kernel(q: Tensor, backend: str) -> None:
+def _require(backend: str, q: Tensor) -> None:
+    """Raise unless a CUDA backend is installed and supports the tensor."""
+    if backend == 'flash_attn' and importlib.util.find_spec('flash_attn') is None:
+        raise ImportError("attn_backend='flash_attn' needs the package flash-attn: pip install flash-attn "
+                          "--no-build-isolation, or set attn_backend='auto'")
+    if backend == 'torch_varlen' and _torch_varlen_function() is None:
+        raise ImportError(f"attn_backend='torch_varlen' needs torch >= 2.10, this is {torch.__version__}: set "
+                          "attn_backend='auto'")
     obstacle = _cuda_kernel_obstacle(q)
     if obstacle:
-        raise ValueError(f"attn_backend='{backend}' needs CUDA tensors of float16 or bfloat16 with head_dim <= "
-                         f"{MAX_HEAD_DIM}, but {obstacle}: use autocast on a GPU, or attn_backend='auto'")
+        raise ValueError(f"attn_backend='{backend}' needs float16 or bfloat16 tensors on a GPU from Ampere on, with a "
+                         f"head_dim that is a multiple of 8 and at most {MAX_HEAD_DIM}, but {obstacle}: use autocast, "
+                         "or attn_backend='auto'")
 
 
 def _torch_varlen_function() -> Callable[..., Tensor] | None:
@@ -79,24 +93,15 @@ def _torch_varlen_function() -> Callable[..., Tensor] | None:
 
 
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
-    if importlib.util.find_spec('flash_attn') is None:
-        raise ImportError("attn_backend='flash_attn' needs the package flash-attn: pip install flash-attn "
-                          "--no-build-isolation, or set attn_backend='auto'")
-    _require_cuda_kernel(q, 'flash_attn')
     from flash_attn import flash_attn_varlen_func
     seqlens, longest = runs.cu_seqlens, runs.max_seqlen
     return flash_attn_varlen_func(q, k, v, seqlens, seqlens, longest, longest)
 
 
 def _torch_varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
-    function = _torch_varlen_function()
-    if function is None:
-        raise ImportError(f"attn_backend='torch_varlen' needs torch >= 2.10, this is {torch.__version__}: set "
-                          "attn_backend='auto'")
-    _require_cuda_kernel(q, 'torch_varlen')
     # Only the first seven arguments: those after them changed between torch 2.10 and 2.12.
     seqlens, longest = runs.cu_seqlens, runs.max_seqlen
-    return function(q, k, v, seqlens, seqlens, longest, longest)
+    return _torch_varlen_function()(q, k, v, seqlens, seqlens, longest, longest)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.eva02 import APTEVA02, PRESETS
 from apt_dense.core.pyramid import SimpleFeaturePyramid
 
 WRAPPERS = ('model', 'model_ema', 'state_dict', 'module')
@@ -133,6 +133,8 @@ def recognise_task(names: Iterable[str]) -> str:
     """
     names = list(names)
     task = looks_official(names)
+    if task is None and any(name.startswith(('neck.', 'rpn_head.', 'roi_head.')) for name in names):
+        raise ValueError('these are the names of this project: the file is converted already')
     if task is None and any(name.startswith(('backbone.blocks.', 'decode_head.')) for name in names):
         task = 'seg'
     if task is None:
@@ -270,6 +272,12 @@ def _parts(conversion: Conversion) -> dict[str, set[str]]:
 def _check_complete(conversion: Conversion) -> None:
     """Every part must be whole or absent; only a backbone is indispensable."""
     names, missing, known = conversion.state_dict.keys(), [], set()
+    dims = conversion.state_dict.get('backbone.patch_embed.proj.bias')
+    depth = next((preset['depth'] for preset in PRESETS.values() if dims is not None
+                  and preset['embed_dims'] == len(dims)), 0)
+    if depth and f'backbone.blocks.{depth - 1}.norm1.weight' not in names:
+        raise ValueError(f'the last block, backbone.blocks.{depth - 1}, is missing: EVA-02 of {len(dims)} channels has '
+                         f'{depth} blocks')
     for part, wanted in _parts(conversion).items():
         known |= wanted
         if part != 'backbone' and not names & wanted:

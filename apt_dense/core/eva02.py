@@ -148,8 +148,10 @@ class APTEVA02(nn.Module):
                  with_cp: bool = False, img_mean: Sequence[float] = IMAGENET_MEAN,
                  img_std: Sequence[float] = IMAGENET_STD):
         super().__init__()
-        if num_scales < 1:
-            raise ValueError(f'num_scales={num_scales} must be at least 1')
+        for name, value, least in (('num_scales', num_scales, 1), ('patch_size', patch_size, 1), ('depth', depth, 1),
+                                   ('window_size', window_size, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f'{name}={value!r} must be a whole number from {least} on')
         if embed_dims % num_heads or embed_dims // num_heads % 4:
             raise ValueError(f'embed_dims={embed_dims} over num_heads={num_heads} gives no head of a multiple of 4 '
                              'channels, which RoPE needs')

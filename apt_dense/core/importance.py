@@ -6,6 +6,7 @@ each patch.  A low score means a smooth patch, which may be merged.
 
 Source: APT (arXiv 2510.18091, section 3.1) and the three measures of its public classification code.
 """
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -179,8 +180,7 @@ def _sum_2x2(counts: Tensor) -> Tensor:
 def _entropy_of_counts(counts: Tensor, num_pixels: int) -> Tensor:
     """Counts (..., bins) of num_pixels values -> bits: log2 n - sum(c log2 c) / n, exactly 0 for one full bin."""
     terms = counts * counts.clamp(min=1).log2_()
-    log2_pixels = torch.log2(counts.new_tensor(float(num_pixels)))
-    return (log2_pixels - terms.sum(-1) / num_pixels).clamp_(min=0)
+    return (math.log2(num_pixels) - terms.sum(-1) / num_pixels).clamp_(min=0)
 
 
 def _upsampling_error(image: Tensor, factor: float) -> Tensor:

@@ -85,7 +85,8 @@ class TokenLayout:
         Args:
             scales: (B, H, W) integer, the scale of the patch over each cell (``quadtree.select_scales``).
             window_size: cells a side of a window, 0 for attention over the whole image.
-            num_scales: S, which sets the root; by default that of the largest scale in the map.
+            num_scales: S, which sets the root; by default that of the largest in the map (one more
+                wait).
             has_cls_token: put a class token before each image's tokens.
 
         Raises:
@@ -185,10 +186,11 @@ class TokenLayout:
         """The same layout of patches only."""
         if not self.has_cls_token:
             return self
-        patches = self.scales >= 0
-        images = Runs.from_lengths(tuple(length - 1 for length in self.images.lengths), self.starts.device)
-        return replace(self, has_cls_token=False, windows=images, images=images, scales=self.scales[patches],
-                       starts=self.starts[patches])
+        lengths = self.images.lengths
+        images = Runs.from_lengths(tuple(length - 1 for length in lengths), self.starts.device)
+        scales, starts = (torch.cat([image[1:] for image in values.split(lengths)])
+                          for values in (self.scales, self.starts))
+        return replace(self, has_cls_token=False, windows=images, images=images, scales=scales, starts=starts)
 
     @property
     def num_tokens(self) -> int:
@@ -276,7 +278,8 @@ def restore_cells(ordered: Tensor, batch: int, height: int, width: int, window_s
     rows, cols = _factors(height, window_size, num_scales), _factors(width, window_size, num_scales)
     alternating = [side for pair in zip(rows, cols, strict=True) for side in pair]
     split = ordered.reshape(batch, *alternating, ordered.shape[-1])
-    inverse = torch.argsort(torch.tensor(_interleaved(len(rows), 1))).tolist()
+    order = _interleaved(len(rows), 1)
+    inverse = [order.index(axis) for axis in range(len(order))]
     return split.permute(*inverse).reshape(batch, height, width, ordered.shape[-1])
 
 

@@ -159,7 +159,9 @@ def repair_roi_align() -> None:
 
 
 def keep_rois_in_float32() -> None:
-    """Keep mmdet's RoI extractor from rounding boxes to bfloat16, which has steps of 8 px from 1024 px on.
+    """Keep mmdet's RoI extractor from rounding boxes to half precision.
+
+    From 1024 px on, bfloat16 has steps of 8 px and float16 of 1 px.
 
     It converts the boxes to the type of the maps; so the maps are converted instead, and the result back.
 
@@ -170,7 +172,7 @@ def keep_rois_in_float32() -> None:
     def make(original: Callable) -> Callable:
 
         def forward(self: nn.Module, feats: tuple[Tensor, ...], rois: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if feats[0].dtype != torch.bfloat16:
+            if feats[0].dtype not in (torch.bfloat16, torch.float16):
                 return original(self, feats, rois, *args, **kwargs)
             wide = tuple(feat.float() for feat in feats)
             return original(self, wide, rois, *args, **kwargs).to(feats[0].dtype)

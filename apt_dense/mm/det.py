@@ -75,7 +75,7 @@ class EVA02CascadeRoIHead(CascadeRoIHead):
         threshold = self.test_cfg.get('maskness_thr')
         if threshold is not None:
             for logits, results in zip(mask_preds, results_list, strict=True):
-                probability = logits[torch.arange(len(results)), results.labels].float().sigmoid()
+                probability = logits[torch.arange(len(results), device=logits.device), results.labels].float().sigmoid()
                 above = probability > threshold
                 results.scores = results.scores * ((probability * above).sum((1, 2)) / above.sum((1, 2)).clamp(min=1))
         return self.mask_head.predict_by_feat(mask_preds, results_list, batch_img_metas, self.test_cfg, rescale)

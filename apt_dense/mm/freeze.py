@@ -41,7 +41,15 @@ class FreezeMixin(nn.Module):
         """Switch to training mode, except for modules that are frozen."""
         super().train(mode)
         if mode and self.trainable is not None:
-            for module in self.modules():
-                if not any(parameter.requires_grad for parameter in module.parameters()):
-                    module.training = False
+            _freeze_modes(self)
         return self
+
+
+def _freeze_modes(module: nn.Module) -> None:
+    """Put submodules whose parameters are all frozen into eval mode; those without parameters follow their parent."""
+    for child in module.children():
+        parameters = list(child.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            child.eval()
+        elif parameters:
+            _freeze_modes(child)

@@ -1,6 +1,9 @@
 """What APT saves, in the log and in every visualisation backend; and a guard over what is loaded."""
 import time
 
+import torch
+from mmengine import dist
+from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -15,9 +18,10 @@ class KeptTokensHook(Hook):
     """Log the kept-token fraction and the tokens processed per second.
 
     ``kept_tokens`` is the number of tokens over the number of cells (base patches, padding included) of the batch; 1
-    for the dense model.  ``tokens_per_second`` counts the tokens of this process over the whole training iteration,
-    data loading included.  Both are scalars of the message hub, so the log and all visualisation backends show them;
-    after validation and testing, ``kept_tokens`` is the fraction over the whole dataset.
+    for the dense model; class tokens do not count.  ``tokens_per_second`` counts the tokens of this process over the
+    whole training iteration, data loading included.  Both are scalars of the message hub, so the log and all
+    visualisation backends show them.  After validation and testing, ``val_kept_tokens`` and ``test_kept_tokens`` are
+    the fraction over the whole dataset, from all processes.
 
     Raises:
         ValueError: if the model has no APTEVA02 backbone.
@@ -32,9 +36,9 @@ class KeptTokensHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         layout = _backbone(runner.model).last_layout
-        now = time.perf_counter()
-        runner.message_hub.update_scalar('train/kept_tokens', layout.num_tokens / layout.num_cells)
-        runner.message_hub.update_scalar('train/tokens_per_second', layout.num_tokens / (now - self._started))
+        tokens, now = sum(layout.scale_counts), time.perf_counter()
+        runner.message_hub.update_scalar('train/kept_tokens', tokens / layout.num_cells)
+        runner.message_hub.update_scalar('train/tokens_per_second', tokens / (now - self._started))
         self._started = now
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -42,32 +46,49 @@ class KeptTokensHook(Hook):
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         layout = _backbone(runner.model).last_layout
-        self._tokens += layout.num_tokens
+        self._tokens += sum(layout.scale_counts)
         self._cells += layout.num_cells
 
     def after_val_epoch(self, runner: Runner, metrics=None) -> None:
-        runner.message_hub.update_scalar('val/kept_tokens', self._tokens / max(self._cells, 1))
+        runner.message_hub.update_scalar('val/val_kept_tokens', self._kept())
         self._started = 0.0  # validation is no part of a training iteration
 
     before_test_epoch = before_val_epoch
     after_test_iter = after_val_iter
 
     def after_test_epoch(self, runner: Runner, metrics=None) -> None:
-        runner.message_hub.update_scalar('test/kept_tokens', self._tokens / max(self._cells, 1))
+        runner.message_hub.update_scalar('test/test_kept_tokens', self._kept())
+
+    def _kept(self) -> float:
+        """The fraction since the epoch began, over all processes."""
+        counts = torch.tensor([self._tokens, self._cells], dtype=torch.float64, device=get_device())
+        dist.all_reduce(counts)
+        tokens, cells = counts.tolist()
+        return tokens / max(cells, 1)
 
 
 @HOOKS.register_module()
 class CheckFrozenLoadedHook(Hook):
-    """Refuse a checkpoint that does not hold every frozen parameter.
+    """Refuse to train on top of frozen parameters that no checkpoint has set.
 
-    mmengine loads what fits and only logs what does not.  For a model that is frozen except for a few parameters that
-    means to train these on top of random weights.
+    mmengine loads what fits and only logs what does not, and without load_from it loads nothing.  For a model that is
+    frozen except for a few parameters that means to train these on top of random weights.
 
     Raises:
-        ValueError: naming frozen parameters that are missing or of another shape.
+        ValueError: naming frozen parameters that are missing from the checkpoint or of another shape; or if training
+            begins without a checkpoint.
     """
 
+    def __init__(self):
+        self._loaded = False
+
+    def before_train(self, runner: Runner) -> None:
+        if not self._loaded:
+            raise ValueError('this config trains a few parameters of a trained model, and no checkpoint was loaded: '
+                             'set load_from')
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self._loaded = True
         state = checkpoint.get('state_dict', checkpoint)
         bad = [name for name, parameter in _unwrapped(runner.model).named_parameters()
                if not parameter.requires_grad and getattr(state.get(name), 'shape', None) != parameter.shape]

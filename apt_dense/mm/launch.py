@@ -112,6 +112,9 @@ def check_checkpoint(path: str, source: str) -> None:
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise LaunchError(f'checkpoint {_described(path)} does not exist ({source})')
+    if path.endswith('.safetensors'):
+        raise LaunchError(f'{path}: mmengine reads no safetensors ({source}). Convert it: python '
+                          f'tools/model_converters/eva02_to_mm.py {path} CONVERTED.pth')
     try:
         state, _, _ = load_official(path)
     except ValueError as error:

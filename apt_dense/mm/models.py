@@ -1,4 +1,5 @@
 """The core's modules in mmengine's root registry, one registration for mmdetection and mmsegmentation."""
+import os
 from collections.abc import Sequence
 
 from mmengine.model import BaseModule
@@ -7,6 +8,7 @@ from torch import Tensor
 
 import apt_dense.core.eva02
 import apt_dense.core.pyramid
+from apt_dense.core.checkpoint import load_official, looks_official
 
 
 @MODELS.register_module()
@@ -16,6 +18,21 @@ class APTEVA02(apt_dense.core.eva02.APTEVA02, BaseModule):
     def __init__(self, *args, init_cfg: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.init_cfg = init_cfg
+
+    def init_weights(self) -> None:
+        """Load what ``init_cfg`` names.
+
+        Raises:
+            ValueError: if that is an official file, of which mmengine would load nothing, without a word.
+        """
+        path = (self.init_cfg or {}).get('checkpoint', '')
+        if os.path.isfile(path):
+            task = looks_official(load_official(path)[0])
+            if task:
+                raise ValueError(f'init_cfg: {path} is an official EVA-02 {task} checkpoint, whose parameters have '
+                                 'other names. Convert it: python tools/model_converters/eva02_to_mm.py '
+                                 f'{path} CONVERTED.pth')
+        super().init_weights()
 
 
 @MODELS.register_module()

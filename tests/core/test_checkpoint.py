@@ -136,6 +136,18 @@ def test_a_file_of_something_else():
         checkpoint.convert({}, 'pose')
 
 
+def test_a_converted_file_is_not_converted_again(detector):
+    with pytest.raises(ValueError, match='converted already'):
+        checkpoint.convert(checkpoint.convert(detector).state_dict)
+
+
+def test_a_missing_last_block():
+    state = {f'backbone.net.{name}': value for name, value in backbone(
+        embed_dims=192, depth=11, num_heads=3, with_cls_token=False).state_dict().items()}
+    with pytest.raises(ValueError, match=r'the last block, backbone\.blocks\.11, is missing: .*192 channels has 12'):
+        checkpoint.convert(state)
+
+
 def test_official_names_are_told_from_converted_ones(detector, segmentor, pretrained):
     for state, task in ((detector, 'det'), (segmentor, 'seg'), (pretrained, 'pretrain')):
         assert checkpoint.looks_official(state) == task

@@ -327,7 +327,7 @@ def test_presets():
 
 
 @pytest.mark.parametrize(('arguments', 'match'), [
-    ({'num_scales': 0}, 'num_scales=0 must be at least 1'),
+    ({'num_scales': 0}, 'num_scales=0 must be a whole number from 1 on'),
     ({'num_heads': 3}, 'embed_dims=16 over num_heads=3 gives no head of a multiple of 4 channels'),
     ({'num_heads': 8}, 'embed_dims=16 over num_heads=8 gives no head of a multiple of 4 channels'),
     ({'thresholds': (1,)}, r'got 1 thresholds \(1,\) for 3 scales: give 2, fine to coarse'),
@@ -378,5 +378,5 @@ def test_non_finite_pixels(settings, value):
 def test_a_backend_that_cannot_run_here():
     x = normalise(image_of(MIXED))
     model = toy_model(**{**TOY, 'attn_backend': 'torch_varlen'})
-    with pytest.raises(ValueError, match="attn_backend='torch_varlen' needs CUDA tensors of float16 or bfloat16"):
+    with pytest.raises(ValueError, match="attn_backend='torch_varlen' needs float16 or bfloat16 tensors on a GPU"):
         model(x)

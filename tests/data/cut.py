@@ -33,7 +33,7 @@ DETECTOR = {
         **dict.fromkeys(('proposals_0', 'proposal_logits_0', 'det0_masks28', 'post0_boxes', 'post0_scores',
                          'post0_classes', 'post0_masks_packbits', 'post0_masks_shape', 'padded_input_sub16')),
         **{f'stage{stage}_{name}': rows for stage in range(3)
-           for name, rows in (('pooled', 2), ('fc', 16), ('logits', 60), ('deltas', None), ('boxes', None))}},
+           for name, rows in (('pooled', 2), ('logits', 60), ('deltas', None), ('boxes', None))}},
     'det_small_top100': dict.fromkeys(('det0_boxes', 'det0_scores', 'det0_classes')),
     'det_small_softnms': dict.fromkeys(('num_kept', 'det0_scores_all', 'det0_classes_all', 'det0_boxes')),
     'det_small_softnms_maskness': {'det0_scores_all': None},

@@ -48,6 +48,12 @@ def test_without_trainable_nothing_is_frozen():
     assert all(module.training for module in model.modules())
 
 
+def test_modules_without_parameters_follow_their_parent():
+    model = FreezableToy(trainable=['stem.0'])
+    model.train()
+    assert model.stem[2].training and model.stem[0].training and not model.stem[1].training
+
+
 def test_eval_mode_is_for_all():
     model = FreezableToy(trainable=['head'])
     model.train()

@@ -12,8 +12,10 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
+from mmseg.models.necks import Feature2Pyramid
 
 import apt_dense.mm.det  # noqa: F401
+from apt_dense import APTEVA02
 from apt_dense.core.checkpoint import convert
 from tests.mm.conftest import CONFIGS
 
@@ -210,3 +212,27 @@ def test_apt_that_merges_starts_as_the_resizing_baseline(golden, weights):
         assert model.backbone.last_layout.num_tokens < 0.9 * model.backbone.last_layout.num_cells
     for zero, none in zip(results['zero'], results['none'], strict=True):
         assert torch.equal(zero, none)
+
+
+@torch.no_grad()
+def test_segmentation_backbone_and_neck(reference):
+    """Converted into APTEVA02 with a class token and mmseg's Feature2Pyramid: every stored output."""
+    golden = reference('eva02_seg_backbone')
+    state = {key[3:]: value for key, value in golden.items() if key.startswith('sd/')}
+    state['backbone.fpn1.1.num_batches_tracked'] = torch.tensor(0)  # not a float, so not among the reference's weights
+    converted = convert(state).state_dict
+    backbone = APTEVA02(img_size=128, embed_dims=64, depth=4, num_heads=4, window_size=0, global_block_indexes=(),
+                        out_indices=(0, 1, 2, 3), with_cls_token=True, pretrain_img_size=128).eval()
+    neck = Feature2Pyramid(embed_dim=64, rescales=[4, 2, 1, 0.5], norm_cfg=dict(type='BN')).eval()
+    for name, module in (('backbone.', backbone), ('neck.', neck)):
+        module.load_state_dict({key.removeprefix(name): value for key, value in converted.items()
+                                if key.startswith(name)})
+    maps = backbone(golden['in/x'])
+    for index, values in enumerate(maps):
+        assert_near(values.flatten(2).transpose(1, 2), golden[f'out/block{index}'][:, 1:], 1e-4)
+    for index, values in enumerate(neck(maps), start=1):
+        key = f'out/fpn{index}'
+        if f'{key}_every_third' in golden:
+            assert_near(values[..., ::3, ::3], golden[f'{key}_every_third'], 1e-4)
+        else:  # fpn3 is the third map itself
+            assert_near(values, golden[key] if index != 3 else maps[2], 1e-4)

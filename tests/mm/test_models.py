@@ -62,3 +62,12 @@ def test_init_weights_without_a_checkpoint_keeps_the_zero_start():
     assert backbone.patch_embed.zero_mlp.weight.abs().max() == 0
     assert backbone.patch_embed.conv_down.weight.abs().max() > 0
     assert backbone.blocks[0].attn.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_init_cfg_names_the_converter_for_an_official_file(tmp_path):
+    source = mmengine.registry.MODELS.build(dict(BACKBONE))
+    torch.save({'module': source.state_dict()}, tmp_path / 'official.pt')
+    backbone = mmengine.registry.MODELS.build(
+        dict(BACKBONE, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'official.pt'))))
+    with pytest.raises(ValueError, match='official EVA-02 pretrain checkpoint.*eva02_to_mm.py'):
+        backbone.init_weights()

@@ -41,13 +41,13 @@ def test_train_and_evaluate(name, tiny_config, coco_root, tmp_path):
     train = [entry for entry in scalars if 'loss' in entry]
     val = next(entry for entry in scalars if 'coco/bbox_mAP' in entry)
     assert len(train) == 3 and all(math.isfinite(entry['loss']) for entry in train)
-    for entry in (*train, val):
-        assert 0 < entry['kept_tokens'] < 1 if name.startswith('apt') else entry['kept_tokens'] == 1
+    for kept in (*(entry['kept_tokens'] for entry in train), val['val_kept_tokens']):
+        assert 0 < kept < 1 if name.startswith('apt') else kept == 1
     assert all(entry['tokens_per_second'] > 0 for entry in train)
     assert {'coco/bbox_mAP_50', 'coco/segm_mAP'} <= val.keys()
     events = next((tmp_path / 'work').rglob('events.out.tfevents*'))
     accumulator = EventAccumulator(str(events)).Reload()
-    assert {'kept_tokens', 'tokens_per_second', 'loss'} <= set(accumulator.Tags()['scalars'])
+    assert {'kept_tokens', 'val_kept_tokens', 'tokens_per_second', 'loss'} <= set(accumulator.Tags()['scalars'])
 
 
 def test_short_fine_tuning_changes_nothing_else(tiny_config, coco_root, tmp_path):
@@ -74,6 +74,14 @@ def test_short_fine_tuning_wants_all_frozen_weights(tiny_config, coco_root, tmp_
     cfg.load_from = str(tmp_path / 'dense.pth')
     cfg.custom_hooks.append(dict(type='CheckFrozenLoadedHook'))
     with pytest.raises(ValueError, match=r'dense\.pth lacks 2 frozen parameters.*backbone\.blocks\.1\.norm1\.weight'):
+        run(cfg)
+
+
+def test_short_fine_tuning_wants_a_checkpoint(tiny_config, coco_root, tmp_path):
+    cfg = point_to(tiny_config(), coco_root, tmp_path / 'work')
+    cfg.model.trainable = ADDED
+    cfg.custom_hooks.append(dict(type='CheckFrozenLoadedHook'))
+    with pytest.raises(ValueError, match='no checkpoint was loaded: set load_from'):
         run(cfg)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from apt_dense.core.importance import SCORERS, get_scorer
 from apt_dense.core.layout import TokenLayout
@@ -41,13 +41,17 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, value in settings.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    root_px = args.patch_size * 2**len(args.thresholds)
+    if args.img_size % root_px:
+        parser.error(f'--img-size {args.img_size} is not a multiple of the largest patch, {root_px} px: use '
+                     f'{-(-args.img_size // root_px) * root_px}, or 0 to keep the size')
     return args
 
 
 def load_image(path: Path, img_size: int) -> np.ndarray:
     """Read an image of any mode as RGB uint8 (H, W, 3), its longest side resized to ``img_size`` unless that is 0."""
     try:
-        image = Image.open(path).convert('RGB')
+        image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')  # turned as the data loaders turn it
     except (OSError, UnidentifiedImageError) as error:
         raise ValueError(f'{path} cannot be read as an image: {error}') from error
     if img_size:
