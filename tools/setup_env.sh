@@ -82,8 +82,8 @@ check_compiler() {
 install_mmcv() {
     local pin=$1 key wheels build wheel
     key=$("$VENV/bin/python" -c 'import os, sys, torch
-cuda = torch.cuda.is_available() or os.getenv("FORCE_CUDA") == "1"
-print(f"{sys.implementation.cache_tag}-torch{torch.__version__}-{["cpu", "cuda"][cuda]}")')-${pin//==/}
+device = "cuda" if torch.cuda.is_available() or os.getenv("FORCE_CUDA") == "1" else "cpu"
+print("-".join([sys.implementation.cache_tag, "torch" + torch.__version__, device]))')-${pin//==/}
     wheels=$CACHE/wheels/$key
     build=$CACHE/build/$key
     mkdir -p "$wheels" "$build"

@@ -25,12 +25,13 @@ class APTCascadeRCNN(FreezeMixin, CascadeRCNN):
 class EVA02CascadeRoIHead(CascadeRoIHead):
     """Cascade RoI head as in detectron2, which EVA-02's detectors were trained and are evaluated with.
 
-    It differs from ``mmdet.CascadeRoIHead`` in three points:
+    It differs from ``mmdet.CascadeRoIHead`` in four points:
 
     * one mask head, trained on the first stage's samples (mmdetection has one for each stage);
     * scores are the mean of the stages' probabilities (mmdetection averages the logits);
     * the gradient that a box head sends to the features is divided by the number of stages (mmdetection weights the
-      stages' losses, which also slows the heads themselves).
+      stages' losses, which also slows the heads themselves);
+    * a detection without area, outside the image before clipping, is dropped.
     """
 
     def init_mask_head(self, mask_roi_extractor: dict, mask_head: dict) -> None:
@@ -59,6 +60,11 @@ class EVA02CascadeRoIHead(CascadeRoIHead):
         results = self._mask_forward(stage, x, bbox2roi([result.pos_priors for result in sampling_results]))
         return results | self.mask_head.loss_and_target(results['mask_preds'], sampling_results, batch_gt_instances,
                                                         self.train_cfg[stage])
+
+    def predict_bbox(self, *args, **kwargs) -> InstanceList:
+        """Detect boxes; those that clipping to the image has left empty are dropped, as detectron2 does."""
+        found = super().predict_bbox(*args, **kwargs)
+        return [results[(results.bboxes[:, 2:] > results.bboxes[:, :2]).all(1)] for results in found]
 
     def predict_mask(self, x: tuple[Tensor], batch_img_metas: list[dict], results_list: InstanceList,
                      rescale: bool = False) -> InstanceList:

@@ -100,3 +100,13 @@ def test_predict_with_and_without_proposals(detector, features, proposals, num_p
     for result in results:
         assert len(result.masks) == len(result.bboxes) == len(result.scores) == len(result.labels)
         assert result.masks.shape[1:] == (96, 128)
+
+
+def test_a_box_outside_the_image_is_dropped(detector, features, proposals, monkeypatch):
+    head = detector.roi_head.eval()
+    inside, outside = proposals[0].bboxes[:2], torch.tensor([[140., 10., 160., 30.]])  # the image is 128 px wide
+    boxes = torch.cat([inside, outside.clamp(max=128)])
+    found = InstanceData(bboxes=boxes, scores=torch.rand(3), labels=torch.arange(3))
+    monkeypatch.setattr(type(head).__mro__[1], 'predict_bbox', lambda self, *args, **kwargs: [found])
+    kept, = head.predict_bbox(features, [META], proposals[:1], None)
+    assert kept.labels.tolist() == [0, 1]
