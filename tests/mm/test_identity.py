@@ -179,25 +179,99 @@ def test_scores_times_mask_quality(golden, weights):
     assert same.sum() > 1800 and not (off & same).any()
 
 
-def test_rectangular_image_is_padded_and_rescaled(golden, weights):
-    """A crop of 160 x 256 px is padded by the model to the square; boxes and masks come back at another size."""
+def plain_nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> list[int]:
+    """Indexes that are kept, best first: the definition."""
+    kept = []
+    for index in scores.argsort(descending=True).tolist():
+        one = boxes[index]
+        if kept:
+            others = boxes[kept]
+            sides = (torch.minimum(others[:, 2:], one[2:]) - torch.maximum(others[:, :2], one[:2])).clamp(min=0)
+            overlap = sides.prod(1)
+            area = (others[:, 2:] - others[:, :2]).prod(1) + (one[2:] - one[:2]).prod() - overlap
+            if (overlap / area > threshold).any():
+                continue
+        kept.append(index)
+    return kept
+
+
+def plain_decode(boxes, deltas, weights, height, width):
+    """detectron2's box coding, then clipping to the image without its padding."""
+    sides, centres = boxes[:, 2:] - boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2
+    deltas = deltas / torch.tensor(weights)
+    centres = centres + deltas[:, :2] * sides
+    sides = sides * deltas[:, 2:].clamp(max=float(np.log(1000 / 16))).exp()
+    limit = torch.tensor([width, height, width, height])
+    return torch.minimum(torch.cat([centres - sides / 2, centres + sides / 2], 1).clamp(min=0), limit)
+
+
+@torch.no_grad()
+def plain_detector(model, inputs, height, width):
+    """detectron2's inference written out, on the networks of the model: boxes, scores and labels of one image."""
+    maps = model.extract_feat(inputs)
+    proposals, objectness = [], []
+    for level, (logits, deltas) in enumerate(zip(*model.rpn_head(maps), strict=True)):
+        stride, size = 4 << level, 32 << level
+        rows, cols = logits.shape[-2:]
+        y, x = torch.meshgrid(torch.arange(rows) * stride, torch.arange(cols) * stride, indexing='ij')
+        centres = torch.stack([x, y], -1).view(-1, 1, 2)
+        half = torch.tensor([[size / r**0.5, size * r**0.5] for r in (0.5, 1.0, 2.0)]) / 2
+        anchors = torch.cat([centres - half, centres + half], -1).view(-1, 4)
+        logits = logits[0].permute(1, 2, 0).flatten()
+        deltas = deltas[0].view(3, 4, rows, cols).permute(2, 3, 0, 1).reshape(-1, 4)
+        best = logits.argsort(descending=True)[:1000]
+        boxes = plain_decode(anchors[best], deltas[best], (1.0, 1.0, 1.0, 1.0), height, width)
+        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        boxes, logits = boxes[solid], logits[best][solid]
+        kept = plain_nms(boxes, logits, 0.7)
+        proposals.append(boxes[kept])
+        objectness.append(logits[kept])
+    boxes = torch.cat(proposals)[torch.cat(objectness).argsort(descending=True)[:1000]]
+    scores = 0
+    for stage, weight in enumerate((10.0, 20.0, 30.0)):
+        results = model.roi_head._bbox_forward(stage, maps, bbox2roi([boxes]))
+        scores = scores + results['cls_score'].softmax(-1)[:, :-1] / 3
+        boxes = plain_decode(boxes, results['bbox_pred'], (weight, weight, weight / 2, weight / 2), height, width)
+    found = []
+    for label in range(80):
+        above = (scores[:, label] > 0.05).nonzero().flatten()
+        found += [(scores[index, label].item(), label, boxes[index])
+                  for index in above[plain_nms(boxes[above], scores[above, label], 0.5)]]
+    found = sorted(found, key=lambda one: -one[0])[:100]
+    return (torch.stack([box for _, _, box in found]), torch.tensor([score for score, _, _ in found]),
+            torch.tensor([label for _, label, _ in found]))
+
+
+def test_the_plain_detector_is_the_official_one(golden, weights):
     model = build(small_config(**USUAL), weights)
-    image = golden['in/image_uint8_chw_rgb'].flip(0)[:, :160]
+    boxes, scores, labels = plain_detector(model, batch(model, golden)['inputs'], 256, 256)
+    assert labels.tolist() == golden['io0/post0_classes'].tolist()
+    assert_near(boxes, golden['io0/post0_boxes'], 1e-2)
+    assert_near(scores, golden['io0/post0_scores'], 1e-4)
 
-    def run(ori_shape, rescale):
-        sample = DetDataSample(metainfo=dict(
-            img_shape=(160, 256), ori_shape=ori_shape, scale_factor=(256 / ori_shape[1], 160 / ori_shape[0])))
-        data = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
-        assert data['inputs'].shape[-2:] == (256, 256)
-        assert data['inputs'][..., 160:, :].abs().max() == 0
-        return predict(model, data, rescale)
 
-    plain, half = run((160, 256), True), run((80, 128), True)
-    assert len(plain) == len(half) > 10
-    assert plain.bboxes[:, 3].max() <= 160  # clipped to the image, not to the padding
-    assert_near(half.bboxes * 2, plain.bboxes, 1e-3)
-    assert_near(half.scores, plain.scores, 1e-6)
-    assert plain.masks.shape[1:] == (160, 256) and half.masks.shape[1:] == (80, 128)
+@pytest.mark.parametrize(('height', 'width'), [(160, 256), (256, 144)])
+def test_rectangular_image_is_padded_and_rescaled(golden, weights, height, width):
+    """A crop is padded by the model to the square; boxes and masks come back in the size of the original."""
+    model = build(small_config(**USUAL), weights)
+    image = golden['in/image_uint8_chw_rgb'].flip(0)[:, :height, :width]
+    ori_shape = (height // 2, width * 3)
+    sample = DetDataSample(metainfo=dict(img_shape=(height, width), ori_shape=ori_shape, scale_factor=(1 / 3, 2.0)))
+    data = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
+    assert data['inputs'].shape[-2:] == (256, 256)
+    assert data['inputs'][..., height:, :].abs().sum() + data['inputs'][..., width:].abs().sum() == 0
+    boxes, scores, labels = plain_detector(model, data['inputs'], height, width)
+    found = predict(model, data)
+    assert len(found) > 10 and found.labels.tolist() == labels.tolist()
+    assert_near(found.scores, scores, 1e-4)
+    assert_near(found.bboxes, boxes * torch.tensor([3, 0.5, 3, 0.5]), 1e-2)
+    assert found.masks.shape[1:] == ori_shape
+    # A mask lies in its box, and fills some of it.
+    for mask, (x1, y1, x2, y2) in zip(found.masks, found.bboxes.tolist(), strict=True):
+        rows, cols = mask.nonzero(as_tuple=True)
+        if len(rows):
+            assert rows.min() >= y1 - 1 and rows.max() <= y2 + 1 and cols.min() >= x1 - 1 and cols.max() <= x2 + 1
+    assert found.masks.any(-1).any(-1).sum() > len(found) // 2
 
 
 @torch.no_grad()
