@@ -118,7 +118,8 @@ class APTEVA02(nn.Module):
         embed_dims, depth, num_heads: sizes of the transformer.
         mlp_ratio: the MLP has int(embed_dims * mlp_ratio) units.
         window_size: cells a side of a window; 0 for full attention in every block.
-        global_block_indexes: blocks that attend over the whole image; the others attend inside windows.
+        global_block_indexes: blocks that attend over the whole image; the others attend inside windows.  Where all
+            blocks are named there are no windows, and window_size counts as 0.
         drop_path_rate: of the last block; it grows linearly from 0 at the first.
         out_indices: blocks whose output is returned, in the order of the blocks; -1 is the last.
         with_cls_token: put a class token into the sequence (segmentation).
@@ -155,6 +156,9 @@ class APTEVA02(nn.Module):
         if embed_dims % num_heads or embed_dims // num_heads % 4:
             raise ValueError(f'embed_dims={embed_dims} over num_heads={num_heads} gives no head of a multiple of 4 '
                              'channels, which RoPE needs')
+        self.global_blocks = self._block_indexes('global_block_indexes', global_block_indexes, depth)
+        if len(self.global_blocks) == depth:
+            window_size = 0
         check_thresholds(thresholds, num_scales)
         check_anchor(rope_anchor)
         check_backend(attn_backend)
@@ -174,7 +178,6 @@ class APTEVA02(nn.Module):
         self.scorer = get_scorer(scorer)
         self.rope_anchor = rope_anchor
         self.with_cp = with_cp
-        self.global_blocks = self._block_indexes('global_block_indexes', global_block_indexes, depth)
         self.out_indices = self._block_indexes('out_indices', out_indices, depth)
         self.img_mean, self.img_std = tuple(img_mean), tuple(img_std)  # no buffers: those follow the model's dtype
 

@@ -380,3 +380,15 @@ def test_a_backend_that_cannot_run_here():
     model = toy_model(**{**TOY, 'attn_backend': 'torch_varlen'})
     with pytest.raises(ValueError, match="attn_backend='torch_varlen' needs float16 or bfloat16 tensors on a GPU"):
         model(x)
+
+
+@torch.no_grad()
+def test_without_window_blocks_there_are_no_windows():
+    """A segmentor may name all blocks instead of setting window_size=0, with any image size and a class token."""
+    settings = dict(img_size=(96, 160), embed_dims=16, depth=2, num_heads=2, with_cls_token=True, pretrain_img_size=64)
+    named = APTEVA02(**settings, global_block_indexes=(0, 1)).eval()
+    zero = APTEVA02(**settings, window_size=0, global_block_indexes=()).eval()
+    zero.load_state_dict(named.state_dict())
+    assert named.window_size == 0
+    x = torch.randn(2, 3, 96, 160)
+    assert torch.equal(named(x)[0], zero(x)[0])
