@@ -116,15 +116,6 @@ def convert(state_dict: Mapping[str, Tensor], task: str = 'auto',
     return conversion
 
 
-def rename_detection(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """Rename the keys of an official detection state dict; nothing is resampled or checked for completeness.
-
-    Raises:
-        ValueError: naming the keys that no rule knows.
-    """
-    return _rename(state_dict, 'det')
-
-
 def recognise_task(names: Iterable[str]) -> str:
     """Tell from the key names which official layout they are: 'det', 'seg' or 'pretrain'.
 
