@@ -3,6 +3,7 @@ from collections.abc import Sequence
 
 from mmengine.logging import print_log
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 
 class FreezeMixin(nn.Module):
@@ -46,10 +47,14 @@ class FreezeMixin(nn.Module):
 
 
 def _freeze_modes(module: nn.Module) -> None:
-    """Put submodules whose parameters are all frozen into eval mode; those without parameters follow their parent."""
+    """Put submodules whose parameters are all frozen into eval mode, and norms that have statistics but no parameters.
+
+    Other modules without parameters follow their parent.
+    """
     for child in module.children():
         parameters = list(child.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
+        trained = any(parameter.requires_grad for parameter in parameters)
+        if not trained and (parameters or isinstance(child, _NormBase)):
             child.eval()
-        elif parameters:
+        else:
             _freeze_modes(child)

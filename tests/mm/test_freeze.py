@@ -1,7 +1,16 @@
 """Training a few parameters and freezing the rest."""
+import logging
+
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.structures import PixelData
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.structures import SegDataSample
 from torch import nn
 
 import apt_dense.mm.det  # noqa: F401
@@ -79,3 +88,65 @@ def test_a_detector_trains_the_added_parameters_only(tiny_config):
     assert trained == {f'{prefix}.{kind}' for prefix in ADDED for kind in ('weight', 'bias')}
     assert not any(block.drop_path.training for block in model.backbone.blocks)
     assert model.backbone.patch_embed.zero_mlp.training
+
+
+def test_a_norm_without_parameters_keeps_its_statistics():
+    """It belongs to no frozen parameter, and its parent trains."""
+    model = FreezableToy(trainable=['head'])
+    model.head = nn.Sequential(model.head, nn.Sequential(nn.BatchNorm1d(1, affine=False)), nn.Dropout(0.5))
+    model.train()
+    model(torch.randn(8, 4))
+    norm = model.head[1][0]
+    assert not norm.training and norm.num_batches_tracked == 0 and norm.running_mean == 0
+    assert model.head[2].training
+
+
+def test_the_log_lists_what_is_trained(caplog):
+    logger = MMLogger.get_instance('test_the_log_lists_what_is_trained')
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO):
+        FreezableToy(width=4, trainable=['head'])
+    # 4 * 4 + 4 of the first layer, 4 + 4 of the norm, 4 + 1 of the head
+    assert [record.getMessage() for record in caplog.records] == [
+        'training 5 of 33 parameters, all others are frozen: head.weight, head.bias']
+
+
+class FreezableSegmentor(FreezeMixin, EncoderDecoder):
+    pass
+
+
+def segmentor() -> nn.Module:
+    """A tiny APT UperNet with batch norms, dropout and drop path, of which APT's additions are trained."""
+    norm, dims = dict(type='SyncBN', requires_grad=True), 16
+    backbone = dict(type='APTEVA02', img_size=64, embed_dims=dims, depth=2, num_heads=2, window_size=0,
+                    global_block_indexes=(0, 1), out_indices=(0, 1), with_cls_token=True, pretrain_img_size=64,
+                    drop_path_rate=0.5, num_scales=2, thresholds=(9.0,))
+    cfg = Config(dict(
+        backbone=backbone, trainable=ADDED, train_cfg=dict(), test_cfg=dict(mode='whole'),
+        decode_head=dict(type='mmseg.FCNHead', _scope_='mmseg', in_channels=dims, in_index=1, channels=8, num_convs=1,
+                         num_classes=3, dropout_ratio=0.5, norm_cfg=norm),
+        auxiliary_head=dict(type='mmseg.FCNHead', _scope_='mmseg', in_channels=dims, in_index=0, channels=8,
+                            num_convs=1, num_classes=3, norm_cfg=norm)))
+    return revert_sync_batchnorm(FreezableSegmentor(**cfg))
+
+
+def test_a_segmentor_changes_nothing_outside():
+    """Gradients, optimiser state, weights and the batch norms' statistics, after three steps with weight decay."""
+    model = segmentor()
+    model.train()
+    assert not any(isinstance(module, (nn.BatchNorm2d, nn.Dropout2d)) and module.training
+                   for module in model.modules())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert any(name.endswith('running_var') for name in before)
+    wrapper = build_optim_wrapper(model, dict(optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.5),
+                                              clip_grad=dict(max_norm=1.0)))
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(3, (1, 64, 64)))) for _ in range(2)]
+    for _ in range(3):
+        losses = model.loss(torch.rand(2, 3, 1, 1).expand(2, 3, 64, 64), samples)
+        wrapper.update_params(model.parse_losses(losses)[0])
+    parameters = dict(model.named_parameters())
+    trained = {f'{prefix}.{kind}' for prefix in ADDED for kind in ('weight', 'bias')}
+    assert {id(parameter) for parameter in wrapper.optimizer.state} == {id(parameters[name]) for name in trained}
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == (name not in trained), name
+    assert all(parameters[name].grad is None for name in parameters.keys() - trained)

@@ -57,10 +57,17 @@ def test_short_fine_tuning_changes_nothing_else(tiny_config, coco_root, tmp_path
     dense.init_weights()
     torch.save({'state_dict': dense.state_dict()}, tmp_path / 'dense.pth')
     cfg.load_from = str(tmp_path / 'dense.pth')
-    trained = run(cfg).model.state_dict()
+    runner = run(cfg)
+    trained = runner.model.state_dict()
     for name, value in dense.state_dict().items():
         assert torch.equal(trained[name], value), name
     assert trained['backbone.patch_embed.zero_mlp.weight'].abs().max() > 0
+    wanted = {f'{prefix}.{kind}' for prefix in ADDED for kind in ('weight', 'bias')}
+    parameters = dict(runner.model.named_parameters())
+    assert {id(value) for value in runner.optim_wrapper.optimizer.state} == {id(parameters[name]) for name in wanted}
+    assert all(parameters[name].grad is None for name in parameters.keys() - wanted)
+    log = next((tmp_path / 'work').rglob('*.log')).read_text()
+    assert 'parameters, all others are frozen: backbone.patch_embed.conv_down.weight, ' in log
 
 
 def test_short_fine_tuning_wants_all_frozen_weights(tiny_config, coco_root, tmp_path):
