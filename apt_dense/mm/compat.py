@@ -221,7 +221,8 @@ def setup_cpu_ddp(cfg: Config) -> None:
     """Prepare data-parallel training on CPUs, before the runner is built; nothing happens on other devices.
 
     mmengine calls torch.cuda.set_device for every launcher and gives DDP a GPU's index: here the gloo group is made
-    first, which mmengine then keeps, and ``cfg.model_wrapper_cfg`` gets ``device_ids=None``.
+    first, which mmengine then keeps, and ``cfg.model_wrapper_cfg`` gets ``device_ids=None`` and a wrapper whose SyncBN
+    works on CPUs (``sync_bn.CPUDistributedDataParallel``).
 
     Delete when mmengine's init_dist and wrap_model look at the device.
 
@@ -238,7 +239,7 @@ def setup_cpu_ddp(cfg: Config) -> None:
         torch.distributed.init_process_group('gloo')
     # mmengine reads find_unused_parameters from the config's top level only where there is no model_wrapper_cfg.
     defaults = {
-        'type': 'MMDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False,
+        'type': 'CPUDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False,
         'find_unused_parameters': cfg.get('find_unused_parameters', False)}
     cfg.model_wrapper_cfg = {**defaults, **(cfg.get('model_wrapper_cfg') or {})}
 

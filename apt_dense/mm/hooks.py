@@ -23,13 +23,22 @@ class KeptTokensHook(Hook):
     visualisation backends show them.  After validation and testing, ``val_kept_tokens`` and ``test_kept_tokens`` are
     the fraction over the whole dataset, from all processes.
 
+    With several processes, the log lists every ``interval`` iterations, and at the end of training, each rank's mean
+    number of tokens, and ``idle_share`` is the mean of 1 - (mean over the ranks) / (the largest rank's): the part of
+    its time that a rank waits for the busiest one, as far as the time goes with the tokens.
+
+    Args:
+        interval: iterations between two exchanges of the counts; give the LoggerHook's.
+
     Raises:
         ValueError: if the model has no APTEVA02 backbone.
     """
 
-    def __init__(self):
+    def __init__(self, interval: int = 50):
+        self.interval = interval
         self._started = 0.0
         self._tokens = self._cells = 0
+        self._rank_tokens: list[int] = []  # of this rank, since the last exchange
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         self._started = self._started or time.perf_counter()
@@ -40,6 +49,26 @@ class KeptTokensHook(Hook):
         runner.message_hub.update_scalar('train/kept_tokens', tokens / layout.num_cells)
         runner.message_hub.update_scalar('train/tokens_per_second', tokens / (now - self._started))
         self._started = now
+        self._rank_tokens.append(tokens)
+        if len(self._rank_tokens) == self.interval:
+            self._compare_ranks(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        if self._rank_tokens:
+            self._compare_ranks(runner)
+
+    def _compare_ranks(self, runner: Runner) -> None:
+        """Log each rank's mean number of tokens since the last call, and the idle share."""
+        own = torch.tensor(self._rank_tokens, dtype=torch.float32, device=get_device())
+        self._rank_tokens = []
+        if dist.get_world_size() == 1:
+            return
+        tokens = torch.stack(dist.all_gather(own)).cpu()  # (ranks, iterations)
+        idle = (1 - tokens.mean(0) / tokens.amax(0)).mean().item()
+        runner.message_hub.update_scalar('train/idle_share', idle)
+        means = ' '.join(f'{mean:.0f}' for mean in tokens.mean(1))
+        runner.logger.info(f'tokens a rank and iteration, rank 0 first, mean of {tokens.shape[1]} iterations: {means}; '
+                           f'idle share {idle:.3f}')
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._tokens = self._cells = 0

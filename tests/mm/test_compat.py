@@ -434,7 +434,7 @@ def test_cpu_ddp_fills_in_what_the_config_leaves_open(groups, settings, expected
     compat.setup_cpu_ddp(cfg)
     assert groups == [(('gloo',), {})]
     assert cfg.model_wrapper_cfg == dict(
-        dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False), **expected)
+        dict(type='CPUDistributedDataParallel', device_ids=None, broadcast_buffers=False), **expected)
 
 
 @pytest.mark.parametrize(('settings', 'device'), [

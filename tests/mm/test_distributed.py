@@ -1,0 +1,95 @@
+"""Training with two real processes on CPUs, started as a user does."""
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from tests.mm.conftest import CONFIGS, draw_scene, point_to, shrink, write_coco
+from tests.mm.test_training import logged_scalars
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='mmengine trains on this device')
+
+
+def free_port() -> str:
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return str(server.getsockname()[1])
+
+
+@pytest.fixture(scope='module')
+def two_processes(tmp_path_factory) -> SimpleNamespace:
+    """tools/dist_train.sh on a tiny detector for three iterations; one rank's image is noise, the other's is flat."""
+    root = tmp_path_factory.mktemp('distributed')
+    rng = np.random.default_rng(0)
+    flat, boxes = draw_scene(rng, 192, 192, 1)
+    write_coco(root / 'data', [('noise.png', rng.integers(0, 255, (192, 192, 3), np.uint8), boxes),
+                               ('flat.png', np.full_like(flat, 90), boxes)])
+    cfg = point_to(shrink(Config.fromfile(CONFIGS / 'apt_eva02_ti_demo_det.py')), root / 'data', root / 'work', 3)
+    cfg.train_dataloader.update(batch_size=1, sampler=dict(type='InfiniteSampler', shuffle=False))
+    for transform in cfg.train_dataloader.dataset.pipeline:
+        if 'ratio_range' in transform:
+            transform.ratio_range = (1.0, 1.2)  # no padding, which would be coarse patches
+    cfg.model.backbone.thresholds = (5.0, 5.0)
+    cfg.custom_hooks = [dict(type='KeptTokensHook', interval=2), dict(type='DistributedChecksHook')]
+    cfg.custom_imports.imports = [*cfg.custom_imports.imports, 'tests.mm.distributed_checks']
+    cfg.dump(root / 'config.py')
+    environment = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT), PORT=free_port(), OMP_NUM_THREADS='1')
+    done = subprocess.run([ROOT / 'tools/dist_train.sh', root / 'config.py', '2'], env=environment, cwd=root,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    ranks = [torch.load(root / f'work/rank{rank}.pth') for rank in range(2)]
+    log = next((root / 'work').rglob('*.log')).read_text()
+    return SimpleNamespace(ranks=ranks, log=log, scalars=logged_scalars(root / 'work'))
+
+
+def test_gradients_equal_those_of_the_joined_batch(two_processes):
+    """Also where one rank has no fine patch and the other no coarse one; batch norms are synchronised."""
+    first, second = two_processes.ranks
+    assert first['tokens'] == (0, 0, 1) and second['tokens'] == (16, 0, 0)
+    names = first['shared'].keys()
+    assert {'backbone.patch_embed.conv_down.weight', 'neck.upsample_2x.0.weight'} <= {
+        name.removeprefix('segmentor.') for name in names}
+    assert any(name.endswith('running_var') for name in names)
+    for name in names:
+        wanted = second['joined'][name]
+        scale = max(wanted.abs().max().item(), 1e-3)
+        for rank in (first, second):
+            assert (rank['shared'][name] - wanted).abs().max() <= 1e-5 * scale, name
+
+
+def test_synchronised_batch_norm_of_batches_of_different_sizes(two_processes):
+    for rank in two_processes.ranks:
+        for found, wanted in zip(rank['uneven'], rank['uneven_joined'], strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_ranks_end_with_the_same_weights(two_processes):
+    first, second = (rank['weights'] for rank in two_processes.ranks)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert first['backbone.patch_embed.zero_mlp.weight'].any()
+
+
+def test_the_log_says_that_batch_norm_is_synchronised(two_processes):
+    assert two_processes.log.count('SyncBN on CPUs: the batch statistics of 12 layers are synchronised by '
+                                   'all_reduce over 2 processes') == 1
+
+
+def test_the_log_lists_the_tokens_of_each_rank(two_processes):
+    lines = re.findall(r'mean of (\d) iterations: (\d+) (\d+); idle share (0\.\d+)', two_processes.log)
+    assert [int(iterations) for iterations, *_ in lines] == [2, 1]
+    for _, noise, flat, idle in lines:
+        assert int(noise) == 64 and int(flat) < 16
+        assert float(idle) == pytest.approx(1 - (int(noise) + int(flat)) / 2 / int(noise), abs=0.02)
+    train = [entry for entry in two_processes.scalars if 'loss' in entry]
+    assert len(train) == 3 and 'idle_share' in train[1]
+    assert any('coco/bbox_mAP' in entry for entry in two_processes.scalars)
