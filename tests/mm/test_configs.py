@@ -205,10 +205,7 @@ def test_train_loader_is_endless(coco_root, tiny_config):
 
 
 def test_the_documented_config_for_an_own_dataset(tmp_path):
-    text = (CONFIGS.parent / 'docs/get_started.md').read_text().split('## Your own dataset')[1]
-    code = text.split('```python')[1].split('```')[0].replace("'configs/", f"'{CONFIGS}/")
-    (tmp_path / 'own.py').write_text(code)
-    cfg = Config.fromfile(tmp_path / 'own.py')
+    cfg = documented_config('Your own dataset', 1, tmp_path / 'own.py')
     model = build_meta(cfg)
     assert [head.num_classes for head in (*model.roi_head.bbox_head, model.roi_head.mask_head)] == [3] * 4
     for split in ('train', 'val', 'test'):
@@ -216,6 +213,41 @@ def test_the_documented_config_for_an_own_dataset(tmp_path):
         assert dataset.metainfo['classes'] == ('bolt', 'nut', 'washer')
         assert dataset.ann_file == f'data/parts/{"train" if split == "train" else "val"}.json'
         assert dataset.data_prefix['img'] == 'data/parts/images/'
+
+
+def documented_config(heading: str, number: int, path: Path) -> Config:
+    """The ``number``-th Python block of docs/get_started.md after a heading, as a config."""
+    text = (CONFIGS.parent / 'docs/get_started.md').read_text().split(f'## {heading}\n')[1]
+    code = text.split('```python')[number].split('```')[0].replace("'configs/", f"'{CONFIGS}/")
+    path.write_text(code)
+    return Config.fromfile(path)
+
+
+def test_the_documented_config_for_own_label_maps(tmp_path):
+    cfg = documented_config('Your own dataset', 2, tmp_path / 'own.py')
+    model = build_meta(cfg)
+    assert model.decode_head.num_classes == model.auxiliary_head.num_classes == 3
+    for split in ('train', 'val', 'test'):
+        with scope_of(cfg):
+            dataset = DATASETS.build(dict(cfg[f'{split}_dataloader'].dataset, lazy_init=True))
+        assert dataset.metainfo['classes'] == ('road', 'roof', 'field') and not dataset.reduce_zero_label
+        folder = 'train' if split == 'train' else 'val'
+        assert dataset.data_prefix == dict(img_path=f'data/land/images/{folder}',
+                                           seg_map_path=f'data/land/labels/{folder}')
+        load, = (transform for transform in dataset.pipeline.transforms if type(transform).__name__ == 'LoadLabelMap')
+        assert load.num_classes == 3
+
+
+def test_the_documented_config_for_a_submission(tmp_path):
+    cfg = documented_config('Evaluate', 1, tmp_path / 'submission.py')
+    (tmp_path / 'images/testing').mkdir(parents=True)
+    (tmp_path / 'images/testing/a.jpg').touch()
+    with scope_of(cfg):
+        dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, data_root=str(tmp_path)))
+        assert METRICS.build(dict(cfg.test_evaluator, output_dir=str(tmp_path / 'maps'))).format_only
+    assert dataset.get_data_info(0)['img_path'].endswith('images/testing/a.jpg')
+    names = [type(transform).__name__ for transform in dataset.pipeline.transforms]
+    assert names == ['LoadImageFromFile', 'Resize', 'PackSegInputs']
 
 
 @pytest.mark.parametrize('name', ['eva02_ti_demo_det', 'apt_eva02_ti_demo_det', 'eva02_ti_demo_seg',
