@@ -9,12 +9,12 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
-from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import nn
 
 import apt_dense.mm.det  # noqa: F401
 from apt_dense.mm.freeze import FreezeMixin
+from apt_dense.mm.seg import APTEncoderDecoder
 
 ADDED = ['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp']
 
@@ -111,10 +111,6 @@ def test_the_log_lists_what_is_trained(caplog):
         'training 5 of 33 parameters, all others are frozen: head.weight, head.bias']
 
 
-class FreezableSegmentor(FreezeMixin, EncoderDecoder):
-    pass
-
-
 def segmentor() -> nn.Module:
     """A tiny APT UperNet with batch norms, dropout and drop path, of which APT's additions are trained."""
     norm, dims = dict(type='SyncBN', requires_grad=True), 16
@@ -127,7 +123,7 @@ def segmentor() -> nn.Module:
                          num_classes=3, dropout_ratio=0.5, norm_cfg=norm),
         auxiliary_head=dict(type='mmseg.FCNHead', _scope_='mmseg', in_channels=dims, in_index=0, channels=8,
                             num_convs=1, num_classes=3, norm_cfg=norm)))
-    return revert_sync_batchnorm(FreezableSegmentor(**cfg))
+    return revert_sync_batchnorm(APTEncoderDecoder(**cfg))
 
 
 def test_a_segmentor_changes_nothing_outside():
