@@ -22,18 +22,28 @@ def write_token_counts(path: Path, settings: dict[str, Any], tokens: dict[str, i
         temporary.unlink(missing_ok=True)
 
 
-def read_token_counts(path: Path, settings: dict[str, Any]) -> dict[str, int]:
-    """Read what ``write_token_counts`` wrote.
+def load_token_counts(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Read what ``write_token_counts`` wrote: its settings and tokens, unchecked.
 
     Raises:
-        ValueError: if the file is no such cache, or was made with other settings: names them.
+        ValueError: if the file is missing or no such cache.
     """
     try:
         content = json.loads(path.read_text())
-        found, tokens = content['settings'], content['tokens']
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} is no cache of token counts: make it with '
-                         'tools/analysis_tools/calibrate_thresholds.py --save-tokens') from error
+        return content['settings'], content['tokens']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = 'does not exist' if isinstance(error, FileNotFoundError) else 'is no cache of token counts'
+        raise ValueError(f'{path} {what}: make it with tools/analysis_tools/calibrate_thresholds.py '
+                         '--save-tokens') from error
+
+
+def read_token_counts(path: Path, settings: dict[str, Any]) -> dict[str, int]:
+    """Read what ``write_token_counts`` wrote with the same settings.
+
+    Raises:
+        ValueError: if the file is missing, no such cache, or was made with other settings: names them.
+    """
+    found, tokens = load_token_counts(path)
     wanted = json.loads(json.dumps(settings, default=str))
     stale = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if stale:

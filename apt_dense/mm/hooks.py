@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from apt_dense.core.eva02 import APTEVA02
+from apt_dense.mm.samplers import TokenBalancedBatchSampler, check_token_settings
 
 
 @HOOKS.register_module()
@@ -26,13 +27,14 @@ class KeptTokensHook(Hook):
 
     With several processes, the log lists every ``interval`` iterations, and at the end of training, each rank's mean
     number of tokens, and ``idle_share`` is the mean of 1 - (mean over the ranks) / (the largest rank's): the part of
-    its time that a rank waits for the busiest one, as far as the time goes with the tokens.
+    its time that a rank waits for the busiest one, as far as the time goes with the tokens.  Token counts of a
+    TokenBalancedBatchSampler are refused if they were made with other settings than the config's.
 
     Args:
         interval: iterations between two exchanges of the counts; give the LoggerHook's.
 
     Raises:
-        ValueError: if the model has no APTEVA02 backbone.
+        ValueError: if the model has no APTEVA02 backbone, or the token counts are stale.
     """
 
     def __init__(self, interval: int = 50):
@@ -41,6 +43,12 @@ class KeptTokensHook(Hook):
         self._tokens = self._cells = 0
         self._handle = None
         self._rank_tokens: list[int] = []  # of this rank, since the last exchange
+
+    def before_train(self, runner: Runner) -> None:
+        sampler = runner.train_dataloader.batch_sampler
+        sampler = getattr(sampler, 'batch_sampler', sampler)  # inside one that resumes
+        if isinstance(sampler, TokenBalancedBatchSampler):
+            check_token_settings(sampler.path, runner.cfg)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         self._started = self._started or time.perf_counter()
