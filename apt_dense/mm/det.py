@@ -10,7 +10,7 @@ from mmdet.utils import InstanceList
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from apt_dense.mm import compat, transforms  # noqa: F401  the import registers the transforms
+from apt_dense.mm import checked_coco, compat, transforms  # noqa: F401  importing them registers classes
 from apt_dense.mm.freeze import FreezeMixin
 
 compat.keep_rois_in_float32()

@@ -11,6 +11,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from apt_dense.mm.bad_data import BadDataHook
 from apt_dense.mm.sync_bn import CPUDistributedDataParallel, CPUSyncBatchNorm
 
 NORM = dict(type='SyncBN', requires_grad=True)
@@ -67,6 +68,17 @@ def normalised(norm: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     return y.detach(), x.grad
 
 
+def refusal(finite: bool, name: str) -> str:
+    """What BadDataHook says before a step if this rank's loss is finite or not."""
+    hook = BadDataHook()
+    hook._batches = [([name], torch.tensor(finite))]
+    try:
+        hook._before_step(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1), (), {})
+    except FloatingPointError as error:
+        return str(error)
+    return ''
+
+
 @HOOKS.register_module()
 class DistributedChecksHook(Hook):
     """Writes rank{N}.pth: gradients of a rank's own half of a batch and of the joined batch, weights after training."""
@@ -89,6 +101,8 @@ class DistributedChecksHook(Hook):
         split = [len(batch) * batch[0, 0].numel() for batch in batches]
         self.results['uneven_joined'] = tuple(
             values.split(split)[rank].view(len(batches[rank]), *UNEVEN[rank][2:], 4).movedim(3, 1) for values in joined)
+
+        self.results['refused'] = refusal(finite=rank == 0, name=f'{rank}.jpg')
 
     def after_train(self, runner) -> None:
         self.results['weights'] = runner.model.module.state_dict()

@@ -73,6 +73,11 @@ def test_synchronised_batch_norm_of_batches_of_different_sizes(two_processes):
             torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_all_ranks_stop_for_the_loss_of_one(two_processes):
+    for rank in two_processes.ranks:
+        assert rank['refused'].startswith('a loss that is not finite; images: 1.jpg. ')
+
+
 def test_ranks_end_with_the_same_weights(two_processes):
     first, second = (rank['weights'] for rank in two_processes.ranks)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
