@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from apt_dense import APTEVA02, TokenLayout
+from apt_dense.core.block import Block, DropPath
 from apt_dense.core.embed import DETAIL_BRANCHES
-from apt_dense.core.eva02 import PRESETS, Block, DropPath
+from apt_dense.core.eva02 import PRESETS
 from apt_dense.core.layout import Runs
 
 from .toys import SPLIT, image_of, normalise, random_scales, toy_model
