@@ -152,10 +152,6 @@ class _Scores(torch.utils.data.Dataset):
         return self.source.path(index), maps, ''
 
 
-def _first(batch: list) -> Any:
-    return batch[0]
-
-
 def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
 
@@ -164,7 +160,7 @@ def score_images(source: Any, num_images: int | None, num_workers: int) -> Score
     """Score the images, in the source's order whatever the number of workers, and forget them one by one."""
     count = min(num_images or len(source), len(source))
     indexes = [position * len(source) // count for position in range(count)]
-    loader = DataLoader(_Scores(source, indexes), collate_fn=_first, worker_init_fn=_start_worker,
+    loader = DataLoader(_Scores(source, indexes), collate_fn=lambda batch: batch[0], worker_init_fn=_start_worker,
                         num_workers=min(num_workers, count), multiprocessing_context='fork' if num_workers else None)
     maps, owners, paths, errors = ScoreMaps(source.num_scales), [], [], []
     for path, inputs, error in tqdm(loader, unit='image', desc='scoring'):
