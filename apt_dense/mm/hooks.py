@@ -25,6 +25,8 @@ class KeptTokensHook(Hook):
     the fraction over the whole dataset, from all processes and all forward passes: the windows of slide inference and
     the scales of test-time augmentation count as often as they are computed.
 
+    Where the backbone has ``max_tokens``, ``over_budget`` is the share of the images whose thresholds it raised.
+
     With several processes, the log lists every ``interval`` iterations, and at the end of training, each rank's mean
     number of tokens, and ``idle_share`` is the mean of 1 - (mean over the ranks) / (the largest rank's): the part of
     its time that a rank waits for the busiest one, as far as the time goes with the tokens.  Token counts of a
@@ -57,6 +59,9 @@ class KeptTokensHook(Hook):
         layout = _backbone(runner.model).last_layout
         tokens, now = sum(layout.scale_counts), time.perf_counter()
         runner.message_hub.update_scalar('train/kept_tokens', tokens / layout.num_cells)
+        backbone = _backbone(runner.model)
+        if backbone.max_tokens is not None:
+            runner.message_hub.update_scalar('train/over_budget', backbone.last_num_raised / layout.batch_size)
         runner.message_hub.update_scalar('train/tokens_per_second', tokens / (now - self._started))
         self._started = now
         self._rank_tokens.append(tokens)

@@ -55,7 +55,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="one quantile of each scale's scores; never above the next finer threshold")
     parser.add_argument('--out-dir', type=Path, default=Path('calibration'), help='plot and snippet (%(default)s)')
     parser.add_argument('--save-tokens', type=Path, metavar='FILE.json', help="write each image's number of tokens")
-    parser.add_argument('--num-workers', type=int, default=os.cpu_count(), help='processes; 0: none but this one')
+    parser.add_argument('--num-workers', type=int, default=len(os.sched_getaffinity(0)),
+                        help='processes; 0: none but this one (default: one for each core)')
     parser.add_argument('--seed', type=int, default=0, help="of a training pipeline's random choices")
     args = parser.parse_args(arguments)
     if bool(args.images) == bool(args.config):
@@ -104,10 +105,13 @@ def open_source(args: argparse.Namespace) -> Any:
     """The images that the command names: ``Photographs`` or ``ConfigInputs``."""
     if args.images:
         return Photographs(args.images, args.size, args.fit, args.scorer, args.num_scales or 3)
+    import cv2
     from mmengine.config import DictAction
 
-    from apt_dense.mm import launch
+    from apt_dense.mm import compat, launch
     from apt_dense.mm.inputs import ConfigInputs
+    compat.filter_library_warnings()
+    cv2.setNumThreads(0)  # the workers are the parallelism
     options = argparse.ArgumentParser()
     options.add_argument('--cfg-options', nargs='+', action=DictAction)
     namespace = options.parse_args(['--cfg-options', *args.cfg_options] if args.cfg_options else [])
@@ -148,10 +152,6 @@ class _Scores(torch.utils.data.Dataset):
         return self.source.path(index), maps, ''
 
 
-def _first(batch: list) -> Any:
-    return batch[0]
-
-
 def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
 
@@ -160,7 +160,7 @@ def score_images(source: Any, num_images: int | None, num_workers: int) -> Score
     """Score the images, in the source's order whatever the number of workers, and forget them one by one."""
     count = min(num_images or len(source), len(source))
     indexes = [position * len(source) // count for position in range(count)]
-    loader = DataLoader(_Scores(source, indexes), collate_fn=_first, worker_init_fn=_start_worker,
+    loader = DataLoader(_Scores(source, indexes), collate_fn=lambda batch: batch[0], worker_init_fn=_start_worker,
                         num_workers=min(num_workers, count), multiprocessing_context='fork' if num_workers else None)
     maps, owners, paths, errors = ScoreMaps(source.num_scales), [], [], []
     for path, inputs, error in tqdm(loader, unit='image', desc='scoring'):

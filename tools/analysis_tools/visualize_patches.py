@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from apt_dense.core.importance import SCORERS, get_scorer
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.quadtree import select_scales
-from apt_dense.images import load_image, resize_longest
+from apt_dense.images import crop_square, load_image, resize_longest
 
 COLOURS = ('#ffffff', '#ffd400', '#ff7a00', '#ff2d6f', '#b44cff', '#4c7dff')  # fine to coarse, then repeated
 
@@ -35,10 +35,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out-dir', type=Path, default=Path('patches'))
     args = parser.parse_args(arguments)
     settings = dict(img_size=1536, thresholds=(2, 2, 0.3), scorer='entropy', patch_size=16)
+    args.fit = resize_longest
     if args.config:
         from mmengine.config import Config
-        backbone = Config.fromfile(args.config).model.backbone
-        settings |= {name: backbone[name] for name in settings if name in backbone}
+        cfg = Config.fromfile(args.config)
+        settings |= {name: cfg.model.backbone[name] for name in settings if name in cfg.model.backbone}
+        if cfg.get('default_scope') == 'mmseg':
+            args.fit = crop_square  # a window of slide testing, where a detector gets a padded square
     for name, value in settings.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -108,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f'visualize_patches: {error}', file=sys.stderr)
             failed += 1
             continue
-        image = np.asarray(resize_longest(photo, args.img_size) if args.img_size else photo)
+        image = np.asarray(args.fit(photo, args.img_size) if args.img_size else photo)
         layout = choose_patches(image, args.patch_size, tuple(args.thresholds), args.scorer, args.img_size)
         args.out_dir.mkdir(parents=True, exist_ok=True)
         target = output_path(args.out_dir, path, taken)
