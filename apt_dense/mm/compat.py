@@ -1,9 +1,10 @@
 """Fixes that the OpenMMLab packages need on current torch, numpy and matplotlib, and on machines without a GPU.
 
 Each fix is one function: why it is there, and when it can be deleted.  Importing this module applies those that only
-repair what would fail or be wrong otherwise.  Called by name are ``keep_rois_in_float32``, because it imports mmdet,
-``setup_cpu_ddp`` and ``filter_library_warnings``, because they are a program's business.  A fix looks at what it finds,
-never at a distribution's name or version, so that the onedl-* forks work too.  Applying a fix twice changes nothing.
+repair what would fail or be wrong otherwise.  Called by name are ``keep_rois_in_float32`` and
+``keep_anchors_in_float32``, because they import mmdet, ``setup_cpu_ddp`` and ``filter_library_warnings``, because they
+are a program's business.  A fix looks at what it finds, never at a distribution's name or version, so that the onedl-*
+forks work too.  Applying a fix twice changes nothing.
 
 The module must be imported before a checkpoint is loaded: put ``apt_dense.mm`` into a config's ``custom_imports``.
 """
@@ -181,6 +182,29 @@ def keep_rois_in_float32() -> None:
         return forward
 
     _replace_once(SingleRoIExtractor, 'forward', make)
+
+
+def keep_anchors_in_float32() -> None:
+    """Keep mmdet's dense heads from rounding anchors, and with them proposals, to half precision.
+
+    In testing, and for the proposals in training, they make anchors of the type of the scores, which autocast made
+    bfloat16 (steps of 8 px from 1024 px on) or float16 (1 px); numpy, and with it COCO's metric, knows no bfloat16.  So
+    scores and deltas are converted to float32 first.
+
+    Delete when BaseDenseHead.predict_by_feat has no ``dtype=cls_scores[0].dtype``.
+    """
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead  # segmentation runs without mmdet
+
+    def make(original: Callable) -> Callable:
+
+        def predict_by_feat(self: nn.Module, cls_scores: list[Tensor], bbox_preds: list[Tensor], *args: Any,
+                            **kwargs: Any) -> list:
+            scores, deltas = ([level.float() for level in levels] for levels in (cls_scores, bbox_preds))
+            return original(self, scores, deltas, *args, **kwargs)
+
+        return predict_by_feat
+
+    _replace_once(BaseDenseHead, 'predict_by_feat', make)
 
 
 def keep_drawing_limits() -> None:

@@ -14,6 +14,7 @@ from apt_dense.mm import checked_coco, compat, transforms  # noqa: F401  importi
 from apt_dense.mm.freeze import FreezeMixin
 
 compat.keep_rois_in_float32()
+compat.keep_anchors_in_float32()
 
 
 @MODELS.register_module()

@@ -34,9 +34,9 @@ class Regression(BaseModel):
 class CPUScalerOptimWrapper(OptimWrapper):
     """float16's loss scaler as AmpOptimWrapper uses it, which wants a GPU."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, init_scale=1024.0, **kwargs):
         super().__init__(**kwargs)
-        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=8.0)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=init_scale)
 
     def backward(self, loss, **kwargs):
         self.loss_scaler.scale(loss).backward(**kwargs)
@@ -44,6 +44,8 @@ class CPUScalerOptimWrapper(OptimWrapper):
 
     def step(self, **kwargs):
         self.loss_scaler.unscale_(self.optimizer)
+        if self.clip_grad_kwargs:
+            self._clip_grad()
         self.loss_scaler.step(self.optimizer, **kwargs)
         self.loss_scaler.update()
 
