@@ -67,7 +67,8 @@ class APTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     Raises:
         ValueError: if an option is unknown or missing, lr or weight_decay is not set, num_layers is not the number of
-            blocks, a parameter of the backbone has no layer, or nothing is left to train.
+            blocks, a parameter of the backbone has no layer, nothing is left to train, or flat_decay_mult meets a model
+            that FSDP has flattened.
 
     Source: detectron2, modeling/backbone/vit.py and the projects/ViTDet recipes; EVA-02/seg's layer decay constructor.
     """
@@ -120,12 +121,15 @@ class APTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return self.paramwise_cfg.get('flat_decay_mult', 1.0) if parameter.ndim == 1 else 1.0
 
     def _check_names(self, names: Iterable[str]) -> None:
-        """The blocks must be as many as num_layers, and each no_weight_decay_key must mean something."""
+        """The blocks must be as many as num_layers, and each option must mean something for these names."""
         blocks = {match[1] for name in names if (match := re.match(r'backbone\.blocks\.(\d+)\.', name))}
         if len(blocks) != self.paramwise_cfg['num_layers']:
             raise ValueError(f'num_layers={self.paramwise_cfg["num_layers"]} but the model has {len(blocks)} blocks '
                              'named backbone.blocks.N: set num_layers to the depth of the backbone')
         parts = {part for name in names for part in name.split('.')}
+        if self.paramwise_cfg.get('flat_decay_mult', 1.0) != 1.0 and '_fsdp_wrapped_module' in parts:
+            raise ValueError('flat_decay_mult with FSDP: it flattens all parameters, and none would be decayed. Use data-'
+                             'parallel training for this recipe')
         unmatched = [key for key in self.paramwise_cfg.get('no_weight_decay_keys', ()) if key not in parts]
         if unmatched:
             raise ValueError(f'no parameter is named by no_weight_decay_keys {unmatched}: remove them, or correct the '
