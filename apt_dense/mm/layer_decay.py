@@ -128,8 +128,8 @@ class APTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                              'named backbone.blocks.N: set num_layers to the depth of the backbone')
         parts = {part for name in names for part in name.split('.')}
         if self.paramwise_cfg.get('flat_decay_mult', 1.0) != 1.0 and '_fsdp_wrapped_module' in parts:
-            raise ValueError('flat_decay_mult with FSDP: it flattens all parameters, and none would be decayed. Use data-'
-                             'parallel training for this recipe')
+            raise ValueError('flat_decay_mult with FSDP: it flattens all parameters, and none would be decayed. Use '
+                             'data-parallel training for this recipe')
         unmatched = [key for key in self.paramwise_cfg.get('no_weight_decay_keys', ()) if key not in parts]
         if unmatched:
             raise ValueError(f'no parameter is named by no_weight_decay_keys {unmatched}: remove them, or correct the '
