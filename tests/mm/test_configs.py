@@ -10,6 +10,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, Defau
 from mmengine.runner import Runner
 
 from apt_dense.core.checkpoint import convert
+from apt_dense.mm import launch
 from tests.official import official_state
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -29,6 +30,9 @@ PAIRS = [
     *((f'apt_eva02_{size}_coco_full', f'eva02_{size}_coco', set()) for size in 'bl'),
     *((f'apt_eva02_{size}_coco', f'eva02_{size}_coco',
        SHORT | {'requires_load_from', 'custom_hooks', 'model.trainable'}) for size in 'bl'),
+    ('apt_eva02_b_coco_24gb', 'eva02_b_coco', SHORT | {
+        'requires_load_from', 'custom_hooks', 'model.trainable', 'model.backbone.with_cp',
+        'train_dataloader.batch_size', 'accumulative_counts'}),
     *((f'apt_eva02_{size}_coco_resizing', f'eva02_{size}_coco',
        SHORT | {'train_dataloader', 'auto_scale_lr', 'model.backbone.detail_branch'})
       for size in 'bl'),
@@ -77,6 +81,7 @@ def test_model_and_optimiser(name):
     if name.endswith('resizing'):
         assert 'optim_wrapper' not in cfg
         return
+    launch.set_amp(cfg, amp=False)  # AmpOptimWrapper wants a GPU
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     optimised = [id(parameter) for group in wrapper.optimizer.param_groups for parameter in group['params']
                  if parameter.requires_grad]
