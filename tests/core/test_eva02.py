@@ -158,7 +158,7 @@ def test_block_draws_for_each_residual_branch_and_by_image_not_by_window():
     images = Runs.from_lengths((4, 6) * 50, torch.device('cpu'))
     windows = Runs.from_lengths((2,) * 250, torch.device('cpu'))
     x = torch.randn(500, 8)
-    table = torch.ones(500, 2), torch.zeros(500, 2)
+    table = torch.ones(500, 2, dtype=torch.complex64)
     added = (block(x, windows, table, images) - x).detach()
     torch.testing.assert_close(added[:, 2:], torch.zeros(500, 6))
     drawn = [part[:, :2].round(decimals=4).unique(dim=0).tolist() for part in added.split(images.lengths)]
