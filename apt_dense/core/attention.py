@@ -95,7 +95,8 @@ def _torch_varlen_function() -> Callable[..., Tensor] | None:
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     from flash_attn import flash_attn_varlen_func
     seqlens, longest = runs.cu_seqlens, runs.max_seqlen
-    return flash_attn_varlen_func(q, k, v, seqlens, seqlens, longest, longest)
+    return flash_attn_varlen_func(q, k, v, seqlens, seqlens, longest, longest,
+                                  deterministic=torch.are_deterministic_algorithms_enabled())
 
 
 def _torch_varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:

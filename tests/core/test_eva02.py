@@ -439,3 +439,23 @@ def test_max_tokens_per_batch():
 def test_a_wrong_budget(settings, message):
     with pytest.raises(ValueError, match=message):
         APTEVA02(**{**TOY, **settings})
+
+
+# --- Determinism ---
+
+
+@pytest.mark.parametrize('settings', [TOY, CLASS_TOKEN], ids=['windows', 'class_token'])
+def test_deterministic_algorithms(settings):
+    """torch raises for an operation that has no deterministic version; two runs are equal to the bit."""
+    model, x = toy_model(**settings, max_tokens=30).train(), normalise(image_of(MIXED))
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = []
+        for _ in range(2):
+            outputs = model(x)
+            gradients = torch.autograd.grad(sum(output.square().sum() for output in outputs), model.parameters())
+            runs.append((*outputs, *gradients))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert model.last_num_raised
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
