@@ -36,7 +36,7 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(embed_dims))
         self.proj = nn.Linear(embed_dims, embed_dims)
 
-    def forward(self, x: Tensor, runs: Runs, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, runs: Runs, rope: Tensor) -> Tensor:
         """(T, C) -> (T, C): each run attends among itself."""
         q, k, v = (F.linear(x, layer.weight, bias).unflatten(-1, (self.num_heads, -1)) for layer, bias in
                    ((self.q_proj, self.q_bias), (self.k_proj, None), (self.v_proj, self.v_bias)))
@@ -77,7 +77,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(embed_dims, int(embed_dims * mlp_ratio))
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, runs: Runs, rope: tuple[Tensor, Tensor], images: Runs) -> Tensor:
+    def forward(self, x: Tensor, runs: Runs, rope: Tensor, images: Runs) -> Tensor:
         """(T, C) -> (T, C).  ``runs`` attend among themselves; drop path draws once for each of ``images``."""
         x = x + self.drop_path(self.attn(self.norm1(x), runs, rope), images)
         return x + self.drop_path(self.mlp(self.norm2(x)), images)

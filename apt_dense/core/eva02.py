@@ -3,7 +3,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -12,6 +11,7 @@ from apt_dense.core.block import Block
 from apt_dense.core.embed import AdaptivePatchEmbed
 from apt_dense.core.importance import check_finite, get_scorer
 from apt_dense.core.layout import TokenLayout, check_grid
+from apt_dense.core.position import resample_table
 from apt_dense.core.quadtree import check_thresholds, fit_budgets, select_scales, share_budget
 from apt_dense.core.rope import check_anchor, rope_table
 
@@ -216,11 +216,7 @@ class APTEVA02(nn.Module):
         """The position table (H, W, C) at a grid of cells: resampled (bicubic, no antialias) from the trained one."""
         side = round((self.pos_embed.shape[1] - 1)**0.5)
         table = self.pos_embed[0, 1:].unflatten(0, (side, side))
-        if (height, width) == (side, side):
-            return table
-        table = table.permute(2, 0, 1)[None].to(torch.promote_types(table.dtype, torch.float32))
-        resampled = F.interpolate(table, size=(height, width), mode='bicubic', align_corners=False)
-        return resampled[0].permute(1, 2, 0).to(self.pos_embed.dtype)
+        return resample_table(table, height, width)
 
     def _restore_image(self, x: Tensor) -> Tensor:
         """Undo the normalisation: float32, 0..255.

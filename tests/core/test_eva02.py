@@ -158,7 +158,7 @@ def test_block_draws_for_each_residual_branch_and_by_image_not_by_window():
     images = Runs.from_lengths((4, 6) * 50, torch.device('cpu'))
     windows = Runs.from_lengths((2,) * 250, torch.device('cpu'))
     x = torch.randn(500, 8)
-    table = torch.ones(500, 2), torch.zeros(500, 2)
+    table = torch.ones(500, 2, dtype=torch.complex64)
     added = (block(x, windows, table, images) - x).detach()
     torch.testing.assert_close(added[:, 2:], torch.zeros(500, 6))
     drawn = [part[:, :2].round(decimals=4).unique(dim=0).tolist() for part in added.split(images.lengths)]
@@ -439,3 +439,23 @@ def test_max_tokens_per_batch():
 def test_a_wrong_budget(settings, message):
     with pytest.raises(ValueError, match=message):
         APTEVA02(**{**TOY, **settings})
+
+
+# --- Determinism ---
+
+
+@pytest.mark.parametrize('settings', [TOY, CLASS_TOKEN], ids=['windows', 'class_token'])
+def test_deterministic_algorithms(settings):
+    """torch raises for an operation that has no deterministic version; two runs are equal to the bit."""
+    model, x = toy_model(**settings, max_tokens=30).train(), normalise(image_of(MIXED))
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = []
+        for _ in range(2):
+            outputs = model(x)
+            gradients = torch.autograd.grad(sum(output.square().sum() for output in outputs), model.parameters())
+            runs.append((*outputs, *gradients))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert model.last_num_raised
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))

@@ -135,6 +135,15 @@ def test_train_and_evaluate(name, scenes, tmp_path):
     assert (tmp_path / 'work/iter_3.pth').is_file()
 
 
+def test_a_budget_is_kept_and_logged(scenes, tmp_path):
+    cfg = point_to(tiny(), scenes, tmp_path / 'work', max_iters=3)
+    cfg.model.backbone.max_tokens = 20
+    Runner.from_cfg(cfg).train()
+    train = [entry for entry in logged(tmp_path / 'work') if 'loss' in entry]
+    assert any(entry['over_budget'] > 0 for entry in train)
+    assert all(entry['kept_tokens'] <= 20 / 64 for entry in train)
+
+
 def test_short_fine_tuning_changes_nothing_else(scenes, tmp_path):
     cfg = point_to(tiny(), scenes, tmp_path / 'work')
     cfg.model.trainable = ADDED
