@@ -259,7 +259,9 @@ def test_resume_from_a_named_checkpoint(work, checkpoint):
 def test_resume_by_the_config(work, checkpoint):
     assert start_of(None, resume=True, load_from=checkpoint) == (True, checkpoint)
     assert start_of(None, resume=True) == (True, str(work / 'iter_2.pth'))
-    (work / 'last_checkpoint').unlink()
+    (work / 'last_checkpoint').unlink()  # as after a kill between the first checkpoint and this file
+    assert start_of(None, resume=True) == (True, str(work / 'iter_2.pth').removeprefix(f'{work.parent}/'))
+    (work / 'iter_2.pth').unlink()
     assert start_of(None, resume=True) == (False, None)
 
 
