@@ -32,6 +32,9 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class WorkDirError(OSError):
     """A work directory cannot be used or written; the message says all, a traceback would hide it."""
 
+    def __str__(self) -> str:
+        return self.strerror
+
 
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Write a file under another name beside it, to the disk, then rename it: it is whole, or it is what it was.
@@ -94,6 +97,9 @@ class SafeCheckpointHook(CheckpointHook):
     best checkpoint, and for the file that names the last one.  Arguments are CheckpointHook's.
     """
 
+    _postponed = None  # (step, meta) of saves while the best checkpoint is saved
+    _outdated_best = ()
+
     def save_now(self, runner: Runner) -> str:
         """Save after this training iteration, whatever the interval; called from after_train_iter, after this hook.
 
@@ -109,6 +115,9 @@ class SafeCheckpointHook(CheckpointHook):
         return self.last_ckpt
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        if self._postponed is not None:
+            self._postponed.append((step, meta))
+            return
         outdated = []
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
             steps = [*self.keep_ckpt_ids, step]
@@ -122,12 +131,21 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         backend = self.file_backend
-        self.file_backend = postponed = _RemoveLater(backend)
+        self.file_backend = later = _RemoveLater(backend)
+        self._postponed = []
         try:
             super()._save_best_checkpoint(runner, metrics)
         finally:
             self.file_backend = backend
-        self._remove(postponed.paths)
+        self._outdated_best = later.paths
+
+    def after_val(self, runner: Runner) -> None:
+        """Save again what should name the new best checkpoint, now that every hook is done with the validation."""
+        postponed, self._postponed = self._postponed or [], None
+        for step, meta in postponed:
+            self._save_checkpoint_with_step(runner, step, meta)
+        self._remove(self._outdated_best)
+        self._outdated_best = []
 
     def _write(self, runner: Runner, name: str, meta: dict) -> None:
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
@@ -185,7 +203,7 @@ def find_last_good_checkpoint(work_dir: str | Path) -> str | None:
         damage = find_damage(path)
         if damage is None:
             return str(path)
-        print_log(f'checkpoint {path} is passed over: {damage}', logger='current', level=logging.WARNING)
+        print_log(f'checkpoint {path} is passed over: {damage}', level=logging.WARNING)
     return str(candidates[0]) if candidates else None
 
 

@@ -139,6 +139,8 @@ class _NotStarted:
 class _ResumableLoop:
     """What both loops share: a seeded loader, seeded iterations, and the validation that an interruption cost."""
 
+    validated_iter = -1  # the iteration after which the resumed run has validated; ResumeStateHook sets it
+
     def _build_loader(self, runner: Runner, dataloader: DataLoader | dict, endless: bool) -> DataLoader:
         BaseLoop.__init__(self, runner, dataloader)
         self._seed = runner.seed
@@ -157,6 +159,8 @@ class _ResumableLoop:
 
     def _validate_if_due(self, count: int, last: int) -> None:
         self._decide_current_val_interval()
+        if self._iter == self.validated_iter:
+            return
         if (self.runner.val_loop is not None and count >= self.val_begin
                 and (count % self.val_interval == 0 or count == last)):
             self.runner.val_loop.run()
@@ -190,6 +194,7 @@ class ResumableIterBasedTrainLoop(_ResumableLoop, IterBasedTrainLoop):
             self.runner.model.train()
             self.run_iter(next(self.dataloader_iterator))
             self._validate_if_due(self._iter, self._max_iters)
+        self.dataloader_iterator = None  # ends its workers now, not when the garbage is collected
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
@@ -233,11 +238,17 @@ class ResumableEpochBasedTrainLoop(_ResumableLoop, EpochBasedTrainLoop):
 
 @HOOKS.register_module()
 class ResumeStateHook(Hook):
-    """Keep in the checkpoint what mmengine does not: early stopping's count, and what the order of the data hangs on.
+    """Keep in the checkpoint what mmengine does not.
+
+    That is early stopping's count, whether the validation after the iteration is done, and what the order of the data
+    hangs on.
 
     On resuming, a warning is logged if the number of processes or the batch size has changed, and if checkpoints fall
     between two optimiser steps of gradient accumulation, whose first gradients they do not hold.
     """
+
+    def __init__(self):
+        self._validated_iter = -1
 
     def before_train(self, runner: Runner) -> None:
         """Warn of checkpoints inside an accumulation."""
@@ -250,10 +261,15 @@ class ResumeStateHook(Hook):
                                       f'are {steps} iterations apart: such a checkpoint lacks gradients, and resuming '
                                       'from it is not exact')
 
+    def after_val(self, runner: Runner) -> None:
+        """Checkpoints from now to the next iteration are such after validation."""
+        self._validated_iter = runner.iter
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add an entry 'resume' of builtin types."""
         checkpoint['resume'] = dict(
-            _data_layout(runner),
+            _data_layout(runner), validated_iter=self._validated_iter,
+            stop_training=bool(runner.train_loop.stop_training),
             early_stopping={hook.monitor: dict(wait_count=hook.wait_count, best_score=float(hook.best_score))
                             for hook in _early_stopping(runner)})
 
@@ -266,8 +282,12 @@ class ResumeStateHook(Hook):
             if state[name] != value:
                 runner.logger.warning(f'{name} was {state[name]} in the checkpoint and is {value}: the images come in '
                                       'another order than without the interruption')
+        runner.train_loop.validated_iter = self._validated_iter = state['validated_iter']
         for hook in _early_stopping(runner):
             vars(hook).update(state['early_stopping'].get(hook.monitor, {}))
+            if state['stop_training']:
+                runner.train_loop.stop_training = True
+                runner.logger.warning('early stopping has ended this run: to train on, take EarlyStoppingHook out')
 
 
 def _data_layout(runner: Runner) -> dict[str, int]:

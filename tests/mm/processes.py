@@ -16,7 +16,7 @@ def train(log: Path, argv: list, kill_in_write: int = 0) -> multiprocessing.Proc
 
     Args:
         log: where its output is appended.
-        kill_in_write: the process kills itself when half of this file, counted from 1, is on the disk.
+        kill_in_write: the process kills itself when half of this checkpoint, counted from 1, is on the disk.
     """
     log.touch()
     process = CONTEXT.Process(target=_train, args=(str(log), [str(item) for item in argv], kill_in_write))
@@ -35,8 +35,7 @@ def _train(log: str, argv: list[str], kill_in_write: int) -> None:
     written = []
 
     def sync(handle: int) -> None:
-        if os.path.isfile(f'/proc/self/fd/{handle}') and not os.readlink(f'/proc/self/fd/{handle}').endswith(
-                'last_checkpoint.partial'):
+        if os.readlink(f'/proc/self/fd/{handle}').endswith('.pth.partial'):
             written.append(handle)
             if len(written) == kill_in_write:
                 os.ftruncate(handle, os.fstat(handle).st_size // 2)

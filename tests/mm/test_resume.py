@@ -229,32 +229,36 @@ def test_killed_and_stopped_detector_equals_the_uninterrupted(tiny_config, coco_
     cfg = point_to(tiny_config(), coco_root, tmp_path, max_iters=7)
     cfg.train_dataloader.update(num_workers=2, persistent_workers=True)
     cfg.val_dataloader.dataset.indices = 1
-    cfg.train_cfg.val_interval = 4
+    cfg.train_cfg.val_interval = 3
     cfg.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=1, save_best='coco/bbox_mAP')
     cfg.custom_hooks += [dict(type='EMAHook', momentum=0.1)]
     cfg.dump(tmp_path / 'tiny.py')
+    log, parts = tmp_path / 'parts.log', tmp_path / 'parts'
 
     def start(name, **options):
         return processes.train(tmp_path / f'{name}.log', [
             tmp_path / 'tiny.py', '--work-dir', tmp_path / name, '--resume'], **options)
 
     whole = start('whole')
-    killed = start('parts', kill_in_write=2)  # the first file is the checkpoint of iteration 2, then its name
+    killed = start('parts', kill_in_write=4)  # after iteration 2, the best and once more after 3, now after 4
     killed.join()
-    assert killed.exitcode == -signal.SIGKILL
-    assert [path.name for path in (tmp_path / 'parts').glob('*.p*') if 'tiny' not in path.name] == [
-        'iter_4.pth.partial', 'iter_2.pth'] or len(list((tmp_path / 'parts').glob('*.partial'))) == 1
+    assert killed.exitcode == -signal.SIGKILL, log.read_text()[-2000:]
+    assert {path.name for path in parts.glob('*.pth*')} == {
+        'iter_3.pth', 'best_coco_bbox_mAP_iter_3.pth', 'iter_4.pth.partial'}
     stopped = start('parts')
-    while 'Iter(train) [5/7]' not in (tmp_path / 'parts.log').read_text() and stopped.is_alive():
+    while log.read_text().count('Iter(train) [4/7]') < 2 and stopped.is_alive():
         time.sleep(0.01)
     os.killpg(stopped.pid, signal.SIGTERM)
     stopped.join()
-    assert stopped.exitcode == EXIT_STOPPED, (tmp_path / 'parts.log').read_text()[-2000:]
-    assert not list((tmp_path / 'parts').glob('*.partial'))
+    assert stopped.exitcode == EXIT_STOPPED, log.read_text()[-2000:]
+    assert 'iter_4.pth.partial, which an interrupted run did not finish, is removed' in log.read_text()
+    assert (parts / 'last_checkpoint').read_text()[-10:] in ('iter_4.pth', 'iter_5.pth')
+    assert not list(parts.glob('*.partial'))
     rest = start('parts')
     rest.join()
     whole.join()
-    assert (rest.exitcode, whole.exitcode) == (0, 0), (tmp_path / 'parts.log').read_text()[-2000:]
+    assert (rest.exitcode, whole.exitcode) == (0, 0), log.read_text()[-2000:]
     assert not differing(*(read(tmp_path / name / 'iter_7.pth') for name in ('whole', 'parts')))
-    assert logged(tmp_path / 'whole') == logged(tmp_path / 'parts')
-    assert len(logged(tmp_path / 'whole')) == 7
+    assert logged(tmp_path / 'whole') == logged(parts)
+    assert len(logged(parts)) == 7
+    assert {path.name for path in parts.glob('*.pth*')} == {path.name for path in (tmp_path / 'whole').glob('*.pth*')}
