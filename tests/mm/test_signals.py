@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from apt_dense.mm import launch, signals
+from apt_dense.mm.run_comparison import logged
 from apt_dense.mm.signals import TrainingStopped
-from tests.mm.toys import LOADED, logged, run_toy
+from tests.mm.toys import LOADED, run_toy
 
 PLAIN = dict(logger=dict(type='LoggerHook', interval=1), checkpoint=dict(
     type='CheckpointHook', by_epoch=False, interval=100, save_last=False))

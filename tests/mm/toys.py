@@ -1,6 +1,5 @@
 """A model, a dataset and runs of milliseconds, with randomness wherever a training has it."""
 import itertools
-import json
 import random
 from pathlib import Path
 
@@ -128,37 +127,3 @@ def run_toy(work_dir: Path, resume: str | None = None, **settings) -> Runner:
     LOADED.clear()
     runner.train()
     return runner
-
-
-def logged(work_dir: Path) -> dict[int, dict]:
-    """Iteration -> what the log has of it, all runs in the directory together, times left out.
-
-    Raises:
-        AssertionError: if two runs log an iteration differently.
-    """
-    entries = {}
-    for path in sorted(work_dir.rglob('vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            entry = {key: value for key, value in json.loads(line).items()
-                     if not key.endswith('time') and key != 'tokens_per_second'}
-            if 'loss' in entry:
-                assert entries.setdefault(entry['iter'], entry) == entry
-    return entries
-
-
-def differing(one, other, path: str = '') -> set[str]:
-    """Paths at which two checkpoints differ, tensors bit by bit; what tells the time or the run's name is left out."""
-    if path.endswith(('.cfg', 'experiment_name', 'time', 'tokens_per_second', 'last_ckpt', 'best_ckpt', '.eta')):
-        return set()
-    if isinstance(one, dict) and isinstance(other, dict):
-        found = {f'{path}.{key}' for key in one.keys() ^ other.keys()}
-        return found.union(*(differing(one[key], other[key], f'{path}.{key}') for key in one.keys() & other.keys()))
-    if isinstance(one, (list, tuple)):
-        if len(one) != len(other):
-            return {path}
-        return set().union(*(differing(a, b, f'{path}.{i}') for i, (a, b) in enumerate(zip(one, other, strict=True))))
-    if isinstance(one, torch.Tensor):
-        return set() if torch.equal(one, other) else {path}
-    if hasattr(one, '_log_history'):
-        return differing(one._log_history.tolist(), other._log_history.tolist(), path)
-    return set() if one == other else {path}
