@@ -8,6 +8,9 @@ from mmengine.logging import HistoryBuffer
 
 from apt_dense.mm import compat  # noqa: F401  (what mmengine stores may be loaded)
 
+# Times, the run's name and settings, and the names of checkpoint files: one more is written when a signal comes.
+NOT_COMPARED = ('cfg', 'experiment_name', 'time', '.eta', 'tokens_per_second', '_ckpt', 'keep_ckpt_ids')
+
 
 def load(path: Path) -> dict:
     """A checkpoint, on the CPU."""
@@ -15,8 +18,8 @@ def load(path: Path) -> dict:
 
 
 def differing(one: Any, other: Any, path: str = '') -> set[str]:
-    """Paths at which two checkpoints differ, tensors bit by bit; what tells the time or the run's name is left out."""
-    if path.endswith(('cfg', 'experiment_name', 'time', 'tokens_per_second', 'last_ckpt', 'best_ckpt', '.eta')):
+    """Paths at which two checkpoints differ, tensors bit by bit; see NOT_COMPARED."""
+    if path.endswith(NOT_COMPARED):
         return set()
     if isinstance(one, dict) and isinstance(other, dict):
         found = {f'{path}.{key}' for key in one.keys() ^ other.keys()}

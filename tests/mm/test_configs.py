@@ -28,6 +28,8 @@ PAIRS = [
        SHORT | {'train_dataloader', 'auto_scale_lr', 'model.backbone.detail_branch'})
       for size in 'bl'),
     ('apt_eva02_ti_demo_det', 'eva02_ti_demo_det', set()),
+    ('apt_eva02_ti_demo_det_tracked', 'eva02_ti_demo_det',
+     {'default_hooks.checkpoint', 'custom_hooks', 'train_cfg.val_interval', 'vis_backends', 'visualizer'}),
 ]
 APT_SETTINGS = {'model.backbone.num_scales', 'model.backbone.thresholds'}
 
