@@ -4,11 +4,12 @@ PY := $(VENV)/bin/python
 WORK_DIRS ?= work_dirs
 DATA ?= data/demo
 
-.PHONY: help setup data demo demo-dense test lint clean
+.PHONY: help setup data demo demo-dense demo-seg demo-seg-dense test lint clean
 
 help:
 	@echo 'make demo        install, make the demo dataset, train and evaluate the small APT detector, draw pictures'
 	@echo 'make demo-dense  the same with its dense twin, for comparison'
+	@echo 'make demo-seg    the same for segmentation; make demo-seg-dense, its dense twin'
 	@echo 'make test        install, lint, run the tests'
 	@echo 'make setup       install what is missing into $(VENV)'
 	@echo 'make clean       remove the demo runs and the demo dataset'
@@ -25,6 +26,12 @@ demo: data
 demo-dense: data
 	@$(PY) tools/run_demo.py configs/eva02_ti_demo_det.py --work-dir $(WORK_DIRS)/eva02_ti_demo_det
 
+demo-seg: data
+	@$(PY) tools/run_demo.py configs/apt_eva02_ti_demo_seg.py --work-dir $(WORK_DIRS)/apt_eva02_ti_demo_seg
+
+demo-seg-dense: data
+	@$(PY) tools/run_demo.py configs/eva02_ti_demo_seg.py --work-dir $(WORK_DIRS)/eva02_ti_demo_seg
+
 lint: setup
 	@$(PY) -m ruff check .
 
@@ -32,5 +39,5 @@ test: lint
 	@$(PY) -m pytest
 
 clean:
-	rm -rf '$(WORK_DIRS)/apt_eva02_ti_demo_det' '$(WORK_DIRS)/eva02_ti_demo_det'
+	rm -rf $(foreach config,apt_eva02_ti_demo_det eva02_ti_demo_det apt_eva02_ti_demo_seg eva02_ti_demo_seg,'$(WORK_DIRS)/$(config)')
 	@if grep -qs make_demo_dataset '$(DATA)/meta.json'; then rm -rf '$(DATA)'; fi

@@ -1,4 +1,4 @@
-"""Make a file of random weights in the layout of an official EVA-02 detector, at full size.
+"""Make a file of random weights in the layout of an official EVA-02 detector or segmentor, at full size.
 
     python tests/official.py configs/eva02_l_coco.py official.pth
 """
@@ -6,14 +6,16 @@ import re
 import sys
 
 import torch
-from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
-
-import apt_dense.mm.det  # noqa: F401
+from mmengine.registry import MODELS, DefaultScope
 
 # Names here -> official names; "{1+1}" is group 1 plus 1.
-RENAMED = (
+SEGMENTOR = (
+    (r'neck\.upsample_4x\.(.+)', r'backbone.fpn1.\1'),
+    (r'neck\.upsample_2x\.(.+)', r'backbone.fpn2.\1'),
+    (r'((?:backbone|decode_head|auxiliary_head)\..+)', r'\1'),
+)
+DETECTOR = (
     (r'backbone\.(.+)', r'backbone.net.\1'),
     (r'neck\.(.+)', r'backbone.\1'),
     (r'rpn_head\.rpn_conv\.(\d)\.conv\.(.+)', r'proposal_generator.rpn_head.conv.conv\1.\2'),
@@ -31,23 +33,34 @@ RENAMED = (
 )
 
 
-def official_name(name: str) -> str:
-    for pattern, replacement in RENAMED:
+def official_name(name: str, rules: tuple) -> str:
+    for pattern, replacement in rules:
         match = re.fullmatch(pattern, name)
         if match:
             return re.sub(r'\{(\d)\+1\}', lambda number: str(int(number[1]) + 1), match.expand(replacement))
     raise ValueError(name)
 
 
+def random_like(name: str, value: torch.Tensor) -> torch.Tensor:
+    """Small normal numbers; variances are positive and counters whole."""
+    if name.endswith('num_batches_tracked'):
+        return torch.tensor(7)
+    if name.endswith('running_var'):
+        return torch.rand(value.shape) + 0.5
+    return torch.randn(value.shape) * 0.1
+
+
 def official_state(cfg: Config) -> dict[str, torch.Tensor]:
     """Random float32 values under the official names, RoPE tables included."""
-    with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
         model = MODELS.build(cfg.model)
-    state = {official_name(name): torch.randn(value.shape) for name, value in model.state_dict().items()}
-    head_dim = model.backbone.head_dim
-    for name, cells in (('rope_win', cfg.model.backbone.window_size**2),
-                        ('rope_glb', (cfg.model.backbone.img_size // 16)**2)):
-        state |= {f'backbone.net.{name}.freqs_{part}': torch.randn(cells, head_dim) for part in ('cos', 'sin')}
+    rules = SEGMENTOR if cfg.default_scope == 'mmseg' else DETECTOR
+    state = {official_name(name, rules): random_like(name, value) for name, value in model.state_dict().items()}
+    head_dim, cells = model.backbone.head_dim, (cfg.model.backbone.img_size // 16)**2
+    tables = ({'rope': cells} if cfg.default_scope == 'mmseg'
+              else {'net.rope_win': cfg.model.backbone.window_size**2, 'net.rope_glb': cells})
+    for name, size in tables.items():
+        state |= {f'backbone.{name}.freqs_{part}': torch.randn(size, head_dim) for part in ('cos', 'sin')}
     return state
 
 

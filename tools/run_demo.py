@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
 TOOLS = Path(__file__).parent
+METRICS = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50', 'mIoU', 'mAcc', 'aAcc', 'kept_tokens')
 NUM_GRIDS = 8  # validation images whose patch grid is drawn
 
 
@@ -45,22 +46,27 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     seconds = run('train.py', args.config, '--work-dir', args.work_dir, '--resume')
     checkpoint = find_latest_checkpoint(str(args.work_dir))
-    seconds += run('test.py', args.config, checkpoint, '--work-dir', args.work_dir, '--show-dir', 'predictions')
-    # mmengine names its folders by time; the metrics of a test are a file beside its log.
-    predictions = newest(args.work_dir.glob('*/predictions'))
-    metrics = json.loads((predictions.parent / f'{predictions.parent.name}.json').read_text())
+    # mmdetection draws into a folder of the run's, mmsegmentation into one of this directory's.
+    segments = cfg.default_scope == 'mmseg'
+    show_dir = args.work_dir / 'predictions' if segments else 'predictions'
+    seconds += run('test.py', args.config, checkpoint, '--work-dir', args.work_dir, '--show-dir', show_dir)
+    # mmengine names its folders by time; the metrics of a test are a file of the same name inside.
+    metrics_file = newest(path for path in args.work_dir.glob('*/*.json') if path.stem == path.parent.name)
+    metrics = json.loads(metrics_file.read_text())
+    predictions = show_dir / 'vis_data/vis_image' if segments else metrics_file.parent / show_dir
     dataset = cfg.val_dataloader.dataset
-    images = sorted(Path(dataset.data_root, dataset.data_prefix.img).iterdir())[:NUM_GRIDS]
+    folder = Path(dataset.data_root, dataset.data_prefix['img_path' if segments else 'img'])
+    images = sorted(folder.iterdir())[:NUM_GRIDS]
     grids = args.work_dir / 'patches'
     if cfg.model.backbone.num_scales > 1:
         run('analysis_tools/visualize_patches.py', *images, '--config', args.config, '--out-dir', grids)
 
     print(f'\n[demo] training and evaluation took {seconds / 60:.1f} minutes')
     for name, value in metrics.items():
-        if name.endswith(('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50', 'kept_tokens')):
+        if name.endswith(METRICS):
             print(f'[demo] {name}: {value:.3f}')
     print(f'[demo] checkpoint:             {checkpoint}')
-    print(f'[demo] log and scalars:        {predictions.parent}')
+    print(f'[demo] log and scalars:        {metrics_file.parent}')
     print(f'[demo] truth | predictions:    {predictions}')
     if grids.is_dir():
         print(f'[demo] patch grids:            {grids}')

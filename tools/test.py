@@ -1,4 +1,4 @@
-"""Test a detector or a segmentor; the options are those of mmdetection's tools/test.py, without --tta."""
+"""Test a detector or a segmentor; the options are those of mmdetection's tools/test.py."""
 import argparse
 import sys
 
@@ -11,6 +11,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file, or an address that mmengine can load')
     parser.add_argument(
         '--out', help='write the predictions: detection, a .pkl file; segmentation, a directory of PNG label maps')
+    parser.add_argument(
+        '--tta', action='store_true', help="test-time augmentation: the config's tta_pipeline and tta_model")
     parser.add_argument('--show', action='store_true', help='show the predictions on the screen')
     parser.add_argument('--show-dir', help='draw the predictions into this directory')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show keeps a picture')
@@ -25,6 +27,8 @@ def main() -> None:
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
         launch.set_visualization(cfg, args.show, args.show_dir, args.wait_time)
+    if args.tta:
+        launch.set_tta(cfg)
     if args.out:
         launch.set_output(cfg, args.out)
     launch.check_dataset_files(cfg, 'test')

@@ -332,15 +332,26 @@ def _resample_projection(conversion: Conversion, patch_size: int) -> None:
 
 
 def _resample_positions(conversion: Conversion, side: int) -> None:
-    """Bicubic, as EVA's own script; the class token's entry stays."""
     name = 'backbone.pos_embed'
     table = conversion.state_dict[name]
+    old = _side(table)
+    conversion.state_dict[name] = resample_positions(table, side)
+    conversion.resampled.append(f'{name}: {old}x{old} -> {side}x{side} positions')
+
+
+def resample_positions(table: Tensor, side: int) -> Tensor:
+    """Position table (1, 1 + n * n, C) -> (1, 1 + side * side, C); the class token's entry, the first, stays.
+
+    Bicubic without antialias, as EVA's own script.
+
+    Raises:
+        ValueError: if the table is not of a square grid and a class token.
+    """
     old = _side(table)
     grid = table[:, 1:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(side, side), mode='bicubic', align_corners=False)
     grid = grid.flatten(2).transpose(1, 2).to(table.dtype)
-    conversion.state_dict[name] = torch.cat([table[:, :1], grid], 1)
-    conversion.resampled.append(f'{name}: {old}x{old} -> {side}x{side} positions')
+    return torch.cat([table[:, :1], grid], 1)
 
 
 def _side(table: Tensor) -> int:

@@ -280,9 +280,10 @@ class APTEVA02(nn.Module):
         the entropy's bins are half a grey level wide.
         """
         steps = 1024 if x.dtype in (torch.float32, torch.float64) else 1
-        channels = zip(x.unbind(1), self.img_mean, self.img_std, strict=True)
-        image = torch.stack([channel.float() * std + mean for channel, mean, std in channels], 1)
-        return image.mul_(steps).round_().div_(steps)
+        image = x.to(torch.float32, copy=True)
+        for channel, mean, std in zip(image.unbind(1), self.img_mean, self.img_std, strict=True):
+            channel.mul_(std).add_(mean).mul_(steps).round_().div_(steps)
+        return image
 
     @staticmethod
     def _block_indexes(name: str, indexes: Sequence[int], depth: int) -> frozenset[int]:

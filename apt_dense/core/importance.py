@@ -155,16 +155,19 @@ def check_finite(image: Tensor) -> None:
 def _luma(image: Tensor) -> Tensor:
     """RGB (B, 3, H, W) -> grey (B, H, W), same range."""
     red, green, blue = image.unbind(1)
-    return LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue
+    return (LUMA_WEIGHTS[0] * red).add_(LUMA_WEIGHTS[1] * green).add_(LUMA_WEIGHTS[2] * blue)
 
 
 def _histogram(grey: Tensor, patch_size: int, bins: int) -> Tensor:
-    """Grey (B, H, W) in 0..255, sides multiples of the patch -> counts (B, H / p, W / p, bins), float32."""
+    """Grey (B, H, W) in 0..255, sides multiples of the patch -> counts (B, H / p, W / p, bins), float32.
+
+    Overwrites ``grey``.
+    """
     batch, height_px, width_px = grey.shape
     rows, cols = height_px // patch_size, width_px // patch_size
-    values = (grey * bins / 255).long().clamp_(0, bins - 1)
+    values = grey.mul_(bins).div_(255).long().clamp_(0, bins - 1)
     patch_index = torch.arange(batch * rows * cols, device=grey.device).view(batch, rows, 1, cols, 1)
-    values = values.view(batch, rows, patch_size, cols, patch_size) + patch_index * bins
+    values = values.view(batch, rows, patch_size, cols, patch_size).add_(patch_index * bins)
     counts = grey.new_zeros(batch * rows * cols * bins)
     counts.scatter_add_(0, values.flatten(), counts.new_ones(()).expand(values.numel()))
     return counts.view(batch, rows, cols, bins)

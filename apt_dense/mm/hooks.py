@@ -5,7 +5,7 @@ import torch
 from mmengine import dist
 from mmengine.device import get_device
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
@@ -21,7 +21,8 @@ class KeptTokensHook(Hook):
     for the dense model; class tokens do not count.  ``tokens_per_second`` counts the tokens of this process over the
     whole training iteration, data loading included.  Both are scalars of the message hub, so the log and all
     visualisation backends show them.  After validation and testing, ``val_kept_tokens`` and ``test_kept_tokens`` are
-    the fraction over the whole dataset, from all processes.
+    the fraction over the whole dataset, from all processes and all forward passes: the windows of slide inference and
+    the scales of test-time augmentation count as often as they are computed.
 
     Raises:
         ValueError: if the model has no APTEVA02 backbone.
@@ -30,6 +31,7 @@ class KeptTokensHook(Hook):
     def __init__(self):
         self._started = 0.0
         self._tokens = self._cells = 0
+        self._handle = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         self._started = self._started or time.perf_counter()
@@ -43,20 +45,22 @@ class KeptTokensHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._tokens = self._cells = 0
+        self._handle = _backbone(runner.model).register_forward_hook(self._count)
 
-    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        layout = _backbone(runner.model).last_layout
-        self._tokens += sum(layout.scale_counts)
-        self._cells += layout.num_cells
+    def _count(self, backbone: APTEVA02, inputs: tuple, outputs: tuple) -> None:
+        """Add a forward pass."""
+        self._tokens += sum(backbone.last_layout.scale_counts)
+        self._cells += backbone.last_layout.num_cells
 
     def after_val_epoch(self, runner: Runner, metrics=None) -> None:
+        self._handle.remove()
         runner.message_hub.update_scalar('val/val_kept_tokens', self._kept())
         self._started = 0.0  # validation is no part of a training iteration
 
     before_test_epoch = before_val_epoch
-    after_test_iter = after_val_iter
 
     def after_test_epoch(self, runner: Runner, metrics=None) -> None:
+        self._handle.remove()
         runner.message_hub.update_scalar('test/test_kept_tokens', self._kept())
 
     def _kept(self) -> float:
@@ -99,8 +103,10 @@ class CheckFrozenLoadedHook(Hook):
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model, out of any data-parallel wrapper."""
-    return model.module if is_model_wrapper(model) else model
+    """The model, out of any wrapper for data-parallel training or test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def _backbone(model: nn.Module) -> APTEVA02:

@@ -342,6 +342,19 @@ def set_output(cfg: Config, out: str) -> None:
     writers[0].output_dir = out
 
 
+def set_tta(cfg: Config) -> None:
+    """Test with the config's test-time augmentation.
+
+    Raises:
+        LaunchError: if the config has none.
+    """
+    absent = [key for key in ('tta_model', 'tta_pipeline') if not cfg.get(key)]
+    if absent:
+        raise LaunchError(f'--tta: {cfg.filename} has no {", ".join(absent)}; the ADE20K configs do')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
 def build_runner(cfg: Config) -> Runner:
     """Build the runner, with the fixes that depend on the launcher and the scope, and without the libraries' noise.
 

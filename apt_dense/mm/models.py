@@ -2,13 +2,14 @@
 import os
 from collections.abc import Sequence
 
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor
 
 import apt_dense.core.eva02
 import apt_dense.core.pyramid
-from apt_dense.core.checkpoint import load_official, looks_official
+from apt_dense.core.checkpoint import load_official, looks_official, resample_positions
 
 
 @MODELS.register_module()
@@ -33,6 +34,18 @@ class APTEVA02(apt_dense.core.eva02.APTEVA02, BaseModule):
                                  'other names. Convert it: python tools/model_converters/eva02_to_mm.py '
                                  f'{path} CONVERTED.pth')
         super().init_weights()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Load; a position table of another grid is resampled to this model's, as the official code does at the start.
+
+        mmengine would only log the difference, and train with a table of random numbers.
+        """
+        key, own = f'{prefix}pos_embed', self.pos_embed
+        table = state_dict.get(key)
+        if table is not None and table.shape != own.shape and table.ndim == 3 and table.shape[-1] == own.shape[-1]:
+            state_dict[key] = resample_positions(table, round((own.shape[1] - 1)**0.5))
+            print_log(f'{key}: resampled from {table.shape[1] - 1} positions to {own.shape[1] - 1}', 'current')
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @MODELS.register_module()

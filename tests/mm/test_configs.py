@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, DefaultScope
 from mmengine.runner import Runner
 
 from apt_dense.core.checkpoint import convert
@@ -19,15 +18,21 @@ BACKBONE_MILLIONS = {'b': 86, 'l': 304}  # published sizes of EVA-02-B and L
 ADDED = {'patch_embed.conv_down.weight', 'patch_embed.conv_down.bias', 'patch_embed.zero_mlp.weight',
          'patch_embed.zero_mlp.bias'}
 SHORT = {'pretrained', 'model.backbone.init_cfg', 'train_cfg', 'param_scheduler', 'optim_wrapper', 'max_iters'}
+SEGMENTORS = ('b_ade20k_512', 'l_ade20k_512', 'l_ade20k_640')
 # (APT config, its dense twin, the settings in which they may differ besides APT's own).
 PAIRS = [
+    *((f'apt_eva02_{model}_full', f'eva02_{model}', set()) for model in SEGMENTORS),
+    *((f'apt_eva02_{model}', f'eva02_{model}', SHORT | {'requires_load_from', 'custom_hooks', 'model.trainable'})
+      for model in SEGMENTORS),
+    *((f'apt_eva02_{model}_resizing', f'eva02_{model}',
+       SHORT | {'train_dataloader', 'auto_scale_lr', 'model.backbone.detail_branch'}) for model in SEGMENTORS),
     *((f'apt_eva02_{size}_coco_full', f'eva02_{size}_coco', set()) for size in 'bl'),
     *((f'apt_eva02_{size}_coco', f'eva02_{size}_coco',
        SHORT | {'requires_load_from', 'custom_hooks', 'model.trainable'}) for size in 'bl'),
     *((f'apt_eva02_{size}_coco_resizing', f'eva02_{size}_coco',
        SHORT | {'train_dataloader', 'auto_scale_lr', 'model.backbone.detail_branch'})
       for size in 'bl'),
-    ('apt_eva02_ti_demo_det', 'eva02_ti_demo_det', set()),
+    *((f'apt_eva02_ti_demo_{task}', f'eva02_ti_demo_{task}', set()) for task in ('det', 'seg')),
 ]
 APT_SETTINGS = {'model.backbone.num_scales', 'model.backbone.thresholds'}
 
@@ -37,8 +42,12 @@ def load(name: str) -> Config:
 
 
 def build_meta(cfg: Config) -> torch.nn.Module:
-    with torch.device('meta'):
+    with torch.device('meta'), scope_of(cfg):
         return MODELS.build(cfg.model)
+
+
+def scope_of(cfg: Config):
+    return DefaultScope.overwrite_default_scope(cfg.default_scope)
 
 
 def flat(node, prefix: str = '') -> dict:
@@ -81,19 +90,41 @@ def test_datasets_pipelines_and_evaluator(name, tmp_path):
     cfg = load(name)
     annotations = tmp_path / 'instances.json'
     annotations.write_text(json.dumps(dict(images=[], annotations=[], categories=[])))
+    detects = cfg.default_scope == 'mmdet'
+    heads = ((cfg.model.roi_head.mask_head, *cfg.model.roi_head.bbox_head) if detects
+             else (cfg.model.decode_head, cfg.model.auxiliary_head))
     for split in ('train', 'val', 'test'):
         loader = cfg.get(f'{split}_dataloader')
         if loader is None:
             assert split == 'train' and name.endswith('resizing')
             continue
-        dataset = DATASETS.build(dict(loader.dataset, lazy_init=True))
+        with scope_of(cfg):
+            dataset = DATASETS.build(dict(loader.dataset, lazy_init=True))
         assert dataset.pipeline.transforms
-        for head in (cfg.model.roi_head.mask_head, *cfg.model.roi_head.bbox_head):
-            assert head.num_classes == len(dataset.metainfo['classes'])
+        num_classes = len(dataset.metainfo['classes'])
+        assert {head.num_classes for head in heads} == {num_classes}
+        if not detects:
+            maps = [transform for transform in loader.dataset.pipeline if transform.type == 'LoadLabelMap']
+            assert [transform.num_classes for transform in maps] == [num_classes]
     for split in ('val', 'test'):
         evaluator = cfg[f'{split}_evaluator']
-        assert evaluator.ann_file == cfg.val_dataloader.dataset.data_root + cfg.val_dataloader.dataset.ann_file
-        assert METRICS.build(dict(evaluator, ann_file=str(annotations))).metrics == ['bbox', 'segm']
+        with scope_of(cfg):
+            if not detects:
+                assert METRICS.build(evaluator).metrics == ['mIoU']
+                continue
+            assert evaluator.ann_file == cfg.val_dataloader.dataset.data_root + cfg.val_dataloader.dataset.ann_file
+            assert METRICS.build(dict(evaluator, ann_file=str(annotations))).metrics == ['bbox', 'segm']
+
+
+@pytest.mark.parametrize('size', [512, 640])
+def test_crops_fit_the_models(size):
+    """The crop is one size in the pipeline, the padding, the backbone, its table and slide inference."""
+    cfg = load(f'eva02_l_ade20k_{size}')
+    crop = next(transform for transform in cfg.train_pipeline if transform.type == 'RandomCrop')
+    preprocessor, backbone, test_cfg = cfg.model.data_preprocessor, cfg.model.backbone, cfg.model.test_cfg
+    assert crop.crop_size == preprocessor.size == test_cfg.crop_size == (size, size)
+    assert backbone.img_size == backbone.pretrain_img_size == size
+    assert test_cfg.mode == 'slide' and test_cfg.stride == ({512: 341, 640: 426}[size],) * 2
 
 
 @pytest.mark.parametrize(('name', 'twin', 'allowed'), PAIRS, ids=[pair[0] for pair in PAIRS])
@@ -120,8 +151,42 @@ def test_the_recipes_figures(size):
     assert (published.nms.type, published.nms.iou_threshold, published.score_thr) == ('soft_nms', 0.6, 0.0)
 
 
-def test_short_fine_tuning_optimises_the_added_parameters_only():
-    cfg = load('apt_eva02_b_coco')
+@pytest.mark.parametrize(('model', 'iters', 'lr', 'decay', 'batch', 'channels', 'out_indices'), [
+    ('b_ade20k_512', 60000, 6e-5, 0.85, 32, (768, 256), (3, 5, 7, 11)),
+    ('l_ade20k_512', 80000, 4e-5, 0.9, 16, (1024, 256), (7, 11, 15, 23)),
+    ('l_ade20k_640', 80000, 4e-5, 0.9, 16, (1536, 1536), (7, 11, 15, 23)),
+])
+def test_the_segmentation_recipes_figures(model, iters, lr, decay, batch, channels, out_indices):
+    dense, short = load(f'eva02_{model}'), load(f'apt_eva02_{model}')
+    assert (dense.train_cfg.max_iters, short.train_cfg.max_iters) == (iters, iters // 20)
+    assert dense.optim_wrapper.optimizer.lr == short.optim_wrapper.optimizer.lr == lr
+    assert dense.optim_wrapper.optimizer.weight_decay == 0.05
+    assert dense.optim_wrapper.paramwise_cfg.layer_decay_rate == decay
+    assert dense.auto_scale_lr.base_batch_size == short.auto_scale_lr.base_batch_size == batch
+    assert (dense.model.decode_head.channels, dense.model.auxiliary_head.channels) == channels
+    assert dense.model.backbone.out_indices == out_indices
+    assert short.requires_load_from and short.load_from is None
+
+
+def test_the_segmentation_schedule():
+    """The official rate at iteration t: base * (1 - t / T), during the warm-up times the warm-up's factor."""
+    cfg = load('eva02_l_ade20k_512')
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=4e-5)
+    schedulers = [PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer)) for scheduler in cfg.param_scheduler]
+    rates = []
+    for _ in range(2001):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    for t in (0, 1, 700, 1498, 1600, 2000):
+        warm = min(1, 1e-6 + (1 - 1e-6) * t / 1499)
+        assert rates[t] == pytest.approx(4e-5 * (1 - t / 80000) * warm, rel=1e-6), t
+
+
+@pytest.mark.parametrize('name', ['apt_eva02_b_coco', 'apt_eva02_b_ade20k_512'])
+def test_short_fine_tuning_optimises_the_added_parameters_only(name):
+    cfg = load(name)
     model = build_meta(cfg)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -140,10 +205,7 @@ def test_train_loader_is_endless(coco_root, tiny_config):
 
 
 def test_the_documented_config_for_an_own_dataset(tmp_path):
-    text = (CONFIGS.parent / 'docs/get_started.md').read_text().split('## Your own dataset')[1]
-    code = text.split('```python')[1].split('```')[0].replace("'configs/", f"'{CONFIGS}/")
-    (tmp_path / 'own.py').write_text(code)
-    cfg = Config.fromfile(tmp_path / 'own.py')
+    cfg = documented_config('Your own dataset', 1, tmp_path / 'own.py')
     model = build_meta(cfg)
     assert [head.num_classes for head in (*model.roi_head.bbox_head, model.roi_head.mask_head)] == [3] * 4
     for split in ('train', 'val', 'test'):
@@ -153,12 +215,48 @@ def test_the_documented_config_for_an_own_dataset(tmp_path):
         assert dataset.data_prefix['img'] == 'data/parts/images/'
 
 
-@pytest.mark.parametrize('name', ['eva02_ti_demo_det', 'apt_eva02_ti_demo_det'])
+def documented_config(heading: str, number: int, path: Path) -> Config:
+    """The ``number``-th Python block of docs/get_started.md after a heading, as a config."""
+    text = (CONFIGS.parent / 'docs/get_started.md').read_text().split(f'## {heading}\n')[1]
+    code = text.split('```python')[number].split('```')[0].replace("'configs/", f"'{CONFIGS}/")
+    path.write_text(code)
+    return Config.fromfile(path)
+
+
+def test_the_documented_config_for_own_label_maps(tmp_path):
+    cfg = documented_config('Your own dataset', 2, tmp_path / 'own.py')
+    model = build_meta(cfg)
+    assert model.decode_head.num_classes == model.auxiliary_head.num_classes == 3
+    for split in ('train', 'val', 'test'):
+        with scope_of(cfg):
+            dataset = DATASETS.build(dict(cfg[f'{split}_dataloader'].dataset, lazy_init=True))
+        assert dataset.metainfo['classes'] == ('road', 'roof', 'field') and not dataset.reduce_zero_label
+        folder = 'train' if split == 'train' else 'val'
+        assert dataset.data_prefix == dict(img_path=f'data/land/images/{folder}',
+                                           seg_map_path=f'data/land/labels/{folder}')
+        load, = (transform for transform in dataset.pipeline.transforms if type(transform).__name__ == 'LoadLabelMap')
+        assert load.num_classes == 3
+
+
+def test_the_documented_config_for_a_submission(tmp_path):
+    cfg = documented_config('Evaluate', 1, tmp_path / 'submission.py')
+    (tmp_path / 'images/testing').mkdir(parents=True)
+    (tmp_path / 'images/testing/a.jpg').touch()
+    with scope_of(cfg):
+        dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, data_root=str(tmp_path)))
+        assert METRICS.build(dict(cfg.test_evaluator, output_dir=str(tmp_path / 'maps'))).format_only
+    assert dataset.get_data_info(0)['img_path'].endswith('images/testing/a.jpg')
+    names = [type(transform).__name__ for transform in dataset.pipeline.transforms]
+    assert names == ['LoadImageFromFile', 'Resize', 'PackSegInputs']
+
+
+@pytest.mark.parametrize('name', ['eva02_ti_demo_det', 'apt_eva02_ti_demo_det', 'eva02_ti_demo_seg',
+                                  'apt_eva02_ti_demo_seg', 'eva02_b_ade20k_512'])
 def test_an_official_file_fits_the_config(name):
     """Every key lands, and the model lacks nothing but what APT adds."""
     cfg = load(name)
     target = {key: value.shape for key, value in build_meta(cfg).state_dict().items()}
-    conversion = convert(official_state(load('eva02_ti_demo_det')), target_shapes=target)
+    conversion = convert(official_state(load(name.removeprefix('apt_'))), target_shapes=target)
     added = {f'backbone.{key}' for key in ADDED} if name.startswith('apt') else set()
     assert target.keys() - conversion.state_dict.keys() == added
     assert not conversion.absent and not conversion.resampled

@@ -1,0 +1,88 @@
+"""EVA-02's UperNet on mmsegmentation's classes: what differs from mmsegmentation, and nothing else."""
+import mmcv
+import mmengine.fileio as fileio
+import numpy as np
+import torch.nn.functional as F
+from mmengine.registry import MODELS, TRANSFORMS
+from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.models.segmentors import EncoderDecoder
+from torch import Tensor
+
+from apt_dense.mm.freeze import FreezeMixin
+
+IGNORE = 255
+
+
+@MODELS.register_module()
+class APTEncoderDecoder(FreezeMixin, EncoderDecoder):
+    """``mmseg.EncoderDecoder`` with the argument ``trainable`` (see ``FreezeMixin``), for images of any size.
+
+    The backbone wants whole patches of the largest size.  In testing, a whole image or a window of slide inference (of
+    an image smaller than the window) has any size: it is padded at the bottom and right with zeros, the mean colour,
+    and the logits of the padding are cut off.  Images of a training batch are padded by the data preprocessor.
+    """
+
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        """(B, 3, H, W), normalised -> logits (B, classes, H, W)."""
+        height_px, width_px = inputs.shape[2:]
+        largest_px = self.backbone.patch_size << self.backbone.num_scales - 1
+        padded = F.pad(inputs, (0, -width_px % largest_px, 0, -height_px % largest_px))
+        # A torch.Size here is what mmseg's heads take for the size of the logits.
+        metas = [dict(meta, img_shape=padded.shape[2:]) for meta in batch_img_metas]
+        return super().encode_decode(padded, metas)[..., :height_px, :width_px]
+
+
+@TRANSFORMS.register_module()
+class LoadLabelMap(LoadAnnotations):
+    """``mmseg.LoadAnnotations`` that checks what it reads.
+
+    mmsegmentation cuts 16-bit ids to 8 bits without a word; an id without a class ends training with an index error
+    (on a GPU, with one that names neither file nor id) and is left out of the metrics.
+
+    Args:
+        num_classes: classes of the dataset; after reduce_zero_label and the dataset's label_map, ids are 0 to
+            num_classes - 1 or 255, which is ignored.
+        unknown_ids: 'raise', or 'ignore' to count every other id as 255.
+        backend_args, imdecode_backend: of ``mmseg.LoadAnnotations``.
+
+    Raises:
+        ValueError: naming the file, for several channels, another size than the image's, or unknown ids.
+    """
+
+    def __init__(self, num_classes: int, unknown_ids: str = 'raise', backend_args: dict | None = None,
+                 imdecode_backend: str = 'pillow'):
+        super().__init__(backend_args=backend_args, imdecode_backend=imdecode_backend)
+        if unknown_ids not in ('raise', 'ignore'):
+            raise ValueError(f"unknown_ids={unknown_ids!r}: choose 'raise' or 'ignore'")
+        self.num_classes = num_classes
+        self.unknown_ids = unknown_ids
+
+    def _load_seg_map(self, results: dict) -> None:
+        path = results['seg_map_path']
+        labels = mmcv.imfrombytes(fileio.get(path, backend_args=self.backend_args), flag='unchanged',
+                                  backend=self.imdecode_backend)
+        if labels.ndim != 2:
+            raise ValueError(f'{path} has shape {labels.shape}, wanted one channel of class ids (H, W): convert a map '
+                             'of colours to ids first')
+        size = results.get('ori_shape', labels.shape)
+        if labels.shape != tuple(size[:2]):
+            raise ValueError(f'{path} is {labels.shape[0]}x{labels.shape[1]} px (height x width), its image '
+                             f'{results.get("img_path")} {size[0]}x{size[1]} px')
+        results['gt_seg_map'] = self._class_ids(labels.astype(np.int64), results)
+        results['seg_fields'].append('gt_seg_map')
+
+    def _class_ids(self, labels: np.ndarray, results: dict) -> np.ndarray:
+        """Ids of the file, int64 -> ids of the dataset, uint8."""
+        ids = np.arange(labels.max() + 1)
+        if results['reduce_zero_label']:
+            ids = np.where((ids == 0) | (ids == IGNORE), IGNORE, ids - 1)
+        if results.get('label_map'):
+            ids = np.array([results['label_map'].get(index, index) for index in ids.tolist()])
+        unknown = (ids >= self.num_classes) & (ids != IGNORE)
+        found = np.unique(labels[unknown[labels]])
+        if len(found) and self.unknown_ids == 'raise':
+            raise ValueError(f'{results["seg_map_path"]} holds the ids {found[:10].tolist()}, which no class has: the '
+                             f'dataset has num_classes={self.num_classes} and reduce_zero_label='
+                             f"{results['reduce_zero_label']}, and {IGNORE} is ignored. Correct the file or these "
+                             "settings, or set unknown_ids='ignore'")
+        return np.where(unknown, IGNORE, ids)[labels].astype(np.uint8)

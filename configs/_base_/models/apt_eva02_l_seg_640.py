@@ -1,0 +1,3 @@
+_base_ = './eva02_l_seg_640.py'
+# Patches of 16, 32, 64 and 128 px.
+model = dict(backbone=dict(num_scales=4, thresholds=(5.0, 4.5, 3.5)))

@@ -1,0 +1,8 @@
+# Dense EVA-02-L on ADE20K at 512: the official fine-tuning from the pre-trained backbone (published mIoU: 59.8).
+_base_ = [
+    '_base_/models/eva02_l_seg_512.py', '_base_/datasets/ade20k_512.py', '_base_/schedules/eva02_ade20k_80k.py',
+    '_base_/default_runtime_seg.py'
+]
+pretrained = 'checkpoints/eva02_L_pt_m38m_p14to16.pth'
+model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained, prefix='backbone.')))
+optim_wrapper = dict(paramwise_cfg=dict(num_layers=24, layer_decay_rate=0.9))

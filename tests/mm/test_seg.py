@@ -1,0 +1,330 @@
+"""Segmentation: training and evaluation through mmengine's runner, slide and whole inference, images of any size."""
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+
+import apt_dense.mm.det
+from apt_dense.mm import launch, seg
+from tests.mm.conftest import CONFIGS, draw_scene
+
+ADDED = ['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp']
+CROP = 128
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    """mmsegmentation's scope, as its runner sets it."""
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        yield
+
+
+def tiny(name: str = 'apt_eva02_ti_demo_seg') -> Config:
+    """A demo config with a tiny model: crops of 128 px, 4 blocks of 32 channels, 3 scales for APT."""
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    model = cfg.model
+    model.backbone.update(img_size=CROP, embed_dims=32, depth=4, num_heads=2, out_indices=(0, 1, 2, 3),
+                          pretrain_img_size=CROP)
+    if model.backbone.num_scales > 1:
+        model.backbone.update(num_scales=3, thresholds=(3.0, 3.0))
+    model.data_preprocessor.size = (CROP, CROP)
+    model.neck.embed_dim = 32
+    model.decode_head.update(in_channels=[32] * 4, channels=16)
+    model.auxiliary_head.update(in_channels=32, channels=16)
+    model.test_cfg.update(crop_size=(CROP, CROP), stride=(85, 85))
+    return cfg
+
+
+def write_scenes(root: Path, sizes: list[tuple[int, int]]) -> Path:
+    """Scenes with their label maps, train and val alike, in the demo dataset's layout; a strip of each is 255."""
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for folder in (root / split, root / 'semantic' / split):
+            folder.mkdir(parents=True)
+    for index, (height, width) in enumerate(sizes):
+        image, boxes = draw_scene(rng, height, width, 1 + index % 3)
+        labels = np.zeros((height, width), np.uint8)
+        for number, (x, y, w, h) in enumerate(boxes):
+            labels[y:y + h, x:x + w] = 1 + number
+        labels[:4] = 255
+        for split in ('train', 'val'):
+            cv2.imwrite(str(root / split / f'{index}.jpg'), image)
+            cv2.imwrite(str(root / 'semantic' / split / f'{index}.png'), labels)
+    return root
+
+
+@pytest.fixture
+def scenes(tmp_path) -> Path:
+    """Of the crop's size, larger, smaller, no multiples of 16."""
+    return write_scenes(tmp_path / 'data', [(128, 128), (150, 211), (99, 75), (96, 200)])
+
+
+def point_to(cfg: Config, root: Path, work_dir: Path, max_iters: int = 2) -> Config:
+    """Train ``max_iters`` steps on ``root`` in this process, logging every step."""
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = f'{root}/'
+        loader.update(num_workers=0, persistent_workers=False)
+        for transform in loader.dataset.pipeline:
+            if 'scale' in transform:
+                transform.scale = (4 * CROP, CROP)
+            if 'crop_size' in transform:
+                transform.crop_size = (CROP, CROP)
+    cfg.train_dataloader.batch_size = 2
+    cfg.train_cfg.update(max_iters=max_iters, val_interval=max_iters)
+    cfg.default_hooks.logger.interval = 1
+    cfg.default_hooks.checkpoint.interval = max_iters
+    cfg.work_dir = str(work_dir)
+    # mmengine keeps one visualiser and one message hub for each name in a process.
+    cfg.visualizer.name = str(work_dir)
+    cfg.experiment_name = str(work_dir).replace('/', '_')
+    return cfg
+
+
+def logged(work_dir: Path) -> list[dict]:
+    return [json.loads(line) for path in work_dir.rglob('vis_data/scalars.json')
+            for line in path.read_text().splitlines()]
+
+
+def build(cfg: Config) -> torch.nn.Module:
+    """A segmentor with random weights and statistics; one process has no SyncBN."""
+    torch.manual_seed(0)
+    text = json.dumps(cfg.model.to_dict()).replace('"SyncBN"', '"BN"')
+    model = MODELS.build(ConfigDict(json.loads(text)))
+    for name, value in model.named_buffers():
+        if name.endswith('running_var'):
+            value.uniform_(0.5, 1.5)
+        elif name.endswith('running_mean'):
+            value.normal_(std=0.1)
+    return model.eval()
+
+
+def metas(height: int, width: int) -> list[dict]:
+    return [dict(ori_shape=(height, width), img_shape=(height, width))]
+
+
+def image(height: int, width: int) -> torch.Tensor:
+    """Half smooth, half noise; normalised."""
+    torch.manual_seed(1)
+    x = torch.full((1, 3, height, width), 0.3)
+    x[..., width // 2:] = torch.randn(1, 3, height, width - width // 2)
+    return x
+
+
+@pytest.mark.parametrize('name', ['apt_eva02_ti_demo_seg', 'eva02_ti_demo_seg'])
+def test_train_and_evaluate(name, scenes, tmp_path):
+    cfg = point_to(tiny(name), scenes, tmp_path / 'work', max_iters=3)
+    Runner.from_cfg(cfg).train()
+    scalars = logged(tmp_path / 'work')
+    train = [entry for entry in scalars if 'loss' in entry]
+    val = next(entry for entry in scalars if 'mIoU' in entry)
+    assert len(train) == 3 and all(math.isfinite(entry['loss']) for entry in train)
+    assert all({'decode.loss_ce', 'aux.loss_ce'} <= entry.keys() for entry in train)
+    assert {'mIoU', 'mAcc', 'aAcc'} <= val.keys()
+    for kept in (*(entry['kept_tokens'] for entry in train), val['val_kept_tokens']):
+        assert 0 < kept < 1 if name.startswith('apt') else kept == 1
+    assert (tmp_path / 'work/iter_3.pth').is_file()
+
+
+def test_short_fine_tuning_changes_nothing_else(scenes, tmp_path):
+    cfg = point_to(tiny(), scenes, tmp_path / 'work')
+    cfg.model.trainable = ADDED
+    cfg.custom_hooks.append(dict(type='CheckFrozenLoadedHook'))
+    dense = build(tiny('eva02_ti_demo_seg')).state_dict()
+    torch.save({'state_dict': dense}, tmp_path / 'dense.pth')
+    cfg.load_from = str(tmp_path / 'dense.pth')
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    trained = runner.model.state_dict()
+    for name, value in dense.items():  # the statistics of batch norm too
+        assert torch.equal(trained[name], value), name
+    assert trained['backbone.patch_embed.zero_mlp.weight'].abs().max() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['apt_eva02_ti_demo_seg', 'eva02_ti_demo_seg'])
+def test_slide_is_whole_on_an_image_of_the_crops_size(name):
+    model = build(tiny(name))
+    x = image(CROP, CROP)
+    slide = model.inference(x, metas(CROP, CROP))
+    model.test_cfg.mode = 'whole'
+    whole = model.inference(x, metas(CROP, CROP))
+    assert slide.shape == (1, 6, CROP, CROP)
+    torch.testing.assert_close(slide, whole, atol=1e-6, rtol=0)
+    assert slide.std() > 1e-4
+
+
+@torch.no_grad()
+def test_slide_is_the_mean_of_its_windows():
+    model = build(tiny())
+    x = image(CROP, 200)
+    logits = model.inference(x, metas(CROP, 200))
+    windows = {left: model.encode_decode(x[..., left:left + CROP], metas(CROP, CROP)) for left in (0, 72)}
+    torch.testing.assert_close(logits[..., :72], windows[0][..., :72])
+    torch.testing.assert_close(logits[..., 72:128], (windows[0][..., 72:] + windows[72][..., :56]) / 2)
+    torch.testing.assert_close(logits[..., 128:], windows[72][..., 56:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(('height', 'width'), [(99, 75), (64, 192), (1, 1), (200, 331)])
+@pytest.mark.parametrize('mode', ['slide', 'whole'])
+def test_any_size(height, width, mode):
+    """Smaller than the crop, no multiple of a patch, larger than the position table: logits of the image's own size."""
+    model = build(tiny())
+    model.test_cfg.mode = mode
+    x = image(height, width)
+    logits = model.inference(x, metas(height, width))
+    assert logits.shape == (1, 6, height, width) and logits.isfinite().all()
+    if mode == 'whole':
+        padded = F.pad(x, (0, -width % 64, 0, -height % 64))
+        maps = model.decode_head(model.neck(model.backbone(padded)))
+        expected = F.interpolate(maps, padded.shape[2:], mode='bilinear', align_corners=False)
+        torch.testing.assert_close(logits, expected[..., :height, :width])
+
+
+@torch.no_grad()
+def test_predictions_have_the_original_size():
+    model = build(tiny())
+    x = torch.randint(0, 256, (3, 120, 90), dtype=torch.uint8)
+    sample = SegDataSample(metainfo=dict(ori_shape=(60, 45), img_shape=(120, 90)))
+    result, = model.test_step(dict(inputs=[x], data_samples=[sample]))
+    assert result.pred_sem_seg.data.shape == (1, 60, 45)
+
+
+@torch.no_grad()
+def test_apt_that_merges_nothing_is_the_dense_model():
+    cfg = tiny()
+    cfg.model.backbone.thresholds = (-1.0, -1.0)
+    dense, apt = build(tiny('eva02_ti_demo_seg')), build(cfg)
+    missing = apt.load_state_dict(dense.state_dict(), strict=False).missing_keys
+    assert all(name.startswith(tuple(ADDED)) for name in missing)
+    x = image(CROP, 192)
+    torch.testing.assert_close(apt.inference(x, metas(CROP, 192)), dense.inference(x, metas(CROP, 192)),
+                               atol=1e-5, rtol=0)
+
+
+def test_ignored_pixels_have_no_loss():
+    model = build(tiny()).train()
+
+    def gradients(labels: torch.Tensor) -> torch.Tensor:
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=labels)) for _ in range(2)]
+        model.zero_grad()
+        losses = model.loss(image(CROP, CROP).expand(2, -1, -1, -1), samples)
+        sum(value for name, value in losses.items() if 'loss' in name).backward()
+        assert all(value.isfinite().all() for value in losses.values())
+        return model.decode_head.conv_seg.weight.grad.clone()
+
+    assert gradients(torch.full((1, CROP, CROP), 255)).abs().max() == 0
+    half = torch.full((1, CROP, CROP), 255)
+    half[:, :, :64] = 3
+    assert gradients(half).abs().max() > 0
+
+
+def test_detector_and_segmentor_in_one_process(request):
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        detector = MODELS.build(request.getfixturevalue('tiny_config')().model)
+    segmentor = build(tiny())
+    assert type(detector.backbone) is type(segmentor.backbone) is MODELS.get('APTEVA02')
+    assert type(segmentor.decode_head.loss_decode).__module__.startswith('mmseg')
+    assert type(detector.rpn_head.loss_cls).__module__.startswith('mmdet')
+    assert apt_dense.mm.det.APTCascadeRCNN is type(detector) and seg.APTEncoderDecoder is type(segmentor)
+
+
+def test_a_position_table_of_another_size_is_resampled(tmp_path, caplog):
+    """As from a pre-trained backbone, whose table is of 14 x 14."""
+    cfg = tiny()
+    source = build(tiny()).backbone.state_dict()
+    smaller = torch.randn(1, 1 + 4 * 4, 32)
+    torch.save({'state_dict': {f'backbone.{key}': value for key, value in
+                               dict(source, pos_embed=smaller).items()}}, tmp_path / 'pretrained.pth')
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'pretrained.pth'),
+                                       prefix='backbone.')
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    table = model.backbone.pos_embed
+    assert table.shape == (1, 65, 32)
+    assert torch.equal(table[:, 0], smaller[:, 0])
+    grid = F.interpolate(smaller[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2), (8, 8), mode='bicubic')
+    torch.testing.assert_close(table[:, 1:], grid.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(model.backbone.blocks[0].norm1.weight, source['blocks.0.norm1.weight'])
+
+
+def run_test(cfg: Config, checkpoint: Path, tta: bool = False, out: str | None = None) -> dict:
+    """What tools/test.py does."""
+    cfg.load_from = str(checkpoint)
+    if tta:
+        launch.set_tta(cfg)
+    if out:
+        launch.set_output(cfg, out)
+    return launch.build_runner(cfg).test()
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    torch.save({'state_dict': build(tiny()).state_dict()}, tmp_path / 'model.pth')
+    return tmp_path / 'model.pth'
+
+
+def test_out_in_the_submission_format(scenes, tmp_path, checkpoint):
+    """With reduce_zero_label, 8-bit maps of the image's size with ids from 1, named like the images."""
+    cfg = point_to(tiny(), scenes, tmp_path / 'work')
+    cfg.test_dataloader.dataset.reduce_zero_label = True
+    cfg.test_evaluator.format_only = True
+    run_test(cfg, checkpoint, out=str(tmp_path / 'maps'))
+    for path in sorted((scenes / 'val').iterdir()):
+        written = cv2.imread(str(tmp_path / 'maps' / f'{path.stem}.png'), cv2.IMREAD_UNCHANGED)
+        assert written.dtype == np.uint8 and written.shape == cv2.imread(str(path)).shape[:2]
+        assert written.min() >= 1 and written.max() <= 6
+
+
+def test_test_time_augmentation(scenes, tmp_path, checkpoint):
+    """One scale and no flip is the plain test; more of them run and change the result."""
+    def prepare(name: str, ratios: tuple, flips: tuple) -> Config:
+        cfg = point_to(tiny(), scenes, tmp_path / name)
+        load, _, labels, pack = cfg.test_dataloader.dataset.pipeline
+        resizes = [dict(type='Resize', scale=(int(4 * CROP * ratio), int(CROP * ratio)), keep_ratio=True)
+                   for ratio in ratios]
+        cfg.tta_pipeline = [load, dict(type='TestTimeAug', transforms=[
+            resizes, [dict(type='RandomFlip', prob=prob) for prob in flips], [labels], [pack]])]
+        return cfg
+
+    plain = run_test(point_to(tiny(), scenes, tmp_path / 'plain'), checkpoint)
+    one = run_test(prepare('one', (1.0,), (0.0,)), checkpoint, tta=True)
+    both = run_test(prepare('both', (0.75, 1.0), (0.0, 1.0)), checkpoint, tta=True)
+    assert {'mIoU', 'mAcc', 'aAcc'} <= plain.keys()
+    assert one == plain and both != plain
+    kept = next(entry['test_kept_tokens'] for entry in logged_test(tmp_path / 'both'))
+    assert 0 < kept < 1
+
+
+def logged_test(work_dir: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in work_dir.glob('*/*.json')]
+
+
+def test_tta_needs_settings(tmp_path):
+    with pytest.raises(launch.LaunchError, match='--tta: .* has no tta_model, tta_pipeline; the ADE20K configs do'):
+        launch.set_tta(Config.fromfile(CONFIGS / 'eva02_b_coco.py'))
+
+
+@pytest.mark.parametrize('size', [512, 640])
+def test_the_configs_tta_pipeline(size, tmp_path):
+    """Twelve images, none with a short side below the crop."""
+    from mmcv.transforms import Compose
+    cfg = Config.fromfile(CONFIGS / f'eva02_l_ade20k_{size}.py')
+    cv2.imwrite(str(tmp_path / 'image.jpg'), np.zeros((60, 90, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / 'labels.png'), np.ones((60, 90), np.uint8))
+    paths = dict(img_path=str(tmp_path / 'image.jpg'), seg_map_path=str(tmp_path / 'labels.png'))
+    out = Compose(cfg.tta_pipeline)(dict(paths, reduce_zero_label=True, label_map=None, seg_fields=[]))
+    sides = [int(size * ratio) for ratio in (1, 1, 1, 1.25, 1.5, 1.75) for _ in 'ab']
+    assert [tuple(part.shape[1:]) for part in out['inputs']] == [(side, round(side * 1.5)) for side in sides]
+    assert [sample.flip for sample in out['data_samples']] == [False, True] * 6
+    assert [sample.gt_sem_seg.data.shape for sample in out['data_samples']] == [(1, 60, 90)] * 12
