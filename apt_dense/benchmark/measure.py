@@ -23,9 +23,9 @@ CLOCKS = {'wall': time.perf_counter, 'process': time.process_time}
 class Marks:
     """Marks on one time line, a clock or, for a GPU, its stream of kernels; they end stages, which may be nested."""
 
-    def __init__(self, case: Case):
-        self.on_gpu = torch.device(case.device).type == 'cuda'
-        self._clock = CLOCKS[case.clock]
+    def __init__(self, device: torch.device | str, clock: str = 'wall'):
+        self.on_gpu = torch.device(device).type == 'cuda'
+        self._clock = CLOCKS[clock]
         self._stack = ['other']
         self._marks: list[tuple[str, float | torch.cuda.Event]] = []
 
@@ -73,7 +73,7 @@ def run_once(case: Case, model: Callable[[Tensor], tuple[Tensor, ...]], x: Tenso
 
 def seconds_of_pass(case: Case, model: nn.Module, x: Tensor) -> float:
     """Seconds of one pass, by nothing that could slow it down."""
-    marks = Marks(case)
+    marks = Marks(case.device, case.clock)
     model.zero_grad()
     run_once(case, model, x, marks)
     return sum(marks.seconds().values())
@@ -81,7 +81,7 @@ def seconds_of_pass(case: Case, model: nn.Module, x: Tensor) -> float:
 
 def seconds_of_stages(case: Case, model: APTEVA02, x: Tensor) -> dict[str, float]:
     """Seconds of each stage of one pass: score, layout, embed, blocks, expand, backward, and other, the rest."""
-    marks = Marks(case)
+    marks = Marks(case.device, case.clock)
     model.zero_grad()
 
     def wrap(name: str, function: Callable) -> Callable:
@@ -148,7 +148,7 @@ def _prepare(case: Case, kind: str) -> Callable[[], object]:
     if case.mode == 'train':
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 0.0)
-    return lambda: run_once(case, model, x, Marks(case))
+    return lambda: run_once(case, model, x, Marks(case.device))
 
 
 def _peak_on_gpu(case: Case, kind: str) -> dict[str, float]:

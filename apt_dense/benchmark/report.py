@@ -99,6 +99,20 @@ def distance_table(rows: Sequence[Row]) -> str:
     return markdown(['model', 'kept', 'method', 'speed-up', 'cosine to dense', 'relative error'], lines)
 
 
+def unequal_table(rows: Sequence[Row]) -> str:
+    """Batches by their images' tokens: time and memory per token, against the dense model's batch."""
+    lines = []
+    for row in rows:
+        tokens, apt = row['tokens'], row['apt']
+        seconds, extra = apt['seconds']['median'], apt['memory']['extra'] if 'memory' in apt else None
+        lines.append([row['title'], row['case']['mode'], ' + '.join(map(str, tokens)), str(sum(tokens)),
+                      str(len(tokens) * max(tokens)), format_seconds(seconds),
+                      format_seconds(row['dense']['seconds']['median']), f'{extra:.0f}' if extra else '-',
+                      f'{seconds / sum(tokens) * 1e6:.0f}'])
+    return markdown(['model', 'mode', 'tokens of the images', 'sum', 'padded to the longest', 'APT', 'dense',
+                     'APT MiB', 'APT us per token'], lines)
+
+
 def paper_table(rows: Sequence[Row]) -> str:
     """The paper's speed-ups beside those measured: theirs of the whole model on a GPU, these of the backbone."""
     lines = [[row['title'], f'{row["paper"]["dense"]:.2f}', f'{row["paper"]["apt"]:.2f}',

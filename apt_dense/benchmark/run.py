@@ -36,7 +36,7 @@ def run_case(case: Case, repeats: int, warmup: int = 1, with_tome: bool = False,
         case: the row.
         repeats, warmup: rounds that count, and those before them.
         with_tome: also token merging, and every method's distance to the dense features; forward passes only.
-        stages: split the time by stages, in rounds of their own.
+        stages: split the time by stages, in rounds of their own, a third as many.
         memory: peak memory, in processes of their own on a CPU.
         checkpoint: weights of the backbone, random if None.
 
@@ -90,7 +90,7 @@ def _run(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool, c
                               ideal=operations['dense'] / operations[name])
     if stages:
         functions = {name: partial(seconds_of_stages, case, models[name], x) for name in ('dense', 'apt')}
-        for name, samples in interleave(functions, repeats, 0).items():
+        for name, samples in interleave(functions, max(1, repeats // 3), 0).items():
             row[name]['stages'] = median_stages(samples)
     return row
 
