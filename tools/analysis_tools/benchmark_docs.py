@@ -66,6 +66,7 @@ RUNS = {
     'unequal': Run(f'--suite unequal --no-stages {BUSY}', ('unequal', 'memory')),
     'tome': Run(f'--model B --geometry det seg --img-size 512 --tome --no-memory --no-stages {BUSY} '
                 '--thresholds 5.5 5 4', ('times', 'distance'), photos=PHOTOS),
+    'photograph': Run(f'--model B L --repeats 2 {BUSY}', ('times', 'stages', 'memory'), photos=('rocket.jpg',)),
     'gpu': Run('--suite gpu', ('times', 'memory')),
     'gpu_kept': Run('--suite kept --device cuda --dtype bfloat16', ('times', 'stages')),
 }
