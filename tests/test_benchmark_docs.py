@@ -20,21 +20,21 @@ def test_the_page_is_up_to_date(name):
     """Nobody has edited a table by hand, and every command is one that the benchmark takes."""
     run = tool.RUNS[name]
     assert tool.rewrite(PAGE, name, tool.section(name, run, ROOT / 'docs/benchmarks')) == PAGE
-    photos = [f'{photo}' for photo in run.photos]
-    args = parse_args([*photos, *run.arguments.split(), '--json', 'x.json'])
-    assert cases_of(args)
+    if run.module == 'apt_dense.benchmark':
+        assert cases_of(parse_args([*run.photos, *run.arguments.split(), '--json', 'x.json']))
     assert all(hasattr(report, f'{table}_table') for table in run.tables)
 
 
-@pytest.mark.parametrize('name', [name for name in tool.RUNS if (ROOT / f'docs/benchmarks/{name}.json').is_file()])
+@pytest.mark.parametrize('name', [name for name, run in tool.RUNS.items() if run.module == 'apt_dense.benchmark'
+                                  and (ROOT / f'docs/benchmarks/{name}.json').is_file()])
 def test_the_figures_are_of_the_command(name):
     """The rows of the file are those that its command asks for, so a changed suite must be measured again."""
     content = json.loads((ROOT / f'docs/benchmarks/{name}.json').read_text())
     run = tool.RUNS[name]
     args = parse_args([*run.photos, *run.arguments.split()])
     wanted = [(case.title, case.mode, case.batch, case.with_cp) for _, case in cases_of(args)]
-    assert [(row['title'], row['case']['mode'], row['batch'], row['case']['with_cp'])
-            for row in content['rows']] == wanted
+    found = [(row['title'], row['case']['mode'], row['batch'], row['case']['with_cp']) for row in content['rows']]
+    assert found == ([row for row in wanted if row in found] if run.on_gpu else wanted), 'only a GPU may be too small'
     assert run.arguments in content['environment']['command']
 
 

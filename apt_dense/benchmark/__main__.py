@@ -48,6 +48,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     how.add_argument('--dtype', nargs='+', choices=DTYPES, help='train runs under autocast (float32)')
     how.add_argument('--backend', nargs='+', choices=BACKENDS, help='attention (auto)')
     how.add_argument('--with-cp', nargs='+', type=int, choices=(0, 1), help='activation checkpointing (0)')
+    how.add_argument('--deterministic', nargs='+', type=int, choices=(0, 1),
+                     help='torch.use_deterministic_algorithms (0)')
     how.add_argument('--device', help='cpu, cuda, cuda:1 (cpu)')
     how.add_argument('--depth', type=int, help='only so many blocks, to be quick: the geometry stays')
     how.add_argument('--thresholds', type=float, nargs='+', default=DETECTION_THRESHOLDS,
@@ -86,7 +88,9 @@ def cases_of(args: argparse.Namespace) -> list[tuple[str, Case]]:
             another size.
     """
     chosen = dict(model=args.model, geometry=args.geometry, img_size=args.img_size, mode=args.mode)
-    settings = dict(dtype=args.dtype, backend=args.backend, with_cp=args.with_cp and [bool(x) for x in args.with_cp])
+    settings = dict(dtype=args.dtype, backend=args.backend)
+    for name in ('with_cp', 'deterministic'):
+        settings[name] = [bool(value) for value in getattr(args, name) or ()]
     single = {name: [value] for name, value in dict(device=args.device, depth=args.depth, clock=args.clock).items()
               if value is not None}
     settings = {name: values for name, values in settings.items() if values} | single
@@ -127,10 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     try:
         for group, case in cases_of(args):
-            on_gpu = torch.device(case.device).type == 'cuda'
-            row = run_case(case, args.repeats or (20 if on_gpu else 3),
-                           (5 if on_gpu else 1) if args.warmup is None else args.warmup, args.tome, args.stages,
-                           args.memory, args.checkpoint)
+            repeats = args.repeats or (20 if case.on_gpu else 3)
+            warmup = (5 if case.on_gpu else 1) if args.warmup is None else args.warmup
+            try:
+                row = run_case(case, repeats, warmup, args.tome, args.stages, args.memory, args.checkpoint)
+            except torch.cuda.OutOfMemoryError:
+                print(f'{case.title}, {case.mode}, batch {case.batch}: does not fit the GPU, left out', file=sys.stderr)
+                continue
             rows.append(row | dict(group=group))
             speed = row['apt']
             print(f'{case.title}, {case.mode}, batch {case.batch}, kept {row["kept"]:.3f}: {speed["speedup"]:.3f} '

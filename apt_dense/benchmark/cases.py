@@ -37,6 +37,7 @@ class Case:
             autocast with float32 weights.
         device, backend: where, and ``attn_backend``.
         with_cp: activation checkpointing.
+        deterministic: under ``torch.use_deterministic_algorithms``.
         clock: on a CPU 'wall', or 'process', the processor time of this process: on a machine that others use, with one
             thread, it is far less noisy.
         depth: blocks, 0 for the model's own number; fewer blocks keep their kind, so the rest is an earlier end.
@@ -52,6 +53,7 @@ class Case:
     device: str = 'cpu'
     backend: str = 'auto'
     with_cp: bool = False
+    deterministic: bool = False
     clock: str = 'wall'
     depth: int = 0
 
@@ -77,6 +79,11 @@ class Case:
         """Model, geometry, size and batch in a few words."""
         depth = f' first {self.depth} blocks' if self.depth else ''
         return f'EVA-02-{self.model}{depth} {self.geometry} {self.img_size}'
+
+    @property
+    def on_gpu(self) -> bool:
+        """True if it runs on a CUDA device."""
+        return torch.device(self.device).type == 'cuda'
 
     def arguments(self, dense: bool) -> dict[str, object]:
         """The arguments of APTEVA02 for this row's dense or APT model."""

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -55,6 +56,17 @@ class Marks:
         for (_, start), (name, end) in zip(self._marks, self._marks[1:], strict=False):
             totals[name] += start.elapsed_time(end) / 1000 if self.on_gpu else end - start
         return dict(totals)
+
+
+@contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Inside, ``torch.use_deterministic_algorithms(enabled)``."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(enabled)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def run_once(case: Case, model: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, marks: Marks) -> None:
@@ -126,33 +138,45 @@ def median_stages(samples: list[dict[str, float]]) -> dict[str, float]:
 
 
 def peak_memory(case: Case, kind: str) -> dict[str, float]:
-    """Peak memory in MiB of one pass: 'total', and 'extra', what it takes over weights, their gradients and the input.
-
-    On a GPU that of torch's allocator; on a CPU the resident memory of a new process (Linux).
+    """Peak memory of one pass, see ``peak_of``: 'extra' is over weights, their gradients and the input.
 
     Args:
         kind: 'dense', 'apt', or 'score', the scoring and layout of the APT model alone.
     """
-    if torch.device(case.device).type == 'cuda':
-        return _peak_on_gpu(case, kind)
-    # A fixed threshold makes glibc return every freed tensor at once, so the peak is what was alive, not what was kept.
-    with (patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536'),
-          multiprocessing.get_context('spawn').Pool(1) as pool):
-        return pool.apply(_peak_on_cpu, (case, kind, torch.get_num_threads()))
+    return peak_of(partial(_prepare, case, kind), case.device)
 
 
 def _prepare(case: Case, kind: str) -> Callable[[], object]:
+    """Build the model and the input; return what is to be measured."""
     model, x = case.build_model(dense=kind == 'dense'), case.build_input()
     if kind == 'score':
         return lambda: model.make_layout(x)
     if case.mode == 'train':
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 0.0)
-    return lambda: run_once(case, model, x, Marks(case.device))
+
+    def run() -> None:
+        with deterministic_algorithms(case.deterministic):
+            run_once(case, model, x, Marks(case.device))
+    return run
 
 
-def _peak_on_gpu(case: Case, kind: str) -> dict[str, float]:
-    run = _prepare(case, kind)
+def peak_of(prepare: Callable[[], Callable[[], object]], device: torch.device | str) -> dict[str, float]:
+    """Peak memory in MiB of what ``prepare()`` returns: 'total', and 'extra', over what was there before the call.
+
+    On a GPU that of torch's allocator.  On a CPU the resident memory of a new process (Linux), which calls ``prepare``,
+    so that must be picklable.
+    """
+    if torch.device(device).type == 'cuda':
+        return _peak_on_gpu(prepare)
+    # A fixed threshold makes glibc return every freed tensor at once, so the peak is what was alive, not what was kept.
+    with (patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536'),
+          multiprocessing.get_context('spawn').Pool(1) as pool):
+        return pool.apply(_peak_on_cpu, (prepare, torch.get_num_threads()))
+
+
+def _peak_on_gpu(prepare: Callable[[], Callable[[], object]]) -> dict[str, float]:
+    run = prepare()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -162,9 +186,9 @@ def _peak_on_gpu(case: Case, kind: str) -> dict[str, float]:
     return dict(total=peak / 2**20, extra=(peak - before) / 2**20)
 
 
-def _peak_on_cpu(case: Case, kind: str, num_threads: int) -> dict[str, float]:
+def _peak_on_cpu(prepare: Callable[[], Callable[[], object]], num_threads: int) -> dict[str, float]:
     torch.set_num_threads(num_threads)
-    run = _prepare(case, kind)
+    run = prepare()
     # Linux: start the high-water mark anew.  (getrusage's would count what the parent process held, too.)
     Path('/proc/self/clear_refs').write_text('5')
     before = _memory_kib('VmRSS')

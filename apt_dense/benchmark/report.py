@@ -47,18 +47,23 @@ def times_table(rows: Sequence[Row]) -> str:
               'of ideal']
     lines = []
     for row in rows:
-        case = row['case']
-        mode = case['mode'] + (', checkpointing' if case['with_cp'] else '')
         for name in METHOD_NAMES:
             if name not in row:
                 continue
             entry = row[name]
             low, high = entry['speedup_range']
-            lines.append([row['title'], mode, str(row['batch']), thresholds_of(row) if name == 'apt' else '-',
+            lines.append([row['title'], mode_of(row), str(row['batch']), thresholds_of(row) if name == 'apt' else '-',
                           f'{row["kept"]:.3f}', _spread(row['dense']), METHOD_NAMES[name], _spread(entry),
                           f'{entry["speedup"]:.3f} ({low:.3f}-{high:.3f})', f'{entry["ideal"]:.3f}',
                           f'{entry["speedup"] / entry["ideal"]:.3f}'])
     return markdown(header, lines)
+
+
+def mode_of(row: Row) -> str:
+    """Forward or train, and what is special about it."""
+    case = row['case']
+    return ', '.join([case['mode'], *(['checkpointing'] if case['with_cp'] else []),
+                      *(['deterministic'] if case.get('deterministic') else [])])
 
 
 def thresholds_of(row: Row) -> str:
@@ -82,9 +87,8 @@ def memory_table(rows: Sequence[Row]) -> str:
     for row in rows:
         if 'memory' not in row['apt']:
             continue
-        case, dense, apt = row['case'], row['dense']['memory'], row['apt']['memory']
-        mode = case['mode'] + (', checkpointing' if case['with_cp'] else '')
-        lines.append([row['title'], mode, str(row['batch']), f'{row["kept"]:.3f}', _mib(dense), _mib(apt),
+        dense, apt = row['dense']['memory'], row['apt']['memory']
+        lines.append([row['title'], mode_of(row), str(row['batch']), f'{row["kept"]:.3f}', _mib(dense), _mib(apt),
                       f'{apt["extra"] / dense["extra"]:.2f}', _mib(dense, 'total'), _mib(apt, 'total'),
                       f'{apt["total"] / dense["total"]:.2f}', _mib(row['scoring_memory'])])
     return markdown(['model', 'mode', 'batch', 'kept', 'dense MiB', 'APT MiB', 'ratio', 'dense with weights',
@@ -165,7 +169,7 @@ def plot(path: str | Path, rows: Sequence[Row]) -> None:
             _plot_growth(axis, group, members)
         else:
             _plot_bars(axis, members)
-        axis.set_title(f'{group} ({members[0]["case"]["mode"]})' if group in AXES else group)
+        axis.set_title(_constants(group, members) if group in AXES else group, fontsize='medium')
         axis.legend()
     figure.suptitle(describe(rows), fontsize='small')
     path = Path(path)
@@ -175,10 +179,18 @@ def plot(path: str | Path, rows: Sequence[Row]) -> None:
 
 
 AXES = {
-    'pixels': ('pixels', lambda row: row['case']['img_size']**2),
+    'pixels': ('megapixels', lambda row: row['case']['img_size']**2 / 1e6),
     'batch': ('images in the batch', lambda row: row['batch']),
     'kept': ('kept-token fraction', lambda row: row['kept']),
 }
+
+
+def _constants(group: str, rows: Sequence[Row]) -> str:
+    """What a panel's rows share: all but what grows."""
+    first = rows[0]
+    parts = dict(pixels=f'{first["case"]["img_size"]} px', batch=f'batch {first["batch"]}',
+                 kept=f'kept {first["kept"]:.2f}')
+    return ', '.join([first['case']['mode'], *(text for name, text in parts.items() if name != group)])
 
 
 def _plot_growth(axis, group: str, rows: Sequence[Row]) -> None:

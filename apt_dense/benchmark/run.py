@@ -5,6 +5,7 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from apt_dense.benchmark.cases import Case
 from apt_dense.benchmark.measure import (
+    deterministic_algorithms,
     interleave,
     median_stages,
     peak_memory,
@@ -48,23 +50,35 @@ def run_case(case: Case, repeats: int, warmup: int = 1, with_tome: bool = False,
 
     Raises:
         ValueError: for token merging in a training step, or at a fraction or a depth that it cannot reach; for a
-            checkpoint or a photograph that does not fit or cannot be read.
+            checkpoint or a photograph that does not fit or cannot be read; for a GPU that is not there.
     """
     if with_tome and case.mode == 'train':
         raise ValueError('token merging is compared in forward passes only: use mode forward')
-    row = _run(case, repeats, warmup, with_tome, stages, checkpoint)
-    if memory:  # the models are gone by now: a GPU must hold one at a time
-        for name in ('dense', 'apt'):
-            row[name]['memory'] = peak_memory(case, name)
-        row['scoring_memory'] = peak_memory(case, 'score')
+    if case.on_gpu and not torch.cuda.is_available():
+        raise ValueError(f'device={case.device!r}, but torch {torch.__version__} finds no GPU: use cpu')
+    on_device = torch.cuda.device(case.device) if case.on_gpu else nullcontext()
+    with on_device, deterministic_algorithms(case.deterministic):
+        row = _measure(case, repeats, warmup, with_tome, stages, memory, checkpoint)
     paper = PAPER.get((case.model, case.geometry, case.img_size))
     if paper and case.mode == 'forward' and not case.no_reduction:
         row['paper'] = dict(dense=paper[0], apt=paper[1], speedup=paper[1] / paper[0])
     return row
 
 
-def _run(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool, checkpoint: str | Path | None) -> Row:
-    """All of a row but the memory."""
+def _measure(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool, memory: bool,
+             checkpoint: str | Path | None) -> Row:
+    """All of a row but the paper's figures."""
+    row = _times(case, repeats, warmup, with_tome, stages, checkpoint)
+    if memory:  # the models are gone by now: a GPU must hold one at a time
+        for name in ('dense', 'apt'):
+            row[name]['memory'] = peak_memory(case, name)
+        row['scoring_memory'] = peak_memory(case, 'score')
+    return row
+
+
+def _times(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool,
+           checkpoint: str | Path | None) -> Row:
+    """What the models do, their times and their ideal."""
     x = case.build_input()
     models: dict[str, nn.Module] = {kind: case.build_model(kind == 'dense', checkpoint) for kind in ('dense', 'apt')}
     layout = models['apt'].make_layout(x)

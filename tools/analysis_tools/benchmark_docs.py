@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from apt_dense.benchmark import report
+from apt_dense.benchmark import report, scoring
 
 ROOT = Path(__file__).parents[2]
 BUSY = '--threads 1 --clock process'  # the machine is shared
@@ -35,11 +35,13 @@ class Run:
         tables: functions of ``report`` that show it.
         has_plot: also write a picture.
         photos: files of skimage.data that it takes.
+        module: what runs, 'apt_dense.benchmark' or 'apt_dense.benchmark.scoring'.
     """
     arguments: str
     tables: tuple[str, ...] = ('times',)
     has_plot: bool = False
     photos: tuple[str, ...] = ()
+    module: str = 'apt_dense.benchmark'
 
     @property
     def on_gpu(self) -> bool:
@@ -61,11 +63,12 @@ RUNS = {
     'overhead_train': Run(f'--suite overhead --mode train --depth 3 --no-memory --no-stages {BUSY}'),
     'kept': Run(f'--suite kept --mode forward --depth 6 --no-memory {BUSY}', ('times', 'stages')),
     'kept_train': Run(f'--suite kept --mode train --depth 2 --no-memory {BUSY}', ('times', 'stages')),
+    'scoring': Run(BUSY, module='apt_dense.benchmark.scoring'),
     'memory': Run(f'--suite memory --depth 4 --no-stages --repeats 1 {BUSY}', ('memory',)),
     'growth': Run(f'--suite growth --no-memory --no-stages {BUSY}', ('times',), has_plot=True),
     'unequal': Run(f'--suite unequal --no-stages {BUSY}', ('unequal', 'memory')),
-    'tome': Run(f'--model B --geometry det seg --img-size 512 --tome --no-memory --no-stages {BUSY} '
-                '--thresholds 5.5 5 4', ('times', 'distance'), photos=PHOTOS),
+    'tome': Run(f'--model S --geometry det seg --img-size 1024 --tome --no-memory --no-stages --repeats 2 {BUSY}',
+                ('times', 'distance'), photos=PHOTOS),
     'photograph': Run(f'--model B L --repeats 2 {BUSY}', ('times', 'stages', 'memory'), photos=('rocket.jpg',)),
     'gpu': Run('--suite gpu', ('times', 'memory')),
     'gpu_kept': Run('--suite kept --device cuda --dtype bfloat16', ('times', 'stages')),
@@ -84,7 +87,7 @@ def skimage_data() -> Path:
 def shown_command(run: Run) -> str:
     """The command as the page shows it."""
     photos = ' '.join(f'$PHOTOS/{photo}' for photo in run.photos)
-    words = ' '.join(part for part in ('python -m apt_dense.benchmark', photos, run.arguments) if part)
+    words = ' '.join(part for part in (f'python -m {run.module}', photos, run.arguments) if part)
     return f'```bash\n{words}\n```'
 
 
@@ -95,9 +98,10 @@ def section(name: str, run: Run, folder: Path) -> str:
         return f'Not measured. The command:\n\n{shown_command(run)}'
     content = json.loads(path.read_text(encoding='utf-8'))
     rows, environment = content['rows'], content['environment']
-    parts = [shown_command(run),
-             f'{environment["date"]}, {report.describe(rows)}, torch {environment["torch"]}:',
-             *(getattr(report, f'{table}_table')(rows) for table in run.tables)]
+    of_scoring = run.module == 'apt_dense.benchmark.scoring'
+    description = scoring.describe(rows) if of_scoring else report.describe(rows)
+    tables = [scoring.table(rows)] if of_scoring else [getattr(report, f'{table}_table')(rows) for table in run.tables]
+    parts = [shown_command(run), f'{environment["date"]}, {description}, torch {environment["torch"]}:', *tables]
     if run.has_plot:
         parts.append(f'![{name}](benchmarks/{name}.png)')
     return '\n\n'.join(parts)
@@ -127,7 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f'[{name}] needs a GPU: left out', flush=True)
             continue
         print(f'[{name}] {run.arguments}', flush=True)
-        status = subprocess.run([sys.executable, '-m', 'apt_dense.benchmark', *run.command(name)], cwd=ROOT).returncode
+        command = [sys.executable, '-m', run.module, *run.command(name)]
+        status = subprocess.run(command, cwd=ROOT).returncode
         if status:
             return status
     page = ROOT / 'docs/benchmarks.md'
