@@ -7,7 +7,8 @@
     python -m apt_dense.benchmark --model Ti --geometry seg --img-size 512 --kept 0.9,0.2,0.2,0.3   # unequal images
     python -m apt_dense.benchmark --suite growth --plot growth.png --json growth.json
     python -m apt_dense.benchmark --suite paper --device cuda --dtype bfloat16 --batch 1 2 4 8
-    python -m apt_dense.benchmark photo.jpg --model Ti --geometry demo --img-size 256 --tome --checkpoint demo.pth
+    python tools/analysis_tools/benchmark.py photo.jpg --model Ti --geometry demo --img-size 256 --tome \\
+        --checkpoint work_dirs/apt_eva02_ti_demo_det/iter_500.pth
 
 Both models have the same weights and run in turns in one process.  On synthetic images the wanted fraction of the
 tokens is kept to 1.5 tokens; photographs take --thresholds.  "Ideal" is the dense model's multiply-adds over APT's,
@@ -60,7 +61,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--warmup', type=int, help='rounds before them (CPU 1, GPU 5)')
     parser.add_argument('--threads', type=int, help='of a CPU')
     parser.add_argument('--tome', action='store_true', help='token merging too, at as many tokens; and distances')
-    parser.add_argument('--checkpoint', type=Path, help='weights of the backbone, by tools/train.py or eva02_to_mm.py')
+    parser.add_argument('--checkpoint', type=Path, help='weights of the backbone, by eva02_to_mm.py; by tools/train.py '
+                        'with tools/analysis_tools/benchmark.py')
     parser.add_argument('--no-stages', dest='stages', action='store_false', help='do not split the time')
     parser.add_argument('--no-memory', dest='memory', action='store_false', help='do not measure peak memory')
     parser.add_argument('--json', type=Path, help='write the rows here')
@@ -147,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(report.report(rows))
     if args.json:
-        report.save_json(args.json, rows, environment(['python -m apt_dense.benchmark', *(arguments or sys.argv[1:])]))
+        # Photographs by their names: where they lie says nothing to others.
+        words = [Path(word).name if Path(word) in args.photos else word for word in arguments or sys.argv[1:]]
+        report.save_json(args.json, rows, environment(['python -m apt_dense.benchmark', *words]))
     if args.plot:
         report.plot(args.plot, rows)
     return 0

@@ -76,9 +76,11 @@ class Case:
 
     @property
     def title(self) -> str:
-        """Model, geometry, size and batch in a few words."""
+        """Model, geometry, size and, if it is one, the photograph in a few words."""
         depth = f' first {self.depth} blocks' if self.depth else ''
-        return f'EVA-02-{self.model}{depth} {self.geometry} {self.img_size}'
+        names = {Path(photo).name for photo in self.photos}
+        photo = f' {names.pop()}' if len(names) == 1 else ''
+        return f'EVA-02-{self.model}{depth} {self.geometry} {self.img_size}{photo}'
 
     @property
     def on_gpu(self) -> bool:

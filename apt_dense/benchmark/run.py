@@ -84,7 +84,8 @@ def _times(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool,
     layout = models['apt'].make_layout(x)
     dense = dense_layout(layout)
     tokens = [length - layout.has_cls_token for length in layout.images.lengths]
-    row: Row = dict(title=case.title, case=dataclasses.asdict(case), batch=case.batch, device=device_name(case.device),
+    settings = dataclasses.asdict(case) | dict(photos=[Path(photo).name for photo in case.photos])
+    row: Row = dict(title=case.title, case=settings, batch=case.batch, device=device_name(case.device),
                     thresholds=case.apt_thresholds, tokens=tokens, cells=layout.num_cells,
                     kept=sum(tokens) / layout.num_cells)
     work = {'dense': multiply_adds(models['dense'], dense), 'apt': multiply_adds(models['apt'], layout)}

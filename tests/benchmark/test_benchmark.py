@@ -116,7 +116,9 @@ def test_command_line_with_photograph(photo, tmp_path, capsys):
                  '--tome', '--no-memory', '--json', str(target), '--plot', str(tmp_path / 'rows.png')]) == 0
     printed = capsys.readouterr().out
     # The noise: 96 cells of 16 px; the constant part: two patches of 64 px; the padding: two of 128 px.
+    assert str(tmp_path / 'photo.png') not in target.read_text(), 'no place of this machine'
     row, = json.loads(target.read_text())['rows']
+    assert row['title'] == 'EVA-02-Ti demo 256 photo.png' and row['case']['photos'] == ['photo.png']
     assert (row['tokens'], row['cells'], row['thresholds']) == ([100], 256, [2.0, 2.0, 0.3])
     assert '0.391' in printed and 'ToMe' in printed and 'cosine' in printed
     assert 'relative_error' in row['distance']['apt']

@@ -65,6 +65,8 @@ RUNS = {
     'kept_train': Run(f'--suite kept --mode train --depth 2 --no-memory {BUSY}', ('times', 'stages')),
     'scoring': Run(BUSY, module='apt_dense.benchmark.scoring'),
     'memory': Run(f'--suite memory --depth 4 --no-stages --repeats 1 {BUSY}', ('memory',)),
+    'deterministic': Run(f'--model B --depth 2 --mode forward train --deterministic 0 1 --no-memory --no-stages '
+                         f'{BUSY}'),
     'growth': Run(f'--suite growth --no-memory --no-stages {BUSY}', ('times',), has_plot=True),
     'unequal': Run(f'--suite unequal --no-stages {BUSY}', ('unequal', 'memory')),
     'tome': Run(f'--model S --geometry det seg --img-size 1024 --tome --no-memory --no-stages --repeats 2 {BUSY}',
