@@ -137,6 +137,24 @@ def test_inference_against_the_dense_twin(written, tmp_path, capsys, kind):
     assert not (tmp_path / 'work').exists(), 'measuring leaves no work directory'
 
 
+def test_mixed_precision_of_the_backbone(written):
+    path = written('apt_eva02_ti_demo_det')
+    args = bench.parse_args([path, '--amp', '--num-batches', '1'])
+    cfg = launch.load_config(args)
+    contestant, batch = bench.build(cfg, None, args), bench.load_batches(cfg, args)[0]
+    dtypes = []
+    contestant.model.backbone.blocks[0].attn.proj.register_forward_hook(lambda *call: dtypes.append(call[2].dtype))
+    contestant.model.neck.register_forward_hook(lambda *call: dtypes.append(call[2][0].dtype))
+    contestant.step(batch)
+    assert dtypes[0] in (torch.bfloat16, torch.float16) and dtypes[1] == torch.float32
+
+
+def test_missing_data_is_found_before_the_model_is_built(written, monkeypatch):
+    monkeypatch.setattr(flops, 'build_model', None)
+    with pytest.raises(launch.LaunchError, match='dataset files are missing'):
+        flops.main([written('apt_eva02_ti_demo_det'), '--cfg-options', 'test_dataloader.dataset.data_root=/nowhere'])
+
+
 def test_training_step_changes_the_weights(written):
     path = written('apt_eva02_ti_demo_det')
     args = bench.parse_args([path, '--task', 'train', '--num-batches', '1'])

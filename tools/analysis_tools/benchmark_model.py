@@ -15,7 +15,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner, load_checkpoint
-from torch import nn
+from torch import Tensor, nn
 
 from apt_dense.benchmark.measure import Marks, interleave, summary
 from apt_dense.benchmark.report import format_seconds
@@ -66,11 +65,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--against', metavar='CONFIG',
                         help='another config, such as the dense twin, on the same images')
     parser.add_argument('--against-checkpoint', metavar='CHECKPOINT', help='its weights')
-    parser.add_argument('--batch-size', type=int, help='images of a batch (1 for inference, else that of the config)')
+    parser.add_argument('--batch-size', type=int, help='images of a batch (1 for inference, else that of the config); '
+                        'mmsegmentation tests images of one size only')
     parser.add_argument('--num-batches', type=int, default=10, help='different batches, loaded beforehand (10)')
     parser.add_argument('--max-iter', type=int, default=50, help='batches that count (50)')
     parser.add_argument('--num-warmup', type=int, default=5, help='batches before them (5)')
-    parser.add_argument('--amp', action='store_true', help='mixed precision; bfloat16 on a CPU, else float16')
+    parser.add_argument('--amp', action='store_true', help='mixed precision, in inference for the backbone '
+                        'alone; bfloat16 on a CPU, else float16')
     parser.add_argument('--clock', choices=['wall', 'process'], default='wall',
                         help='CPU only; process: processor time of this process')
     parser.add_argument('--json', type=Path, help='write the figures here')
@@ -134,12 +135,18 @@ def _train_step(cfg: Config, model: nn.Module, amp: bool) -> Callable[[dict[str,
 
 
 def _inference_step(model: nn.Module, amp: bool) -> Callable[[dict[str, Any]], None]:
-    def autocast() -> AbstractContextManager:
-        device = get_device()
-        return torch.autocast(device, torch.bfloat16 if device == 'cpu' else torch.float16, enabled=amp)
+    """Mixed precision is for the backbone alone: mmdetection pastes masks at wrong sizes in half precision."""
+    if amp:
+        device, whole = get_device(), model.backbone.forward
+
+        def forward(x: Tensor) -> tuple[Tensor, ...]:
+            with torch.autocast(device, torch.bfloat16 if device == 'cpu' else torch.float16):
+                outputs = whole(x)
+            return tuple(output.float() for output in outputs)
+        model.backbone.forward = forward
 
     def step(data: dict[str, Any]) -> None:
-        with torch.no_grad(), autocast():
+        with torch.no_grad():
             model.test_step(data)
     return step
 

@@ -58,10 +58,9 @@ def samples(cfg: Config, folder: Path | None, number: int) -> Iterator[dict[str,
     """The first images of the test dataset, or of the folder through the same pipeline without its annotations.
 
     Raises:
-        LaunchError: if the folder has no image, or dataset files are missing.
+        LaunchError: if the folder has no image.
     """
     if folder is None:
-        launch.check_dataset_files(cfg, 'test')
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         yield from (dataset[index] for index in range(min(number, len(dataset))))
         return
@@ -167,6 +166,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     compat.filter_library_warnings()
     cfg = launch.load_config(args)
+    if args.images is None:
+        launch.check_dataset_files(cfg, 'test')
     with DefaultScope.overwrite_default_scope(launch.scope_of(cfg)):
         model = build_model(cfg, args.checkpoint)
         counts, rest = [], []
