@@ -211,13 +211,15 @@ def embed(state: dict[str, Tensor], x: Tensor, tokens: list[Token], settings: di
 def _position(pos_embed: Tensor, grid: tuple[int, int], token: Token) -> Tensor:
     """The pre-training table, resampled to the grid of cells, and from there (antialias) to the token's scale."""
     side = math.isqrt(pos_embed.shape[1] - 1)
-    table = pos_embed[0, 1:].T.reshape(1, -1, side, side)
+    table = pos_embed[0, 1:].T.reshape(1, -1, side, side).double()  # in float32 torch is off by 5e-6
     if (side, side) != grid:
         table = F.interpolate(table, size=grid, mode='bicubic', align_corners=False)
     if token.scale:
         size = (grid[0] // 2**token.scale, grid[1] // 2**token.scale)
-        table = F.interpolate(table, size=size, mode='bicubic', align_corners=False, antialias=True)
-    return table[0, :, token.y >> token.scale, token.x >> token.scale]
+        # One axis at a time: torch 2.13 gives wrong rows for an antialiased result of width 1.
+        table = F.interpolate(table, size=(size[0], grid[1]), mode='bicubic', align_corners=False, antialias=True)
+        table = F.interpolate(table.mT, size=size[::-1], mode='bicubic', align_corners=False, antialias=True).mT
+    return table[0, :, token.y >> token.scale, token.x >> token.scale].to(pos_embed.dtype)
 
 
 def block(state: dict[str, Tensor], x: Tensor, runs: list[list[int]], angles: list[list[float]],

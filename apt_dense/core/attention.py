@@ -95,7 +95,8 @@ def _torch_varlen_function() -> Callable[..., Tensor] | None:
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     from flash_attn import flash_attn_varlen_func
     seqlens, longest = runs.cu_seqlens, runs.max_seqlen
-    return flash_attn_varlen_func(q, k, v, seqlens, seqlens, longest, longest)
+    return flash_attn_varlen_func(q, k, v, seqlens, seqlens, longest, longest,
+                                  deterministic=torch.are_deterministic_algorithms_enabled())
 
 
 def _torch_varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
@@ -109,9 +110,10 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
         q, k, v = (part.unflatten(0, (len(runs.lengths), -1)).transpose(1, 2) for part in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
     parts = zip(*(part.transpose(0, 1).split(runs.lengths, 1) for part in (q, k, v)), strict=True)
-    # A batch dimension of 1: without it torch takes the slow, unfused path.
-    return torch.cat([F.scaled_dot_product_attention(*(part[None] for part in run))[0] for run in parts],
-                     1).transpose(0, 1)
+    # A batch dimension of 1: without it torch takes the slow, unfused path.  Back to (tokens, heads, ...) before the
+    # parts are joined: that is how the fused kernels lay their output out in memory.
+    return torch.cat([F.scaled_dot_product_attention(*(part[None] for part in run))[0].transpose(0, 1)
+                      for run in parts])
 
 
 _FUNCTIONS = {'flash_attn': _flash_attn, 'torch_varlen': _torch_varlen, 'sdpa': _sdpa}

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense.core.layout import TokenLayout
+from apt_dense.core.position import resample_table
 
 DETAIL_BRANCHES = ('zero', 'none', 'residual', 'nonzero')
 
@@ -56,21 +57,21 @@ class AdaptivePatchEmbed(nn.Module):
             (T, C), packed as the layout says.
         """
         cells = self._project(self._patches(image, layout, 0))
-        if self.num_scales == 1:
-            return cells + layout.order(position[None]).repeat(layout.batch_size, 1)
-        fine = layout.tokens_by_scale[0]
-        rows = [cells if layout.is_dense else cells[layout.starts[fine]]]
+        tokens = cells if layout.is_dense else cells[layout.starts]
+        if self.num_scales > 1:
+            tokens = tokens.index_copy_(0, layout.coarse_tokens, self._embed_coarse(image, cells, layout))
+        return self._add_positions(tokens, layout, position)
+
+    def _embed_coarse(self, image: Tensor, cells: Tensor, layout: TokenLayout) -> Tensor:
+        """The merged patches without positions, all scales in turn, fine to coarse: (T - T_0, C).
+
+        A scale without tokens costs nothing; if all are, the result has no rows, and gradients of zero.
+        """
+        patches = [self._patches(image, layout, scale)[layout.starts[rows] >> 2 * scale]
+                   for scale, rows in enumerate(layout.tokens_by_scale) if scale and layout.scale_counts[scale]]
+        embedded = self._project(torch.cat(patches) if patches else image.new_zeros(0, self.proj.weight[0].numel()))
         details = self._details(cells, layout)
-        positions = [self._position(position, layout, 0)]
-        for scale in range(1, self.num_scales):
-            row = layout.starts[layout.tokens_by_scale[scale]] >> 2 * scale
-            embedded = self._project(self._patches(image, layout, scale)[row])
-            rows.append(embedded if details is None else embedded + details[scale - 1])
-            positions.append(self._position(position, layout, scale))
-        by_scale = torch.cat(rows) + torch.cat(positions)
-        if layout.is_dense:
-            return by_scale
-        return by_scale[torch.cat(layout.tokens_by_scale).argsort()]
+        return embedded if details is None else embedded + details
 
     def _patches(self, image: Tensor, layout: TokenLayout, scale: int) -> Tensor:
         """The image's patches of a scale, resized to base size: (B * H * W / 4**s, 3 * patch_size**2), in order."""
@@ -85,8 +86,8 @@ class AdaptivePatchEmbed(nn.Module):
         """(N, 3 * patch_size**2) -> (N, C): the patch embedding's convolution, written as a product."""
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
-    def _details(self, cells: Tensor, layout: TokenLayout) -> tuple[Tensor, ...] | None:
-        """Embedded cells (B * H * W, C) -> for each scale above 0, the detail term (T_s, C) of its tokens.
+    def _details(self, cells: Tensor, layout: TokenLayout) -> Tensor | None:
+        """Embedded cells (B * H * W, C) -> the detail terms of the merged patches, fine to coarse: (T - T_0, C).
 
         A token's cells are consecutive, and so are the four parts of each 2 x 2 square at every level: the convolution
         is a product over four rows.  All scales share a level's product; tokens leave when they are one row.
@@ -104,17 +105,20 @@ class AdaptivePatchEmbed(nn.Module):
             done, rows = rows.split([count, rows.shape[0] - count])
             finished.append(done)
         details = torch.cat(finished)
-        return (details if self.zero_mlp is None else self.zero_mlp(details)).split(counts)
+        return details if self.zero_mlp is None else self.zero_mlp(details)
 
-    def _position(self, position: Tensor, layout: TokenLayout, scale: int) -> Tensor:
-        """Position table (H, W, C) -> (T_s, C): the position of each token of a scale.
+    def _add_positions(self, tokens: Tensor, layout: TokenLayout, position: Tensor) -> Tensor:
+        """(T, C) + the position of each token, from the table (H, W, C).
 
         Source: the public code, which resamples the table to the coarser grid (bicubic, antialias).
         """
-        if scale:
-            size = (layout.height >> scale, layout.width >> scale)
-            wide = position.to(torch.promote_types(position.dtype, torch.float32))
-            position = F.interpolate(wide.permute(2, 0, 1)[None], size=size, mode='bicubic',
-                                     align_corners=False, antialias=True)[0].permute(1, 2, 0).to(position.dtype)
-        ordered = layout.order(position[None], scale)
-        return ordered[(layout.starts[layout.tokens_by_scale[scale]] >> 2 * scale) % ordered.shape[0]]
+        ordered = layout.order(position[None])
+        if layout.is_dense:
+            return (tokens.unflatten(0, (layout.batch_size, -1)) + ordered).flatten(0, 1)
+        positions, coarse = ordered[layout.starts % len(ordered)], []
+        for scale, rows in enumerate(layout.tokens_by_scale):
+            if scale and layout.scale_counts[scale]:
+                table = resample_table(position, layout.height >> scale, layout.width >> scale, antialias=True)
+                ordered = layout.order(table[None], scale)
+                coarse.append(ordered[(layout.starts[rows] >> 2 * scale) % len(ordered)])
+        return tokens + positions.index_copy_(0, layout.coarse_tokens, torch.cat(coarse))

@@ -1,17 +1,19 @@
 """APT-EVA-02: EVA-02 on packed tokens of adaptive size, expanded to dense feature maps."""
+import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apt_dense.core.attention import check_backend, varlen_attention
+from apt_dense.core.attention import check_backend
+from apt_dense.core.block import Block
 from apt_dense.core.embed import AdaptivePatchEmbed
 from apt_dense.core.importance import check_finite, get_scorer
-from apt_dense.core.layout import Runs, TokenLayout, check_grid
-from apt_dense.core.quadtree import check_thresholds, select_scales
-from apt_dense.core.rope import apply_rope, check_anchor, rope_table
+from apt_dense.core.layout import TokenLayout, check_grid
+from apt_dense.core.position import resample_table
+from apt_dense.core.quadtree import check_thresholds, fit_budgets, select_scales, share_budget
+from apt_dense.core.rope import check_anchor, rope_table
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -27,81 +29,6 @@ PRESETS = {
     'L': {'embed_dims': 1024, 'depth': 24, 'num_heads': 16, 'global_block_indexes': (2, 5, 8, 11, 14, 17, 20, 23),
           'drop_path_rate': 0.4},
 }
-
-
-class SwiGLU(nn.Module):
-    """w3(LayerNorm(SiLU(w1 x) * (w2 x))), with biases; (..., C) -> (..., C)."""
-
-    def __init__(self, embed_dims: int, hidden_dims: int):
-        super().__init__()
-        self.w1 = nn.Linear(embed_dims, hidden_dims)
-        self.w2 = nn.Linear(embed_dims, hidden_dims)
-        self.ffn_ln = nn.LayerNorm(hidden_dims, eps=1e-6)
-        self.w3 = nn.Linear(hidden_dims, embed_dims)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x)))
-
-
-class Attention(nn.Module):
-    """Rotary self-attention of packed tokens; queries and values have a bias, keys have none."""
-
-    def __init__(self, embed_dims: int, num_heads: int, backend: str = 'auto'):
-        super().__init__()
-        self.num_heads = num_heads
-        self.backend = backend
-        self.q_proj = nn.Linear(embed_dims, embed_dims, bias=False)
-        self.k_proj = nn.Linear(embed_dims, embed_dims, bias=False)
-        self.v_proj = nn.Linear(embed_dims, embed_dims, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(embed_dims))
-        self.v_bias = nn.Parameter(torch.zeros(embed_dims))
-        self.proj = nn.Linear(embed_dims, embed_dims)
-
-    def forward(self, x: Tensor, runs: Runs, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """(T, C) -> (T, C): each run attends among itself."""
-        q, k, v = (F.linear(x, layer.weight, bias).unflatten(-1, (self.num_heads, -1)) for layer, bias in
-                   ((self.q_proj, self.q_bias), (self.k_proj, None), (self.v_proj, self.v_bias)))
-        q, k = (apply_rope(part, rope).to(v.dtype) for part in (q, k))
-        return self.proj(varlen_attention(q, k, v, runs, self.backend).flatten(1))
-
-
-class DropPath(nn.Module):
-    """Drop a residual branch for whole images: one draw an image, for all of its tokens.
-
-    (torch's and timm's versions draw once per entry of the first axis, which here would be once per token.)
-    """
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor, images: Runs) -> Tensor:
-        """(T, C) -> (T, C), scaled by 1 / (1 - rate) where it is kept."""
-        if self.rate == 0 or not self.training:
-            return x
-        keep = 1 - self.rate
-        draws = torch.rand(len(images.lengths), 1, device=x.device) < keep
-        return x * images.spread(draws.to(x.dtype) / keep)
-
-    def extra_repr(self) -> str:
-        return f'rate={self.rate:.3f}'
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block of EVA-02."""
-
-    def __init__(self, embed_dims: int, num_heads: int, mlp_ratio: float, drop_path_rate: float, backend: str):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dims, eps=1e-6)
-        self.attn = Attention(embed_dims, num_heads, backend)
-        self.norm2 = nn.LayerNorm(embed_dims, eps=1e-6)
-        self.mlp = SwiGLU(embed_dims, int(embed_dims * mlp_ratio))
-        self.drop_path = DropPath(drop_path_rate)
-
-    def forward(self, x: Tensor, runs: Runs, rope: tuple[Tensor, Tensor], images: Runs) -> Tensor:
-        """(T, C) -> (T, C).  ``runs`` attend among themselves; drop path draws once for each of ``images``."""
-        x = x + self.drop_path(self.attn(self.norm1(x), runs, rope), images)
-        return x + self.drop_path(self.mlp(self.norm2(x)), images)
 
 
 class APTEVA02(nn.Module):
@@ -132,6 +59,9 @@ class APTEVA02(nn.Module):
         rope_anchor: 'corner' or 'center', see ``rope_table``.
         attn_backend: 'auto', 'flash_attn', 'torch_varlen' or 'sdpa', see ``varlen_attention``.
         with_cp: recompute each block's activations in the backward pass, to save memory.
+        max_tokens: the most tokens, class tokens not counted, of one image or of one batch (``max_tokens_per``: 'image'
+            or 'batch').  Where there are more, thresholds are raised image by image, see ``fit_budgets`` and
+            ``share_budget``: no busy image costs more memory or time than that.  None sets no limit.
         img_mean, img_std: what the input was normalised with, to restore 0..255 for the scorer; RGB.
 
     Raises:
@@ -146,8 +76,8 @@ class APTEVA02(nn.Module):
                  out_indices: Sequence[int] = (-1,), with_cls_token: bool = False, pretrain_img_size: int = 224,
                  num_scales: int = 1, thresholds: Sequence[float] = (), scorer: str = 'entropy',
                  detail_branch: str = 'zero', rope_anchor: str = 'corner', attn_backend: str = 'auto',
-                 with_cp: bool = False, img_mean: Sequence[float] = IMAGENET_MEAN,
-                 img_std: Sequence[float] = IMAGENET_STD):
+                 with_cp: bool = False, max_tokens: int | None = None, max_tokens_per: str = 'image',
+                 img_mean: Sequence[float] = IMAGENET_MEAN, img_std: Sequence[float] = IMAGENET_STD):
         super().__init__()
         for name, value, least in (('num_scales', num_scales, 1), ('patch_size', patch_size, 1), ('depth', depth, 1),
                                    ('window_size', window_size, 0)):
@@ -160,6 +90,7 @@ class APTEVA02(nn.Module):
         if len(self.global_blocks) == depth:
             window_size = 0
         check_thresholds(thresholds, num_scales)
+        self._check_budget(max_tokens, max_tokens_per, thresholds)
         check_anchor(rope_anchor)
         check_backend(attn_backend)
         if window_size and with_cls_token:
@@ -178,6 +109,8 @@ class APTEVA02(nn.Module):
         self.scorer = get_scorer(scorer)
         self.rope_anchor = rope_anchor
         self.with_cp = with_cp
+        self.max_tokens = max_tokens
+        self.max_tokens_per = max_tokens_per
         self.out_indices = self._block_indexes('out_indices', out_indices, depth)
         self.img_mean, self.img_std = tuple(img_mean), tuple(img_std)  # no buffers: those follow the model's dtype
 
@@ -188,6 +121,7 @@ class APTEVA02(nn.Module):
             Block(embed_dims, num_heads, mlp_ratio, drop_path_rate * index / max(depth - 1, 1), attn_backend)
             for index in range(depth))
         self.last_layout: TokenLayout | None = None  # of the last forward pass, for logging
+        self.last_num_raised = 0  # images whose thresholds max_tokens raised in it
         self._init_parameters()
 
     @classmethod
@@ -250,8 +184,23 @@ class APTEVA02(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             merged = self.scorer(self._restore_image(x), self.patch_size * 2, self.num_scales - 1)
         base = merged[0].new_empty(()).expand(batch_size, height, width)  # select_scales reads only its shape
-        scales = select_scales([base, *merged], self.thresholds)
+        scores = [base, *merged]
+        layout = TokenLayout.from_scales(select_scales(scores, self.thresholds), self.window_size, self.num_scales,
+                                         has_cls_token)
+        budgets = self._budgets([length - has_cls_token for length in layout.images.lengths])
+        if not self.last_num_raised:
+            return layout
+        scales = fit_budgets(scores, self.thresholds, budgets)
         return TokenLayout.from_scales(scales, self.window_size, self.num_scales, has_cls_token)
+
+    def _budgets(self, counts: list[int]) -> list[int]:
+        """The most tokens that each image may have, given how many it has; counts those that have too many."""
+        budgets = counts
+        if self.max_tokens is not None:
+            budgets = (share_budget(counts, self.max_tokens) if self.max_tokens_per == 'batch'
+                       else [self.max_tokens] * len(counts))
+        self.last_num_raised = sum(count > budget for count, budget in zip(counts, budgets, strict=True))
+        return budgets
 
     def embed(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """(B, 3, H, W) and its layout -> (T, C): embedded patches with positions, class tokens included."""
@@ -267,11 +216,7 @@ class APTEVA02(nn.Module):
         """The position table (H, W, C) at a grid of cells: resampled (bicubic, no antialias) from the trained one."""
         side = round((self.pos_embed.shape[1] - 1)**0.5)
         table = self.pos_embed[0, 1:].unflatten(0, (side, side))
-        if (height, width) == (side, side):
-            return table
-        table = table.permute(2, 0, 1)[None].to(torch.promote_types(table.dtype, torch.float32))
-        resampled = F.interpolate(table, size=(height, width), mode='bicubic', align_corners=False)
-        return resampled[0].permute(1, 2, 0).to(self.pos_embed.dtype)
+        return resample_table(table, height, width)
 
     def _restore_image(self, x: Tensor) -> Tensor:
         """Undo the normalisation: float32, 0..255.
@@ -284,6 +229,19 @@ class APTEVA02(nn.Module):
         for channel, mean, std in zip(image.unbind(1), self.img_mean, self.img_std, strict=True):
             channel.mul_(std).add_(mean).mul_(steps).round_().div_(steps)
         return image
+
+    @staticmethod
+    def _check_budget(max_tokens: int | None, per: str, thresholds: Sequence[float]) -> None:
+        """Raise ValueError for a budget that can't be kept."""
+        if per not in ('image', 'batch'):
+            raise ValueError(f"max_tokens_per={per!r}: choose 'image' or 'batch'")
+        if max_tokens is None:
+            return
+        if not isinstance(max_tokens, int) or max_tokens < 1:
+            raise ValueError(f'max_tokens={max_tokens!r} must be a whole number from 1 on, or None')
+        if not thresholds or not all(math.isfinite(threshold) for threshold in thresholds):
+            raise ValueError(f'max_tokens={max_tokens} raises thresholds, and they are {tuple(thresholds)}: set '
+                             'num_scales > 1 and finite thresholds')
 
     @staticmethod
     def _block_indexes(name: str, indexes: Sequence[int], depth: int) -> frozenset[int]:

@@ -219,6 +219,11 @@ class TokenLayout:
         return self.scales.argsort(stable=True).split((num_cls, *self.scale_counts))[1:]
 
     @cached_property
+    def coarse_tokens(self) -> Tensor:
+        """(T - T_0,) int64: the rows of the merged patches, by scale, fine to coarse."""
+        return self.scales.argsort(stable=True)[self.has_cls_token * self.batch_size + self.scale_counts[0]:]
+
+    @cached_property
     def cell_yx(self) -> tuple[Tensor, Tensor]:
         """Two (T,) int64: row and column, in the image's grid, of each token's top-left cell."""
         device = self.starts.device

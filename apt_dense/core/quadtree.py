@@ -36,6 +36,67 @@ def select_scales(scores: Sequence[Tensor], thresholds: Sequence[float]) -> Tens
     return scales
 
 
+def fit_budgets(scores: Sequence[Tensor], thresholds: Sequence[float], budgets: Sequence[int]) -> Tensor:
+    """Choose patches as ``select_scales``, and merge more of them in images that have too many tokens.
+
+    All thresholds of such an image are raised by one amount, the least (to 1 / 2**40 of the range) with which the
+    budget holds.  The others are left alone.  The same input gives the same patches, whatever its batch neighbours.
+
+    Args:
+        scores, thresholds: see ``select_scales``.
+        budgets: the most tokens of each of the B images.
+
+    Returns:
+        (B, H, W) int64, as ``select_scales``.
+
+    Raises:
+        ValueError: as ``select_scales``, or if an image would need more tokens even if every patch were of the largest
+            size.
+    """
+    least = scores[-1].shape[1] * scores[-1].shape[2]
+    if min(budgets) < least:
+        raise ValueError(f'a budget of {min(budgets)} tokens is less than the {least} patches of the largest size that '
+                         'cover an image: raise max_tokens, or use more scales')
+    coarse = [score.double() for score in scores[1:]]
+    # As they are compared in select_scales, in the scores' precision.
+    thresholds = [torch.tensor(threshold, dtype=scores[1].dtype).item() for threshold in thresholds]
+
+    def merge(raised: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale maps with thresholds raised by (B,), and which of them fit."""
+        scales = select_scales([scores[0], *(score - raised[:, None, None] for score in coarse)], thresholds)
+        return scales, count_tokens(scales) <= limits
+
+    limits = torch.tensor(budgets, device=scores[0].device)
+    low = limits.new_zeros(limits.shape, dtype=torch.float64)
+    # With the highest amount every patch of the largest size is merged.
+    high = (coarse[-1].flatten(1).amax(1) - thresholds[-1]).clamp(min=0) * 2 + 1
+    untouched = merge(low)[1]
+    for _ in range(40):
+        middle = (low + high) / 2
+        fits = merge(middle)[1]
+        low, high = low.where(fits, middle), middle.where(fits, high)
+    return merge(high.where(~untouched, 0))[0]
+
+
+def share_budget(counts: Sequence[int], budget: int) -> list[int]:
+    """Tokens of each image of a batch -> the most that each may have, so that the batch keeps to a budget.
+
+    One limit for all of them, the highest that will do: images below it are left alone, the busiest pay.
+    """
+    left = budget
+    for position, count in enumerate(sorted(counts)):
+        limit = left // (len(counts) - position)
+        if count > limit:
+            return [limit] * len(counts)
+        left -= count
+    return list(counts)
+
+
+def count_tokens(scales: Tensor) -> Tensor:
+    """Scale maps (B, H, W) -> tokens of each image, (B,) float64 on the same device."""
+    return torch.pow(0.25, scales.double()).sum((1, 2))
+
+
 def check_thresholds(thresholds: Sequence[float], num_scales: int) -> None:
     """Raise ValueError unless there are ``num_scales - 1`` thresholds, none of them NaN."""
     if len(thresholds) != num_scales - 1:

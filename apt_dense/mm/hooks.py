@@ -24,6 +24,8 @@ class KeptTokensHook(Hook):
     the fraction over the whole dataset, from all processes and all forward passes: the windows of slide inference and
     the scales of test-time augmentation count as often as they are computed.
 
+    Where the backbone has ``max_tokens``, ``over_budget`` is the share of the images whose thresholds it raised.
+
     Raises:
         ValueError: if the model has no APTEVA02 backbone.
     """
@@ -40,6 +42,9 @@ class KeptTokensHook(Hook):
         layout = _backbone(runner.model).last_layout
         tokens, now = sum(layout.scale_counts), time.perf_counter()
         runner.message_hub.update_scalar('train/kept_tokens', tokens / layout.num_cells)
+        backbone = _backbone(runner.model)
+        if backbone.max_tokens is not None:
+            runner.message_hub.update_scalar('train/over_budget', backbone.last_num_raised / layout.batch_size)
         runner.message_hub.update_scalar('train/tokens_per_second', tokens / (now - self._started))
         self._started = now
 

@@ -89,9 +89,11 @@ class FakeKernel:
 
     def __init__(self):
         self.calls = 0
+        self.options = {}  # of the last call
 
-    def __call__(self, q, k, v, cu_q, cu_k, max_q, max_k, /):
+    def __call__(self, q, k, v, cu_q, cu_k, max_q, max_k, /, **options):
         self.calls += 1
+        self.options = options
         assert all(part.shape == q.shape and part.dtype == q.dtype for part in (k, v))
         assert cu_q.dtype == cu_k.dtype == torch.int32 and torch.equal(cu_q, cu_k) and cu_q.device == q.device
         assert type(max_q) is type(max_k) is int and max_q == max_k == int(cu_q.diff().max())
@@ -133,6 +135,14 @@ def test_kernels_are_called_with_their_shared_arguments(name, backend, kernel, r
     parts = qkv(sum(LENGTHS[name]))
     torch.testing.assert_close(varlen_attention(*parts, runs, backend), oracle.attention(*parts, indexes))
     assert kernel.calls == (len(set(LENGTHS[name])) > 1)  # equal runs are one batch of plain attention
+
+
+def test_flash_attn_is_deterministic_on_request(fake_flash):
+    runs, _ = runs_and_indexes((5, 1, 9, 3))
+    for wanted in (True, False):
+        torch.use_deterministic_algorithms(wanted)
+        varlen_attention(*qkv(18), runs, 'flash_attn')
+        assert fake_flash.options == {'deterministic': wanted}
 
 
 @pytest.mark.parametrize('kernel', ['fake_flash', 'fake_varlen'])

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from apt_dense import APTEVA02, TokenLayout
+from apt_dense.core.block import Block, DropPath
 from apt_dense.core.embed import DETAIL_BRANCHES
-from apt_dense.core.eva02 import PRESETS, Block, DropPath
+from apt_dense.core.eva02 import PRESETS
 from apt_dense.core.layout import Runs
 
 from .toys import SPLIT, image_of, normalise, random_scales, toy_model
@@ -157,7 +158,7 @@ def test_block_draws_for_each_residual_branch_and_by_image_not_by_window():
     images = Runs.from_lengths((4, 6) * 50, torch.device('cpu'))
     windows = Runs.from_lengths((2,) * 250, torch.device('cpu'))
     x = torch.randn(500, 8)
-    table = torch.ones(500, 2), torch.zeros(500, 2)
+    table = torch.ones(500, 2, dtype=torch.complex64)
     added = (block(x, windows, table, images) - x).detach()
     torch.testing.assert_close(added[:, 2:], torch.zeros(500, 6))
     drawn = [part[:, :2].round(decimals=4).unique(dim=0).tolist() for part in added.split(images.lengths)]
@@ -392,3 +393,69 @@ def test_without_window_blocks_there_are_no_windows():
     assert named.window_size == 0
     x = torch.randn(2, 3, 96, 160)
     assert torch.equal(named(x)[0], zero(x)[0])
+
+
+# --- A budget of tokens ---
+
+BUSY = random_scales([0.2, 0.95, 0.6], 8, 12, 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('settings', [TOY, CLASS_TOKEN], ids=['windows', 'class_token'])
+def test_max_tokens_per_image(settings):
+    x = normalise(image_of(BUSY))
+    free = toy_model(**settings)
+    free.make_layout(x)
+    class_tokens = settings is CLASS_TOKEN
+    counts = [length - class_tokens for length in free.make_layout(x).images.lengths]
+    budget = sorted(counts)[1]
+    model = toy_model(**settings, max_tokens=budget)
+    model(x)
+    kept = [length - class_tokens for length in model.last_layout.images.lengths]
+    assert max(kept) <= budget < max(counts) and model.last_num_raised == 1
+    assert all(after == before for after, before in zip(kept, counts, strict=True) if before <= budget)
+    again = model.make_layout(x)
+    assert torch.equal(again.scales, model.last_layout.scales)
+    model(x[counts.index(min(counts))][None])
+    assert model.last_num_raised == 0
+
+
+@torch.no_grad()
+def test_max_tokens_per_batch():
+    x = normalise(image_of(BUSY))
+    counts = toy_model(**TOY).make_layout(x).images.lengths
+    budget = sum(counts) - 15
+    model = toy_model(**TOY, max_tokens=budget, max_tokens_per='batch')
+    kept = model.make_layout(x).images.lengths
+    assert sum(kept) <= budget and kept[0] == counts[0] == min(counts)
+
+
+@pytest.mark.parametrize(('settings', 'message'), [
+    ({'max_tokens': 0}, 'max_tokens=0 must be a whole number from 1 on, or None'),
+    ({'max_tokens': 10, 'max_tokens_per': 'window'}, "max_tokens_per='window': choose 'image' or 'batch'"),
+    ({'max_tokens': 10, 'num_scales': 1, 'thresholds': ()}, 'set num_scales > 1 and finite thresholds'),
+    ({'max_tokens': 10, 'thresholds': (1.0, -float('inf'))}, 'set num_scales > 1 and finite thresholds'),
+])
+def test_a_wrong_budget(settings, message):
+    with pytest.raises(ValueError, match=message):
+        APTEVA02(**{**TOY, **settings})
+
+
+# --- Determinism ---
+
+
+@pytest.mark.parametrize('settings', [TOY, CLASS_TOKEN], ids=['windows', 'class_token'])
+def test_deterministic_algorithms(settings):
+    """torch raises for an operation that has no deterministic version; two runs are equal to the bit."""
+    model, x = toy_model(**settings, max_tokens=30).train(), normalise(image_of(MIXED))
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = []
+        for _ in range(2):
+            outputs = model(x)
+            gradients = torch.autograd.grad(sum(output.square().sum() for output in outputs), model.parameters())
+            runs.append((*outputs, *gradients))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert model.last_num_raised
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))

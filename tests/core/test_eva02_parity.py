@@ -122,11 +122,12 @@ def test_gradients_equal_the_oracles(name):
         return dict(zip(parameters, values, strict=True))
 
     wanted = gradients(oracle_backbone(parameters, x, **settings))
+    noise = 1e-6 * max(want.abs().max() for want in wanted.values() if want is not None)  # where a gradient is 0
     for key, gradient in gradients(model(x)).items():
         assert gradient is not None, f'{key} has no gradient'
         # The oracle never touches the branch where no patch is coarse.
         want = torch.zeros_like(gradient) if wanted[key] is None else wanted[key]
-        assert (gradient - want).abs().max() <= 1e-5 * want.abs().max(), key
+        assert (gradient - want).abs().max() <= 1e-5 * want.abs().max() + noise, key
 
 
 def test_official_detection_backbone(reference):

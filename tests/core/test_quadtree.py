@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from apt_dense import select_scales
+from apt_dense.core.quadtree import count_tokens, fit_budgets, share_budget
 from tests import oracle
 
 GRIDS = [(8, 12), (16, 8), (13, 20), (1, 3), (5, 2)]
@@ -75,3 +76,61 @@ def test_shapes_that_do_not_belong_together():
         select_scales([*scores[:2], torch.zeros(2, 2, 4)], (2, 2))
     with pytest.raises(ValueError, match=r'scores\[1\] has shape \(1, 4, 6\), wanted \(2, 4, 6\)'):
         select_scales([scores[0], scores[1][:1], scores[2]], (2, 2))
+
+
+# --- A budget of tokens ---
+
+
+def tokens_of(scales: torch.Tensor) -> list[int]:
+    return [sum(1 for token in oracle.token_list(image[None], 0, 4)) for image in scales]
+
+
+BUDGET_THRESHOLDS = (0.5, 0.375, 0.125)
+
+
+def test_budgets_hold_and_other_images_are_left_alone():
+    scores = random_scores(16, 24, 4, batch=3)
+    plain = select_scales(scores, BUDGET_THRESHOLDS)
+    counts = tokens_of(plain)
+    budgets = [counts[0] // 2, counts[1], 6]  # 6: two by three patches of the largest size, the least possible
+    scales = fit_budgets(scores, BUDGET_THRESHOLDS, budgets)
+    fitted = tokens_of(scales)
+    assert all(count <= budget for count, budget in zip(fitted, budgets, strict=True))
+    assert torch.equal(scales[1], plain[1]) and fitted[2] == 6
+    assert fitted == count_tokens(scales).tolist()
+
+
+def test_thresholds_are_raised_by_the_least_amount():
+    """A raise that is smaller by a step of the scores, which are eighths, breaks the budget."""
+    scores = [score.mul(8).round() / 8 for score in random_scores(16, 24, 4, batch=1)]
+    budget = tokens_of(select_scales(scores, BUDGET_THRESHOLDS))[0] // 2
+    scales = fit_budgets(scores, BUDGET_THRESHOLDS, [budget])
+    raises = [step / 8 + 1e-6 for step in range(-1, 10)]
+    maps = [select_scales(scores, [threshold + raised for threshold in BUDGET_THRESHOLDS]) for raised in raises]
+    first = next(index for index, one in enumerate(maps) if tokens_of(one)[0] <= budget)
+    assert torch.equal(scales, maps[first]) and tokens_of(maps[first - 1])[0] > budget
+
+
+def test_budgets_do_not_depend_on_batch_neighbours():
+    scores = random_scores(16, 16, 4, batch=2)
+    both = fit_budgets(scores, BUDGET_THRESHOLDS, [20, 40])
+    for index, budget in enumerate((20, 40)):
+        alone = fit_budgets([score[index:index + 1] for score in scores], BUDGET_THRESHOLDS, [budget])
+        assert torch.equal(alone[0], both[index])
+
+
+def test_a_budget_below_the_least_possible():
+    scores = random_scores(16, 24, 4)
+    with pytest.raises(ValueError, match='budget of 5 tokens is less than the 6 patches .* raise max_tokens'):
+        fit_budgets(scores, BUDGET_THRESHOLDS, [5, 100])
+
+
+@pytest.mark.parametrize(('counts', 'budget', 'limits'), [
+    ([10, 20, 30], 60, [10, 20, 30]),
+    ([10, 20, 90], 60, [30, 30, 30]),
+    ([50, 90, 10], 70, [30, 30, 30]),
+    ([5, 5], 7, [3, 3]),
+])
+def test_a_batchs_budget_is_one_limit(counts, budget, limits):
+    assert share_budget(counts, budget) == limits
+    assert sum(min(pair) for pair in zip(counts, limits, strict=True)) <= budget

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
 from apt_dense.core.importance import SCORERS, get_scorer
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.quadtree import select_scales
+from apt_dense.images import crop_square, load_image, resize_longest
 
 COLOURS = ('#ffffff', '#ffd400', '#ff7a00', '#ff2d6f', '#b44cff', '#4c7dff')  # fine to coarse, then repeated
 
@@ -34,10 +35,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out-dir', type=Path, default=Path('patches'))
     args = parser.parse_args(arguments)
     settings = dict(img_size=1536, thresholds=(2, 2, 0.3), scorer='entropy', patch_size=16)
+    args.fit = resize_longest
     if args.config:
         from mmengine.config import Config
-        backbone = Config.fromfile(args.config).model.backbone
-        settings |= {name: backbone[name] for name in settings if name in backbone}
+        cfg = Config.fromfile(args.config)
+        settings |= {name: cfg.model.backbone[name] for name in settings if name in cfg.model.backbone}
+        if cfg.get('default_scope') == 'mmseg':
+            args.fit = crop_square  # a window of slide testing, where a detector gets a padded square
     for name, value in settings.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -46,18 +50,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f'--img-size {args.img_size} is not a multiple of the largest patch, {root_px} px: use '
                      f'{-(-args.img_size // root_px) * root_px}, or 0 to keep the size')
     return args
-
-
-def load_image(path: Path, img_size: int) -> np.ndarray:
-    """Read an image of any mode as RGB uint8 (H, W, 3), its longest side resized to ``img_size`` unless that is 0."""
-    try:
-        image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')  # turned as the data loaders turn it
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f'{path} cannot be read as an image: {error}') from error
-    if img_size:
-        ratio = img_size / max(image.size)
-        image = image.resize([max(1, round(side * ratio)) for side in image.size], Image.Resampling.BILINEAR)
-    return np.asarray(image)
 
 
 def choose_patches(image: np.ndarray, patch_size: int, thresholds: tuple[float, ...], scorer: str,
@@ -114,11 +106,12 @@ def main(arguments: list[str] | None = None) -> int:
     failed = 0
     for path in args.images:
         try:
-            image = load_image(path, args.img_size)
+            photo = load_image(path)
         except ValueError as error:
             print(f'visualize_patches: {error}', file=sys.stderr)
             failed += 1
             continue
+        image = np.asarray(args.fit(photo, args.img_size) if args.img_size else photo)
         layout = choose_patches(image, args.patch_size, tuple(args.thresholds), args.scorer, args.img_size)
         args.out_dir.mkdir(parents=True, exist_ok=True)
         target = output_path(args.out_dir, path, taken)

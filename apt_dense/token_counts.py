@@ -1,0 +1,43 @@
+"""A cache of token counts, one for each image of a dataset, that is refused once its settings have changed."""
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_token_counts(path: Path, settings: dict[str, Any], tokens: dict[str, int]) -> None:
+    """Write a JSON file; it is complete or, after an interruption, what it was before.
+
+    Args:
+        settings: everything that the counts depend on, thresholds included.
+        tokens: the image's path, as the dataset gives it, -> its number of tokens, class tokens not counted.
+    """
+    content = json.dumps({'settings': settings, 'tokens': tokens}, indent=1, default=str) + '\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        temporary.write_text(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_token_counts(path: Path, settings: dict[str, Any]) -> dict[str, int]:
+    """Read what ``write_token_counts`` wrote.
+
+    Raises:
+        ValueError: if the file is no such cache, or was made with other settings: names them.
+    """
+    try:
+        content = json.loads(path.read_text())
+        found, tokens = content['settings'], content['tokens']
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} is no cache of token counts: make it with '
+                         'tools/analysis_tools/calibrate_thresholds.py --save-tokens') from error
+    wanted = json.loads(json.dumps(settings, default=str))
+    stale = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if stale:
+        changes = '; '.join(f'{name} was {found.get(name)}, is {wanted.get(name)}' for name in stale)
+        raise ValueError(f'{path} was made with other settings: {changes}. Make it again with '
+                         'tools/analysis_tools/calibrate_thresholds.py --save-tokens')
+    return tokens

@@ -1,0 +1,156 @@
+"""Thresholds from score maps: counts as the backbone counts, and a search that finds what there is to find."""
+import pytest
+import torch
+
+from apt_dense import APTEVA02
+from apt_dense.core import calibrate
+from apt_dense.core.calibrate import InputScorer, ScoreMaps, find_thresholds, quantile_family, ratio_family
+from apt_dense.core.layout import TokenLayout
+from apt_dense.core.quadtree import select_scales
+from tests.core.toys import image_of, normalise, random_scales
+
+SHAPES = [(16, 8), (8, 24), (16, 8), (8, 8), (16, 8)]  # grids of cells, interleaved
+
+
+def random_maps(height: int, width: int, num_scales: int) -> list[torch.Tensor]:
+    """Scores in 0..8, a few of them 0."""
+    maps = [8 * torch.rand(height >> scale, width >> scale) for scale in range(1, num_scales)]
+    return [scores * (torch.rand(scores.shape) > 0.1) for scores in maps]
+
+
+def scored(num_scales: int = 4) -> tuple[ScoreMaps, list]:
+    inputs = [random_maps(*shape, num_scales) for shape in SHAPES]
+    scores = ScoreMaps(num_scales)
+    for maps in inputs:
+        scores.add(maps)
+    return scores, inputs
+
+
+@pytest.mark.parametrize('num_scales', [2, 3, 4])
+@pytest.mark.parametrize('stack', [2, 512])
+def test_counts_are_those_of_the_layout(num_scales, stack, monkeypatch):
+    monkeypatch.setattr(calibrate, 'STACK_INPUTS', stack)
+    scores, inputs = scored(num_scales)
+    assert scores.num_cells.tolist() == [height * width for height, width in SHAPES]
+    for thresholds in ((4.0, 5.0, 3.0), (0.0, 0.0, 0.0), (-1.0, 9.0, -1.0), (9.0, 1.0, 9.0)):
+        thresholds = thresholds[:num_scales - 1]
+        counts = scores.count_tokens(thresholds)
+        for (height, width), maps, row in zip(SHAPES, inputs, counts, strict=True):
+            chosen = select_scales([torch.empty(1, height, width), *(scores[None] for scores in maps)], thresholds)
+            assert tuple(row.tolist()) == TokenLayout.from_scales(chosen, num_scales=num_scales).scale_counts
+
+
+def test_maps_are_those_that_the_backbone_counts_with():
+    arguments = dict(img_size=64, patch_size=4, embed_dims=8, depth=1, num_heads=1, window_size=0, out_indices=(0,),
+                     global_block_indexes=(0,), num_scales=3, thresholds=(3.0, 2.5), with_cls_token=True)
+    images = normalise(image_of(random_scales([0.4, 0.8], 16, 24, 3)))
+    real = APTEVA02(**arguments).eval()
+    with torch.device('meta'):
+        scorer = InputScorer(APTEVA02(**arguments))
+    scores = ScoreMaps(3)
+    for image in images:
+        scores.add(scorer(image[None]))
+    for image, counts in zip(images, scores.count_tokens((3.0, 2.5)).tolist(), strict=True):
+        real(image[None])
+        assert tuple(counts) == real.last_layout.scale_counts
+        assert min(counts) > 0  # every scale is there
+    with pytest.raises(ValueError, match='batch of 2'):
+        scorer(images)
+    with pytest.raises(ValueError, match='not a multiple of the largest patch'):
+        scorer(images[:1, :, :40])
+    with pytest.raises(ValueError, match='nothing to merge'):
+        InputScorer(APTEVA02(**{**arguments, 'num_scales': 1, 'thresholds': ()}))
+
+
+@pytest.mark.parametrize('make', [lambda scores: ratio_family(scores, [0.9, 0.5]),
+                                  lambda scores: ratio_family(scores, [1.0]), quantile_family])
+def test_families_are_monotone(make):
+    scores, _ = scored()
+    family = make(scores)
+    steps = [family.thresholds(family.highest * step / 20) for step in range(21)]
+    tokens = [scores.count_tokens(thresholds).sum(1) for thresholds in steps]
+    for thresholds, following in zip(steps, steps[1:], strict=False):
+        assert list(thresholds) == sorted(thresholds, reverse=True)
+        assert all(a <= b for a, b in zip(thresholds, following, strict=True))
+    assert all((a >= b).all() for a, b in zip(tokens, tokens[1:], strict=False))
+    assert tokens[-1].sum() < tokens[0].sum() / 4
+
+
+def test_ratios_are_between_neighbouring_scales():
+    scores, _ = scored()
+    assert ratio_family(scores, [0.5]).thresholds(4.0) == (4.0, 2.0, 1.0)
+    assert ratio_family(scores, [1, 0.15]).thresholds(2.0) == (2.0, 2.0, 0.3)
+    family = ratio_family(scores, [0.5])
+    assert scores.count_tokens(family.thresholds(family.highest)).sum(1).tolist() == [2, 3, 2, 1, 2]  # all merged
+    assert ratio_family(scored(2)[0], [0.8]).thresholds(3.0) == (3.0,)
+
+
+def test_quantiles_leave_constant_patches_out():
+    scores = ScoreMaps(3)
+    fine = torch.zeros(4, 4)
+    fine[0] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    scores.add([fine, torch.tensor([[0.0, 2.0], [0.5, 0.0]])])
+    assert quantile_family(scores).thresholds(0.5) == (3.0, 2.0)
+    assert quantile_family(scores).thresholds(0.0) == (1.0, 0.5)
+    scores.add([fine, torch.full((2, 2), 9.0)])
+    assert quantile_family(scores).thresholds(0.5) == (3.0, 3.0)  # no coarse threshold above a finer one
+    constant = ScoreMaps(2)
+    constant.add([torch.zeros(2, 2)])
+    with pytest.raises(ValueError, match='all patches of a scale are constant'):
+        quantile_family(constant)
+
+
+@pytest.mark.parametrize('make', [lambda scores: ratio_family(scores, [0.8]), quantile_family])
+@pytest.mark.parametrize('target', [70, 40])
+def test_the_search_finds_the_least_thresholds_for_the_largest_input(make, target):
+    scores, _ = scored(3)
+    measure = lambda thresholds: scores.count_tokens(thresholds).sum(1).max().item()  # noqa: E731
+    found = find_thresholds(make(scores), measure, target)
+    assert measure(found) <= target
+    assert all(float(f'{threshold:.4g}') == threshold for threshold in found)
+    assert measure(tuple(threshold - 0.05 for threshold in found)) > target
+
+
+def test_the_search_meets_a_mean_fraction():
+    scores = ScoreMaps(3)
+    for _ in range(40):
+        scores.add(random_maps(32, 32, 3))
+    measure = lambda thresholds: scores.count_tokens(thresholds).sum().item() / (40 * 1024)  # noqa: E731
+    found = find_thresholds(ratio_family(scores, [0.8]), measure, 0.7)
+    assert 0.695 < measure(found) <= 0.7
+
+
+@pytest.mark.parametrize('target', [1.0, 0.01])
+def test_an_unreachable_target_names_the_range(target):
+    scores = ScoreMaps(3)
+    scores.add([torch.tensor([[0.0, 5.0], [5.0, 5.0]]), torch.tensor([[6.0]])])
+    measure = lambda thresholds: scores.count_tokens(thresholds).sum().item() / 16  # noqa: E731
+    with pytest.raises(ValueError, match=r'0\.0625 to 0\.8125 is possible'):
+        find_thresholds(ratio_family(scores, [0.8]), measure, target)
+
+
+@pytest.mark.parametrize('factor', [1e-4, 1.0, 1e3])
+def test_rounding_follows_the_scores_magnitude(factor):
+    """Upsampling errors are thousands of times smaller than entropies."""
+    scores = ScoreMaps(2)
+    scores.add([factor * torch.arange(1.0, 65.0).view(8, 8) / 7])
+    found, = find_thresholds(ratio_family(scores, []), lambda thresholds: scores.count_tokens(thresholds).sum().item(),
+                             256 - 3 * 32)
+    assert (scores.count_tokens((found,))[0]).tolist() == [128, 32]
+    assert found == pytest.approx(factor * 32 / 7, rel=2e-3)
+
+
+def test_errors():
+    scores, inputs = scored()
+    with pytest.raises(ValueError, match='got 2 score maps for num_scales=4'):
+        scores.add(inputs[0][:2])
+    with pytest.raises(ValueError, match=r'map 0 has shape \(8, 4\), wanted \(4, 4\)'):
+        scores.add([inputs[0][0], torch.ones(2, 2), torch.ones(1, 1)])
+    with pytest.raises(ValueError, match='got 2 thresholds'):
+        scores.count_tokens((1.0, 2.0))
+    with pytest.raises(ValueError, match='got 3 ratios'):
+        ratio_family(scores, [1, 1, 1])
+    with pytest.raises(ValueError, match='must not increase'):
+        ratio_family(scores, [1.2])
+    with pytest.raises(ValueError, match='no image was scored'):
+        ScoreMaps(3).count_tokens((1.0, 1.0))

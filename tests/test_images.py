@@ -1,0 +1,47 @@
+"""Reading photographs without OpenMMLab."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apt_dense.images import crop_square, find_images, load_image, resize_longest, to_input
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / 'deep.png')
+    image = np.asarray(load_image(tmp_path / 'deep.png'))
+    assert (image == (values >> 8)[..., None]).all()
+
+
+def test_turned_as_its_camera_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new('RGB', (40, 20)).save(tmp_path / 'turned.jpg', exif=exif)
+    assert load_image(tmp_path / 'turned.jpg').size == (20, 40)
+
+
+def test_sizes():
+    image = Image.new('RGB', (1000, 3))
+    assert resize_longest(image, 128).size == (128, 1)
+    assert crop_square(image, 64).size == (64, 64)
+
+
+def test_the_square_in_the_middle():
+    image = np.zeros((10, 30, 3), np.uint8)
+    image[:, 10:20] = 255
+    assert np.asarray(crop_square(Image.fromarray(image), 10)).min() == 255
+
+
+def test_input_is_padded_after_normalisation():
+    x = to_input(Image.new('RGB', (48, 32), (124, 116, 104)), 64)
+    assert x.shape == (1, 3, 64, 64)
+    assert (x[..., 32:, :] == 0).all() and (x[..., 48:] == 0).all() and (x[0, 0, :32, :48] != 0).all()
+    assert x[0, :, 0, 0] == pytest.approx(torch.tensor([0.325 / 58.395, -0.28 / 57.12, 0.47 / 57.375]), abs=1e-6)
+
+
+def test_images_of_folders_in_order(tmp_path):
+    for name in ('b.jpg', 'a.txt', 'sub/c.PNG', 'a.webp'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in find_images([tmp_path, tmp_path / 'a.txt'])] == ['a.webp', 'b.jpg', 'c.PNG', 'a.txt']

@@ -1,0 +1,296 @@
+#!/usr/bin/env python
+"""Find thresholds that keep a wanted share of the tokens, or at most a number of them, on your images.
+
+    python tools/analysis_tools/calibrate_thresholds.py photos/ --size 512 --kept 0.7
+    python tools/analysis_tools/calibrate_thresholds.py --config configs/apt_eva02_l_coco.py --max-tokens 6000
+    python tools/analysis_tools/calibrate_thresholds.py photos/ --size 512 --thresholds 5.5 4.4
+
+Prints how the share of kept tokens is distributed over the images, and writes a plot and a config snippet.  With
+--thresholds nothing is searched.  Folders of images need torch, numpy, Pillow, matplotlib and tqdm only.
+"""
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from apt_dense.core.calibrate import Family, InputScorer, ScoreMaps, find_thresholds, quantile_family, ratio_family
+from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.importance import SCORERS
+from apt_dense.images import crop_square, find_images, load_image, resize_longest, to_input
+from apt_dense.token_counts import write_token_counts
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_argument_group('images: files and folders, or the dataset of a config')
+    source.add_argument('images', nargs='*', type=Path, metavar='PATH')
+    source.add_argument('--size', type=int, help='px: side of the square that the model sees')
+    source.add_argument('--fit', choices=['crop', 'pad'], default='crop',
+                        help='crop: shortest side to SIZE, square in the middle (segmentation; default). '
+                             'pad: longest side to SIZE, padded (detection)')
+    source.add_argument('--scorer', choices=sorted(SCORERS), default='entropy')
+    source.add_argument('--config', help='dataset, pipeline, padding, slide windows, scorer and number of scales')
+    source.add_argument('--split', choices=['train', 'val', 'test'], default='test', help="the config's dataset")
+    source.add_argument('--pipeline', choices=['train', 'val', 'test'], help="the config's pipeline (default: SPLIT's)")
+    source.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', default=[], help='as in tools/test.py')
+    source.add_argument('--num-images', type=int, help='this many, evenly picked (default: all)')
+    goal = parser.add_argument_group('goal').add_mutually_exclusive_group(required=True)
+    goal.add_argument('--kept', type=float, help='tokens over cells, of all images together: 0.7 saves 30 %%')
+    goal.add_argument('--max-tokens', type=int, help='for the largest input: an image, or a window of slide testing')
+    goal.add_argument('--thresholds', type=float, nargs='+', help='fine to coarse: report only')
+    how = parser.add_argument_group('thresholds')
+    how.add_argument('--num-scales', type=int, help="sizes of patches (default: the config's; 3)")
+    family = how.add_mutually_exclusive_group()
+    family.add_argument('--ratio', type=float, nargs='+', default=[0.8], metavar='R',
+                        help='each threshold over that of the next finer scale, one or NUM_SCALES - 2 (default 0.8)')
+    family.add_argument('--quantile', action='store_true',
+                        help="one quantile of each scale's scores; never above the next finer threshold")
+    parser.add_argument('--out-dir', type=Path, default=Path('calibration'), help='plot and snippet (%(default)s)')
+    parser.add_argument('--save-tokens', type=Path, metavar='FILE.json', help="write each image's number of tokens")
+    parser.add_argument('--num-workers', type=int, default=len(os.sched_getaffinity(0)),
+                        help='processes; 0: none but this one (default: one for each core)')
+    parser.add_argument('--seed', type=int, default=0, help="of a training pipeline's random choices")
+    args = parser.parse_args(arguments)
+    if bool(args.images) == bool(args.config):
+        parser.error('give images, or --config')
+    if args.images and not args.size:
+        parser.error('images need a --size')
+    if args.config and args.size:
+        parser.error("--size is for images: a config's pipeline says its own")
+    if args.num_images is not None and args.num_images < 1:
+        parser.error(f'--num-images {args.num_images}: wanted 1 or more')
+    if args.save_tokens and args.num_images:
+        parser.error('--save-tokens needs every image: leave out --num-images')
+    if args.thresholds and args.num_scales not in (None, len(args.thresholds) + 1):
+        parser.error(f'--num-scales {args.num_scales} has {args.num_scales - 1} thresholds, got {len(args.thresholds)}')
+    if args.thresholds:
+        args.num_scales = len(args.thresholds) + 1
+    return args
+
+
+class Photographs:
+    """Score maps of image files at one size; what ``apt_dense.mm.inputs.ConfigInputs`` is for configs."""
+
+    def __init__(self, paths: list[Path], size: int, fit: str, scorer: str, num_scales: int):
+        with torch.device('meta'):  # only its scores and its checks are wanted
+            backbone = APTEVA02(img_size=size, embed_dims=4, depth=1, num_heads=1, window_size=0, out_indices=(0,),
+                                global_block_indexes=(0,), num_scales=num_scales, scorer=scorer,
+                                thresholds=(0.0,) * (num_scales - 1))
+        self.scorer = InputScorer(backbone)
+        self.num_scales, self.patch_size = num_scales, backbone.patch_size
+        self._paths, self._size, self._fit = find_images(paths), size, fit
+        self.settings = dict(size=size, fit=fit, scorer=scorer, num_scales=num_scales, patch_size=self.patch_size)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, index: int) -> str:
+        return str(self._paths[index])
+
+    def score(self, index: int) -> list[list[Tensor]]:
+        image = load_image(self._paths[index])
+        resize = crop_square if self._fit == 'crop' else resize_longest
+        return [self.scorer(to_input(resize(image, self._size), self._size))]
+
+
+def open_source(args: argparse.Namespace) -> Any:
+    """The images that the command names: ``Photographs`` or ``ConfigInputs``."""
+    if args.images:
+        return Photographs(args.images, args.size, args.fit, args.scorer, args.num_scales or 3)
+    import cv2
+    from mmengine.config import DictAction
+
+    from apt_dense.mm import compat, launch
+    from apt_dense.mm.inputs import ConfigInputs
+    compat.filter_library_warnings()
+    cv2.setNumThreads(0)  # the workers are the parallelism
+    options = argparse.ArgumentParser()
+    options.add_argument('--cfg-options', nargs='+', action=DictAction)
+    namespace = options.parse_args(['--cfg-options', *args.cfg_options] if args.cfg_options else [])
+    namespace.__dict__.update(config=args.config, launcher='none', work_dir=None, local_rank=0)
+    cfg = launch.load_config(namespace)
+    cfg.pop(f'{args.split}_evaluator', None)  # nothing is evaluated: its annotations need not be there
+    launch.check_dataset_files(cfg, args.split)
+    return ConfigInputs(cfg, args.split, args.pipeline, args.num_scales, args.seed)
+
+
+class Scored(NamedTuple):
+    """Score maps of all inputs; ``owners``, which image (of ``paths``) each input is of; what could not be read."""
+    maps: ScoreMaps
+    owners: Tensor
+    paths: list[str]
+    errors: list[str]
+
+    def per_image(self, values: Tensor) -> Tensor:
+        """(inputs, ...) -> (images, ...): sums."""
+        return values.new_zeros(len(self.paths), *values.shape[1:]).index_add_(0, self.owners, values)
+
+
+class _Scores(torch.utils.data.Dataset):
+    """Image -> its path and maps as arrays, which no shared memory is used up for; or its path and why not."""
+
+    def __init__(self, source: Any, indexes: list[int]):
+        self.source, self.indexes = source, indexes
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    def __getitem__(self, position: int) -> tuple[str, list[list[np.ndarray]], str]:
+        index = self.indexes[position]
+        try:
+            maps = [[scores.numpy() for scores in one] for one in self.source.score(index)]
+        except ValueError as error:
+            return self.source.path(index), [], str(error)
+        return self.source.path(index), maps, ''
+
+
+def _start_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
+
+
+def score_images(source: Any, num_images: int | None, num_workers: int) -> Scored:
+    """Score the images, in the source's order whatever the number of workers, and forget them one by one."""
+    count = min(num_images or len(source), len(source))
+    indexes = [position * len(source) // count for position in range(count)]
+    loader = DataLoader(_Scores(source, indexes), collate_fn=lambda batch: batch[0], worker_init_fn=_start_worker,
+                        num_workers=min(num_workers, count), multiprocessing_context='fork' if num_workers else None)
+    maps, owners, paths, errors = ScoreMaps(source.num_scales), [], [], []
+    for path, inputs, error in tqdm(loader, unit='image', desc='scoring'):
+        if error:
+            errors.append(error)
+            continue
+        for one in inputs:
+            maps.add([torch.from_numpy(scores) for scores in one])
+        owners += [len(paths)] * len(inputs)
+        paths.append(path)
+    return Scored(maps, torch.tensor(owners, dtype=torch.int64), paths, errors)
+
+
+def choose(args: argparse.Namespace, maps: ScoreMaps) -> tuple[tuple[float, ...], Family]:
+    """The thresholds, found or given, and the family that they belong to."""
+    if args.thresholds:
+        given = tuple(args.thresholds)
+        return given, Family(lambda factor: tuple(factor * threshold for threshold in given), 2.0, 'given')
+    family = quantile_family(maps) if args.quantile else ratio_family(maps, args.ratio)
+    if args.kept is not None:
+        cells = maps.num_cells.sum().item()
+        return find_thresholds(family, lambda found: maps.count_tokens(found).sum().item() / cells, args.kept), family
+    return find_thresholds(family, lambda found: maps.count_tokens(found).sum(1).max().item(), args.max_tokens), family
+
+
+def describe(source: Any, scored: Scored, thresholds: tuple[float, ...]) -> str:
+    """The table: kept tokens in percent of the cells, over the images."""
+    counts = scored.maps.count_tokens(thresholds)
+    tokens, cells = scored.per_image(counts), scored.per_image(scored.maps.num_cells)
+    sides = [f'{source.patch_size << scale} px' for scale in range(source.num_scales)]
+    lines = [f'num_scales={source.num_scales}, thresholds={thresholds} (fine to coarse)',
+             f'{len(tokens)} images, {len(counts)} inputs; tokens of the largest input: {counts.sum(1).max()} of '
+             f'{scored.maps.num_cells.max()}',
+             'tokens in % of the cells of an image; mean: of all images together; area: the share that they cover',
+             f'{"":8}{"mean":>8}{"5 %":>8}{"50 %":>8}{"95 %":>8}{"area":>8}']
+    rows = [('all', tokens.sum(1), 100.0)]
+    total = cells.sum().item()
+    rows += [(side, tokens[:, scale], 100 * (tokens[:, scale].sum().item() << 2 * scale) / total)
+             for scale, side in enumerate(sides)]
+    for name, kept, area in rows:
+        fractions = 100 * kept.double() / cells
+        numbers = [100 * kept.sum().item() / total, *np.percentile(fractions, [5, 50, 95]), area]
+        lines.append(f'{name:8}' + ''.join(f'{number:8.1f}' for number in numbers))
+    return '\n'.join(lines)
+
+
+def draw(path: Path, scored: Scored, thresholds: tuple[float, ...], family: Family, target: float | None) -> None:
+    """Left: the kept fractions' cumulative distribution over the images.  Right: their mean at other thresholds."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    cells = scored.per_image(scored.maps.num_cells)
+
+    def kept(values: tuple[float, ...]) -> tuple[np.ndarray, float]:
+        tokens = scored.per_image(scored.maps.count_tokens(values)).sum(1)
+        return (100 * tokens / cells).numpy(), (100 * tokens.sum() / cells.sum()).item()
+
+    fractions, mean = kept(thresholds)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
+    left.ecdf(fractions, color='#2b5fb3', label=f'{len(fractions)} images')
+    left.axvline(mean, color='#c8502d', label=f'mean {mean:.1f} %')
+    left.set(xlim=(0, 100), xlabel='kept tokens, % of the cells', ylabel='share of the images that keep no more',
+             title=f'thresholds {" ".join(f"{threshold:g}" for threshold in thresholds)}')
+    shown = [number for number in np.linspace(0, family.highest, 1001)
+             if family.thresholds(number)[0] <= 2 * thresholds[0]]
+    points = []
+    for number in np.linspace(0, shown[-1], 41):
+        values = family.thresholds(number)
+        all_kept, average = kept(values)
+        points.append((values[0], *np.percentile(all_kept, [5, 95]), average))
+    finest, low, high, average = np.array(sorted(points)).T
+    right.fill_between(finest, low, high, color='#2b5fb3', alpha=0.18, lw=0, label='5 % to 95 % of the images')
+    right.plot(finest, average, color='#2b5fb3', label='all images together')
+    right.plot(thresholds[0], mean, 'o', color='#c8502d', label='these thresholds')
+    right.set(ylim=(0, 101), xlabel='finest threshold', ylabel='kept tokens, % of the cells', title=family.name)
+    if target is not None:
+        left.axvline(100 * target, color='black', ls=':', label=f'target {100 * target:g} %')
+        right.axhline(100 * target, color='black', ls=':')
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def snippet(args: argparse.Namespace, source: Any, family: Family, thresholds: tuple[float, ...], table: str) -> str:
+    """A config with the thresholds, and how they came about."""
+    where = (f'--config {args.config} --split {args.split} --pipeline {args.pipeline or args.split}' if args.config else
+             f'{args.images[0]}{" ..." * (len(args.images) > 1)} --size {args.size} --fit {args.fit}')
+    goal = (f', --kept {args.kept:g}' if args.kept is not None else
+            f', --max-tokens {args.max_tokens}' if args.max_tokens is not None else '')
+    lines = [f'tools/analysis_tools/calibrate_thresholds.py {where}', f'thresholds: {family.name}{goal}',
+             *table.split('\n')]
+    return '\n'.join(f'# {line}'.rstrip() for line in lines) + (
+        f'\nmodel = dict(backbone=dict(num_scales={source.num_scales}, thresholds={thresholds}))\n')
+
+
+def run(args: argparse.Namespace) -> int:
+    source = open_source(args)
+    scored = score_images(source, args.num_images, args.num_workers)
+    for error in scored.errors:
+        print(f'calibrate_thresholds: {error}', file=sys.stderr)
+    thresholds, family = choose(args, scored.maps)
+    table = describe(source, scored, thresholds)
+    print(table)
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    draw(args.out_dir / 'thresholds.png', scored, thresholds, family, args.kept)
+    (args.out_dir / 'thresholds.py').write_text(snippet(args, source, family, thresholds, table))
+    print(f'-> {args.out_dir / "thresholds.png"}, {args.out_dir / "thresholds.py"}')
+    if args.save_tokens:
+        tokens = scored.per_image(scored.maps.count_tokens(thresholds)).sum(1).tolist()
+        write_token_counts(args.save_tokens, {**source.settings, 'thresholds': thresholds},
+                           dict(zip(scored.paths, tokens, strict=True)))
+        print(f'-> {args.save_tokens}')
+    if scored.errors:
+        print(f'calibrate_thresholds: {len(scored.errors)} images left out, see above', file=sys.stderr)
+    return 1 if scored.errors else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_args(arguments)
+    try:
+        return run(args)
+    except ValueError as error:
+        print(f'calibrate_thresholds: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('calibrate_thresholds: interrupted, nothing was written', file=sys.stderr)
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main())
