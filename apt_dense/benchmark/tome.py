@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apt_dense.core.eva02 import APTEVA02, Attention
+from apt_dense.core.block import Attention
+from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.flops import MultiplyAdds, multiply_adds
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.rope import apply_rope, rope_table
@@ -59,8 +60,7 @@ class TokenMerging(nn.Module):
         model = self.model
         layout = self.last_layout = model.make_layout(x)
         x = model.embed(x, layout).unflatten(0, (len(layout.windows.lengths), -1))  # (R, n, C): runs are windows
-        tables = [torch.cat(rope_table(layout, model.head_dim, windowed), 1).unflatten(0, x.shape[:2])
-                  for windowed in (False, True)]
+        tables = [rope_table(layout, model.head_dim, windowed).unflatten(0, x.shape[:2]) for windowed in (False, True)]
         size = None
         source = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])  # where each first token is now
         counts = dict(zip(self.merging_blocks, self.schedule(x.shape[1]), strict=True))
@@ -191,7 +191,7 @@ def _attention(attention: Attention, x: Tensor, table: Tensor, size: Tensor | No
 
     ``size`` (R, n) makes it proportional; None where no token has merged.
     """
-    rope = table.flatten(0, 1).chunk(2, 1)
+    rope = table.flatten(0, 1)
     q, k, v = (F.linear(x.flatten(0, 1), layer.weight, bias).unflatten(-1, (attention.num_heads, -1))
                for layer, bias in ((attention.q_proj, attention.q_bias), (attention.k_proj, None),
                                    (attention.v_proj, attention.v_bias)))
