@@ -1,6 +1,8 @@
 """Stop a training on a signal, with a checkpoint: what a cluster sends before it takes a machine away."""
+import ctypes
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -15,6 +17,7 @@ from apt_dense.mm.checkpointing import SafeCheckpointHook
 
 EXIT_STOPPED = os.EX_TEMPFAIL  # 75: not finished, start it again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class TrainingStopped(Exception):
@@ -99,7 +102,7 @@ _registered = False
 
 
 def _shield_children(on: bool) -> None:
-    """Let processes that are forked from now on ignore SIGNALS, unless their parent sends them."""
+    """Let processes that are forked from now on ignore SIGNALS, unless their parent sends them, and end with it."""
     global _shielding, _registered
     _shielding = on
     if not _registered:  # this cannot be undone
@@ -109,8 +112,22 @@ def _shield_children(on: bool) -> None:
 
 def _shield() -> None:
     if _shielding:
+        _end_with_parent()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         threading.Thread(target=_obey_the_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when its parent is gone (Linux).
+
+    A data loader's worker notices that itself, but then waits for ever to get rid of what it has loaded: killed runs
+    would leave their workers, and their memory, behind.
+    """
+    parent = os.getppid()
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before the call
+        os._exit(1)
 
 
 def _obey_the_parent() -> None:

@@ -107,3 +107,32 @@ def test_the_tools_exit_status(capsys):
 
     assert launch.run_tool(main) == os.EX_TEMPFAIL == 75
     assert capsys.readouterr().err == 'stopped by SIGTERM after iteration 4\n'
+
+
+def _train_with_a_worker(pids) -> None:
+    """A training process, a worker of it, and an end without a chance to clean up."""
+    signals._shield_children(True)
+    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,), daemon=True)
+    worker.start()
+    pids.send(worker.pid)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_of_a_killed_training_end():
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    training = multiprocessing.get_context('fork').Process(target=_train_with_a_worker, args=(sender,))
+    training.start()
+    worker = receiver.recv()
+    training.join()
+    deadline = time.monotonic() + 20
+    while _is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _is_running(worker)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        with open(f'/proc/{pid}/stat') as file:
+            return file.read().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
