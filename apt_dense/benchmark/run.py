@@ -122,7 +122,8 @@ def device_name(device: str) -> str:
     """The device in words."""
     if torch.device(device).type == 'cuda':
         return torch.cuda.get_device_name(device)
-    return f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
+    threads = torch.get_num_threads()
+    return f'{platform.machine()} CPU, {threads} thread{"s" if threads > 1 else ""}'
 
 
 def environment(command: Sequence[str]) -> dict[str, str]:
