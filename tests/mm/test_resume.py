@@ -5,11 +5,13 @@ import pickle
 import random
 import signal
 import time
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
 
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
 from apt_dense.mm.resume import ResumableBatchSampler, SeededDataset, seed_generators
@@ -63,6 +65,11 @@ def test_interrupted_run_equals_the_uninterrupted(name, tmp_path):
     assert len(logged(tmp_path / 'whole')) == 10
     trained = 2 * (5 if middle == 'epoch_1.pth' else 6)
     assert order[trained:] == LOADED  # nothing of what was skipped
+
+
+def test_order_is_the_samplers(tmp_path):
+    run_toy(tmp_path)
+    assert list(islice(InfiniteSampler(ToyDataset(), seed=3), 20)) == LOADED
 
 
 def test_number_of_workers_does_not_matter(tmp_path):
