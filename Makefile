@@ -4,13 +4,14 @@ PY := $(VENV)/bin/python
 WORK_DIRS ?= work_dirs
 DATA ?= data/demo
 
-.PHONY: help setup data demo demo-dense demo-seg demo-seg-dense test lint clean
+.PHONY: help setup data demo demo-dense demo-seg demo-seg-dense test benchmark lint clean
 
 help:
 	@echo 'make demo        install, make the demo dataset, train and evaluate the small APT detector, draw pictures'
 	@echo 'make demo-dense  the same with its dense twin, for comparison'
 	@echo 'make demo-seg    the same for segmentation; make demo-seg-dense, its dense twin'
 	@echo 'make test        install, lint, run the tests'
+	@echo 'make benchmark   measure what docs/benchmarks.md reports, and write its tables'
 	@echo 'make setup       install what is missing into $(VENV)'
 	@echo 'make clean       remove the demo runs and the demo dataset'
 
@@ -31,6 +32,9 @@ demo-seg: data
 
 demo-seg-dense: data
 	@$(PY) tools/run_demo.py configs/eva02_ti_demo_seg.py --work-dir $(WORK_DIRS)/eva02_ti_demo_seg
+
+benchmark: setup
+	@$(PY) tools/analysis_tools/benchmark_docs.py
 
 lint: setup
 	@$(PY) -m ruff check .

@@ -1,8 +1,13 @@
-"""Train a detector or a segmentor; the options are those of mmdetection's tools/train.py."""
+"""Train a detector or a segmentor; the options are those of mmdetection's tools/train.py.
+
+A run that was killed goes on with --resume as if nothing had happened.  On SIGTERM or SIGUSR1 the training saves a
+checkpoint and exits with status 75.
+"""
 import argparse
 import sys
 
 from apt_dense.mm import launch
+from apt_dense.mm.fault_tolerance import make_fault_tolerant
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,13 +27,15 @@ def main() -> None:
     args = parse_args()
     cfg = launch.load_config(args)
     launch.check_trainable(cfg)
-    launch.set_start(cfg, args.resume)
     launch.set_amp(cfg, args.amp)
     if args.auto_scale_lr:
         launch.set_auto_scale_lr(cfg)
     launch.check_pretrained(cfg.model)
     launch.check_dataset_files(cfg, 'train', 'val')
-    launch.build_runner(cfg).train()
+    make_fault_tolerant(cfg)
+    with launch.claim_work_dir(cfg):
+        launch.set_start(cfg, args.resume)
+        launch.build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""apt_dense for OpenMMLab: importing this package registers its models, hooks and optimiser constructor.
+"""apt_dense for OpenMMLab: importing this package registers its models, hooks, loops and optimiser constructor.
 
 The registrations are in mmengine's root registries, so one serves mmdetection and mmsegmentation.  ``apt_dense.mm.det``
 adds the classes that need mmdetection.  Configs name what they need in ``custom_imports``.
 """
-from apt_dense.mm import bad_data, compat, fsdp, hooks, layer_decay, models, samplers, sync_bn
+from apt_dense.mm import bad_data, compat, fault_tolerance, fsdp, hooks, layer_decay, models, samplers, sync_bn
 
-__all__ = ['bad_data', 'compat', 'fsdp', 'hooks', 'layer_decay', 'models', 'samplers', 'sync_bn']
+__all__ = ['bad_data', 'compat', 'fault_tolerance', 'fsdp', 'hooks', 'layer_decay', 'models', 'samplers', 'sync_bn']

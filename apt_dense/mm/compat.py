@@ -11,6 +11,7 @@ The module must be imported before a checkpoint is loaded: put ``apt_dense.mm`` 
 import codecs
 import functools
 import logging
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,13 +41,15 @@ LIBRARY_WARNINGS = (
     r'torch\.utils\.checkpoint: the use_reentrant parameter',  # the libraries' backbones
     r'`broadcast_buffers` is deprecated',  # mmengine's DDP wrapper
 )
+# The second is what a user sets who trusts every file; it must not undo the first.
+TORCH_LOAD_SWITCHES = ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
 LIBRARY_LOG_LINES = ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')  # mmengine's own hooks
 
 
 def apply() -> None:
     """Apply every fix that is not called by name.  Importing the module does it; doing it again changes nothing."""
     allow_mmengine_checkpoints()
-    refuse_unsafe_fallback()
+    load_checkpoints_safely()
     run_nms_in_float32()
     repair_roi_align()
     keep_drawing_limits()
@@ -56,7 +59,7 @@ def allow_mmengine_checkpoints() -> None:
     """Let torch.load(weights_only=True), the default since torch 2.6, read the checkpoints that mmengine writes.
 
     They hold the log's HistoryBuffers, numpy arrays and numpy scalars.  All else is refused as before: a checkpoint
-    cannot run code.  (On torch 2.4 and 2.5 the default is weights_only=False, which runs whatever a file says.)
+    cannot run code.
 
     Delete when mmengine saves nothing but tensors and builtin types, or registers these types itself, with a
     narrower getattr than the builtin one.
@@ -101,22 +104,37 @@ def _history_statistic(owner: Any, name: Any) -> Callable:
     raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed in a checkpoint')
 
 
-def refuse_unsafe_fallback() -> None:
-    """Stop onedl-mmengine from loading a refused checkpoint again with weights_only=False, which would run its code.
+def load_checkpoints_safely() -> None:
+    """Make every loader of mmengine refuse code in a checkpoint: local files, addresses, buckets, on any torch.
 
-    Delete when that fork has no such fallback.  Stock mmengine has none, and nothing happens.
+    Concerns training, resuming, testing, and the packages' init_detector, init_model and inferencers, which all load
+    through CheckpointLoader.  Without it mmengine leaves the choice to torch, whose default is unsafe before 2.6 and
+    for addresses (torch.hub) on every version; onedl-mmengine loads a refused file again with weights_only=False.
+
+    Delete when mmengine passes weights_only=True itself.
     """
-    if not hasattr(mmengine.runner.checkpoint, '_safe_torch_load'):
-        return
 
     def make(original: Callable) -> Callable:
 
-        def load(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-            return torch.load(file, map_location=map_location, weights_only=weights_only is not False)
+        def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
+            with _only_safe_loading():
+                return original(*args, **kwargs)
 
-        return load
+        return load_checkpoint
 
-    _replace_once(mmengine.runner.checkpoint, '_safe_torch_load', make)
+    _replace_once(mmengine.runner.checkpoint.CheckpointLoader, 'load_checkpoint', make, static=True)
+
+
+@contextmanager
+def _only_safe_loading() -> Iterator[None]:
+    """torch.load with weights_only=True, whatever it is asked for: torch's own switch."""
+    before = {name: os.environ.pop(name, None) for name in TORCH_LOAD_SWITCHES}
+    os.environ[TORCH_LOAD_SWITCHES[0]] = '1'
+    try:
+        yield
+    finally:
+        del os.environ[TORCH_LOAD_SWITCHES[0]]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def run_nms_in_float32() -> None:

@@ -3,6 +3,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from apt_dense.core.checkpoint import load_official, looks_official
-from apt_dense.mm import compat
+from apt_dense.mm import checkpointing, compat, signals
 
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 VISUALIZATION = {
@@ -28,20 +29,42 @@ class LaunchError(ValueError):
 
 
 def run_tool(main: Callable[[], None]) -> int:
-    """Run a tool's main function; print a LaunchError as one message, from one process.
+    """Run a tool's main function; print what the user can act on as one message, from one process.
 
     Returns:
-        The exit status: 0, or 2 after a LaunchError.
+        The exit status: 0; 2 after a LaunchError, or if the work directory cannot be used or the disk is full; 75 if
+        a signal has stopped the training, which can then go on.
     """
+    status = 0
     try:
         main()
-    except LaunchError as error:
-        if next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), '0') == '0':
-            print(f'error: {error}', file=sys.stderr)
-        return 2
-    if torch.distributed.is_initialized():
+    except (LaunchError, checkpointing.WorkDirError) as error:
+        status = _failed(str(error))
+    except signals.TrainingStopped as stopped:
+        status = signals.EXIT_STOPPED
+        _say(str(stopped))
+    except OSError as error:
+        if error.errno not in checkpointing.NO_SPACE:
+            raise
+        status = _failed(f'{error.filename or "a file"} cannot be written: {error.strerror}. Make room or choose '
+                         'another --work-dir; a training goes on with --resume')
+    if status in (0, signals.EXIT_STOPPED) and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    return 0
+    return status
+
+
+def _failed(message: str) -> int:
+    _say(f'error: {message}')
+    return 2
+
+
+def _say(message: str) -> None:
+    if _is_first_process():
+        print(message, file=sys.stderr)
+
+
+def _is_first_process() -> bool:
+    return next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), '0') == '0'
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,11 +163,12 @@ def check_trainable(cfg: Config) -> None:
 def set_start(cfg: Config, resume: str | None) -> None:
     """Decide what training starts from: ``cfg.resume`` and ``cfg.load_from``.
 
-    Deviation from mmdetection: 'auto' in a work directory without a checkpoint keeps load_from, which mmdetection
-    drops, so that a job script may always pass --resume.
+    Deviations from mmdetection: 'auto' in a work directory without a checkpoint keeps load_from, which mmdetection
+    drops, so that a job script may always pass --resume; and it passes over a damaged checkpoint.  The checkpoint's
+    seed becomes the config's: the order of the data follows from it.
 
     Args:
-        resume: a checkpoint, 'auto' for the last one of the work directory, or None for what the config says.
+        resume: a checkpoint, 'auto' for the last whole one of the work directory, or None for what the config says.
 
     Raises:
         LaunchError: if a checkpoint is missing, or the config has ``requires_load_from`` and there is nothing to start
@@ -153,11 +177,12 @@ def set_start(cfg: Config, resume: str | None) -> None:
     load_from = cfg.get('load_from')
     if resume is None and cfg.get('resume'):
         resume = load_from or 'auto'
-    latest = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    latest = checkpointing.find_last_good_checkpoint(cfg.work_dir) if resume == 'auto' else resume
     if latest:
         check_checkpoint(latest, f'{cfg.work_dir}/last_checkpoint; name another: --resume PATH'
                          if resume == 'auto' else '--resume')
         cfg.resume, cfg.load_from = True, latest
+        _set_seed(cfg, latest)
         return
     if resume == 'auto':
         print_log(f'{cfg.work_dir} has no checkpoint to resume: training starts at iteration 0')
@@ -169,6 +194,21 @@ def set_start(cfg: Config, resume: str | None) -> None:
         raise LaunchError(f'{cfg.filename} fine-tunes only the added APT parameters of a trained dense {model}, and no '
                           'checkpoint is given: set it with `--cfg-options load_from=PATH`, or use the *_full config '
                           'to train the whole model')
+
+
+def _set_seed(cfg: Config, checkpoint: str) -> None:
+    """Take over the seed; mmengine does it after it has built the data loader."""
+    if '://' in checkpoint:
+        return
+    content = torch.load(os.path.expanduser(checkpoint), map_location='cpu', weights_only=True, mmap=True)
+    seed = content.get('meta', {}).get('seed')
+    if seed is not None:
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+
+
+def claim_work_dir(cfg: Config) -> AbstractContextManager:
+    """Hold the work directory for one run while the context is open, from the first process; see checkpointing."""
+    return checkpointing.claim_work_dir(cfg.work_dir) if _is_first_process() else nullcontext()
 
 
 def check_pretrained(node: Any, key: str = 'model') -> None:

@@ -15,7 +15,8 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'))
 
-# Add dict(type='TensorboardVisBackend') or dict(type='WandbVisBackend'); both show every scalar of the log.
+# Add dict(type='TensorboardVisBackend') or dict(type='WandbVisBackend'); both show every scalar of the log.  With
+# averaged weights, early stopping and the best checkpoint: apt_eva02_ti_demo_det_tracked.py.
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 log_processor = dict(

@@ -3,6 +3,7 @@ import importlib
 import logging
 import os
 import pickle
+import shutil
 import socket
 import sys
 import warnings
@@ -10,12 +11,12 @@ import zipfile
 from contextlib import nullcontext
 from unittest import mock
 
-import mmengine.runner.checkpoint
 import numpy as np
 import pytest
 import torch
 from mmcv.ops import RoIAlign, nms, soft_nms
 from mmcv.ops.nms import NMSop, SoftNMSop
+from mmdet.apis import init_detector
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.losses import CrossEntropyLoss
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
@@ -26,8 +27,10 @@ from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
 from mmengine.model import BaseModel
 from mmengine.model.wrappers import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmengine.visualization import Visualizer
+from mmseg.apis import init_model
 from torch import nn
 
 from apt_dense.mm import compat
@@ -185,33 +188,53 @@ def test_a_checkpoint_reaches_the_four_statistics_only(tmp_path, owner, name):
         torch.load(tmp_path / 'checkpoint.pth')
 
 
-def test_fallback_loader_of_a_fork_is_made_safe(attack, checkpoint, tmp_path, monkeypatch):
-    path, marker, refusal = attack
+def load_from_hub(path, monkeypatch, tmp_path):
+    """Through torch.hub, which loads anything; a file that is in its cache is not fetched."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    (tmp_path / 'hub/checkpoints').mkdir(parents=True)
+    shutil.copy(path, tmp_path / 'hub/checkpoints/some.pth')
+    return CheckpointLoader.load_checkpoint('https://host/some.pth', map_location='cpu')
 
-    def fall_back(file, map_location=None, weights_only=None):
+
+def load_with_fallback(path, monkeypatch, tmp_path):
+    """As onedl-mmengine, which tries a second time without the check."""
+
+    def fall_back(filename, map_location):
         try:
-            return torch.load(file, map_location=map_location)
+            return torch.load(filename, map_location=map_location)
         except pickle.UnpicklingError:
-            return torch.load(file, map_location=map_location, weights_only=False)
+            return torch.load(filename, map_location=map_location, weights_only=False)
 
-    monkeypatch.setattr(mmengine.runner.checkpoint, '_safe_torch_load', fall_back, raising=False)
-    compat.refuse_unsafe_fallback()
-    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')  # the default of torch 2.5
-    load = mmengine.runner.checkpoint._safe_torch_load
-    for choice in ({}, {'weights_only': None}, {'weights_only': True}):
-        with pytest.raises(pickle.UnpicklingError, match=refusal):
-            load(path, map_location='cpu', **choice)
+    monkeypatch.setitem(CheckpointLoader._schemes, '', fall_back)
+    return CheckpointLoader.load_checkpoint(path)
+
+
+def load_with_torch_of_old(path, monkeypatch, tmp_path):
+    """As on torch 2.5, whose default is to run what a file says; a user may set the same today."""
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    return CheckpointLoader.load_checkpoint(path)
+
+
+def load_detector(path, monkeypatch, tmp_path):
+    return init_detector(Config(dict(model=dict(type='CompatModel', backbone=dict()))), path, palette='coco',
+                         device='cpu')
+
+
+def load_segmentor(path, monkeypatch, tmp_path):
+    return init_model(Config(dict(model=dict(type='CompatModel'))), path, device='cpu')
+
+
+@pytest.mark.parametrize('load', [
+    load_from_hub, load_with_fallback, load_with_torch_of_old, load_detector, load_segmentor])
+def test_no_way_of_loading_runs_code(load, attack, monkeypatch, tmp_path):
+    path, marker, refusal = attack
+    MODELS.register_module(name='CompatModel', module=lambda **settings: Toy(), force=True)
+    with pytest.raises(pickle.UnpicklingError, match=refusal):
+        load(path, monkeypatch, tmp_path / 'hub')
     assert not marker.exists()
-    torch.save(checkpoint, tmp_path / 'good.pth')
-    assert load(tmp_path / 'good.pth')['meta'] == checkpoint['meta']
-    load(path, weights_only=False)  # who asks for it gets it
-    assert marker.exists()
-
-
-def test_no_fallback_loader_is_made_where_there_is_none(monkeypatch):
-    monkeypatch.delattr(mmengine.runner.checkpoint, '_safe_torch_load', raising=False)
-    compat.refuse_unsafe_fallback()
-    assert not hasattr(mmengine.runner.checkpoint, '_safe_torch_load')
+    torch.save({'state_dict': Toy().state_dict(), 'meta': {'dataset_meta': {'classes': ('a',)}}}, path)
+    assert load(path, monkeypatch, tmp_path / 'good')  # the same way takes a good one
+    assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
 
 
 @pytest.fixture

@@ -37,6 +37,8 @@ PAIRS = [
        SHORT | {'train_dataloader', 'auto_scale_lr', 'model.backbone.detail_branch'})
       for size in 'bl'),
     *((f'apt_eva02_ti_demo_{task}', f'eva02_ti_demo_{task}', set()) for task in ('det', 'seg')),
+    ('apt_eva02_ti_demo_det_tracked', 'eva02_ti_demo_det',
+     {'default_hooks.checkpoint', 'custom_hooks', 'train_cfg.val_interval', 'vis_backends', 'visualizer'}),
 ]
 APT_SETTINGS = {'model.backbone.num_scales', 'model.backbone.thresholds'}
 

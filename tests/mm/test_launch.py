@@ -4,8 +4,10 @@ import importlib.util
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -259,7 +261,9 @@ def test_resume_from_a_named_checkpoint(work, checkpoint):
 def test_resume_by_the_config(work, checkpoint):
     assert start_of(None, resume=True, load_from=checkpoint) == (True, checkpoint)
     assert start_of(None, resume=True) == (True, str(work / 'iter_2.pth'))
-    (work / 'last_checkpoint').unlink()
+    (work / 'last_checkpoint').unlink()  # as after a kill between the first checkpoint and this file
+    assert start_of(None, resume=True) == (True, str(work / 'iter_2.pth').removeprefix(f'{work.parent}/'))
+    (work / 'iter_2.pth').unlink()
     assert start_of(None, resume=True) == (False, None)
 
 
@@ -719,7 +723,7 @@ def run_script(tmp_path):
     """run_script(name, *argv, **environment) -> the result; stand-ins for python and srun print how they are called."""
     stand_ins = tmp_path / 'bin'
     stand_ins.mkdir()
-    for program in ('python', 'srun', 'other_python'):
+    for program in ('python', 'srun', 'sbatch', 'other_python'):
         (stand_ins / program).write_text(
             '#!/bin/sh\necho "$PYTHONPATH"\nbasename "$0"\nfor arg; do echo "$arg"; done\nexit 7\n')
         (stand_ins / program).chmod(0o755)
@@ -735,6 +739,7 @@ def run_script(tmp_path):
     ('dist_train.sh', 'CONFIG GPUS [options of tools/train.py]', 2),
     ('dist_test.sh', 'CONFIG CHECKPOINT GPUS [options of tools/test.py]', 3),
     ('slurm_train.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR [options of tools/train.py]', 4),
+    ('slurm_requeue.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR [options of tools/train.py]', 4),
     ('slurm_test.sh', 'PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]', 4)])
 def test_scripts_with_too_few_arguments(run_script, script, usage, least):
     for count in (0, least - 1):
@@ -784,3 +789,78 @@ def test_slurm_scripts(run_script, script, tool_argv):
 def test_slurm_takes_no_more_gpus_of_a_machine_than_the_job_has(run_script, script, gpus, gpus_per_node):
     printed = run_script(script, 'my part', 'my job', 'c.py', 'd', GPUS=gpus).stdout.splitlines()
     assert printed[2:9] == srun_options(gpus_per_node, gpus, 5)
+
+
+def test_requeue_script_submits_itself(run_script, tmp_path):
+    printed = run_script('slurm_requeue.sh', 'my part', 'my job', 'a b.py', tmp_path / 'c d', *MORE, GPUS='2',
+                         SBATCH_ARGS='--time=1 --mem 2', NOTICE='60').stdout.splitlines()
+    assert printed[1:] == [
+        'sbatch', *srun_options(2, 2, 5)[:-1], '--requeue', '--signal=B:USR1@60', '--open-mode=append',
+        f'--output={tmp_path}/c d/slurm-%j.out', '--export=ALL', '--time=1', '--mem', '2',
+        f'{TOOLS}/slurm_requeue.sh', 'my part', 'my job', 'a b.py', f'{tmp_path}/c d', *MORE]
+    assert (tmp_path / 'c d').is_dir()
+
+
+# A training: how it ends on its own, and on SIGUSR1 and SIGTERM, which srun passes on.
+SRUN = """#!/bin/sh
+echo "srun $*"
+trap 'echo saved; exit $ON_USR1' USR1
+trap 'echo cancelled; exit 75' TERM
+touch started
+n=0
+while [ $n -lt $TENTHS ]; do sleep 0.1; n=$((n + 1)); done
+exit $AT_END
+"""
+
+
+@pytest.mark.parametrize(('sent', 'srun', 'requeued'), [
+    (None, dict(TENTHS='1', AT_END='0'), None),
+    (None, dict(TENTHS='1', AT_END='1'), None),
+    (None, dict(TENTHS='1', AT_END='75'), 'the training was stopped with status 75'),
+    (signal.SIGUSR1, dict(ON_USR1='75'), 'the training was stopped with status 75'),
+    (signal.SIGUSR1, dict(ON_USR1='137'), 'the training was stopped with status 137'),  # one process ends the others
+    (signal.SIGUSR1, dict(ON_USR1='0'), None),
+    (signal.SIGTERM, {}, None),
+])
+def test_requeue_script_in_a_job(tmp_path, sent, srun, requeued):
+    stand_ins = tmp_path / 'bin'
+    stand_ins.mkdir()
+    for program, text in (('srun', SRUN), ('scontrol', '#!/bin/sh\necho "scontrol $*"\n')):
+        (stand_ins / program).write_text(text)
+        (stand_ins / program).chmod(0o755)
+    job = subprocess.Popen(
+        [TOOLS / 'slurm_requeue.sh', 'part', 'job', 'a.py', 'work', '--amp'], stdout=subprocess.PIPE, text=True,
+        cwd=tmp_path, env=dict(dict(TENTHS='600', AT_END='9', ON_USR1='9'), PATH=f'{stand_ins}:{os.environ["PATH"]}',
+                               APT_DENSE_ROOT='/project', SLURM_JOB_ID='17', **srun))
+    while sent and not (tmp_path / 'started').exists():
+        time.sleep(0.01)
+    if sent:
+        job.send_signal(sent)
+    printed = job.communicate(timeout=60)[0].splitlines()
+    assert printed[0] == ('srun --kill-on-bad-exit=1 python -u /project/tools/train.py a.py --work-dir work --launcher '
+                          'slurm --resume --amp')
+    assert (printed[-1] == 'scontrol requeue 17') == bool(requeued)
+    assert ('saved' in printed, 'cancelled' in printed) == (sent == signal.SIGUSR1, sent == signal.SIGTERM)
+    if requeued:
+        assert printed[-2] == f'[slurm_requeue] job 17 is queued again: {requeued}' and job.returncode == 0
+    else:
+        assert job.returncode == int({None: srun.get('AT_END'), signal.SIGUSR1: '0', signal.SIGTERM: '75'}[sent])
+
+
+def test_requeue_script_does_not_wait_for_ever(tmp_path):
+    """A validation longer than the notice: the job is queued again before Slurm ends it."""
+    stand_ins = tmp_path / 'bin'
+    stand_ins.mkdir()
+    for program, text in (('srun', '#!/bin/sh\ntrap "" USR1\ntouch started\nexec sleep 5 >/dev/null\n'),
+                          ('scontrol', '#!/bin/sh\necho "scontrol $*"\n')):
+        (stand_ins / program).write_text(text)
+        (stand_ins / program).chmod(0o755)
+    job = subprocess.Popen(
+        [TOOLS / 'slurm_requeue.sh', 'part', 'job', 'a.py', 'work'], stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+        env=dict(PATH=f'{stand_ins}:{os.environ["PATH"]}', APT_DENSE_ROOT='/project', SLURM_JOB_ID='17', NOTICE='1'))
+    while not (tmp_path / 'started').exists():
+        time.sleep(0.01)
+    job.send_signal(signal.SIGUSR1)
+    printed = job.communicate(timeout=60)[0].splitlines()
+    assert printed == ['[slurm_requeue] job 17 is queued again: the training has not stopped in time, and goes on from '
+                       'its last checkpoint', 'scontrol requeue 17']

@@ -1,0 +1,216 @@
+"""Rows as a table (Markdown, which a terminal shows just as well), as JSON and as a plot."""
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from apt_dense.benchmark.measure import STAGES
+from apt_dense.benchmark.run import Row
+
+METHOD_NAMES = {'apt': 'APT', 'tome': 'ToMe'}
+
+
+def format_seconds(seconds: float) -> str:
+    """Three significant digits, in ms below one second; nothing for 0."""
+    if seconds == 0:
+        return '-'
+    value, unit = (seconds, 's') if seconds >= 1 else (seconds * 1000, 'ms')
+    return f'{value:.{max(0, 2 - math.floor(math.log10(value)))}f} {unit}'
+
+
+def _spread(entry: dict[str, Any]) -> str:
+    """The median of some seconds, and their range."""
+    seconds = entry['seconds']
+    return f'{format_seconds(seconds["median"])} ({format_seconds(seconds["min"])} - {format_seconds(seconds["max"])})'
+
+
+def _mib(entry: dict[str, Any] | None, which: str = 'extra') -> str:
+    return f'{entry[which]:.0f}' if entry else '-'
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns; the first column is text, the others are numbers."""
+    widths = [max(len(line[i]) for line in (header, *lines)) for i in range(len(header))]
+    rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
+
+    def joined(cells: Sequence[str]) -> str:
+        padded = [cells[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells[1:], widths[1:], strict=True))]
+        return f'| {" | ".join(padded)} |'
+
+    return '\n'.join(joined(cells) for cells in (header, rule, *lines))
+
+
+def times_table(rows: Sequence[Row]) -> str:
+    """Dense against APT (and token merging): seconds of a batch, speed-up, ideal, and the one over the other."""
+    header = ['model', 'mode', 'batch', 'thresholds', 'kept', 'dense', 'method', 'time', 'speed-up', 'ideal',
+              'of ideal']
+    lines = []
+    for row in rows:
+        for name in METHOD_NAMES:
+            if name not in row:
+                continue
+            entry = row[name]
+            low, high = entry['speedup_range']
+            lines.append([row['title'], mode_of(row), str(row['batch']), thresholds_of(row) if name == 'apt' else '-',
+                          f'{row["kept"]:.3f}', _spread(row['dense']), METHOD_NAMES[name], _spread(entry),
+                          f'{entry["speedup"]:.3f} ({low:.3f}-{high:.3f})', f'{entry["ideal"]:.3f}',
+                          f'{entry["speedup"] / entry["ideal"]:.3f}'])
+    return markdown(header, lines)
+
+
+def mode_of(row: Row) -> str:
+    """Forward or train, and what is special about it."""
+    case = row['case']
+    return ', '.join([case['mode'], *(['checkpointing'] if case['with_cp'] else []),
+                      *(['deterministic'] if case.get('deterministic') else [])])
+
+
+def thresholds_of(row: Row) -> str:
+    """The thresholds of a row's APT model, fine to coarse."""
+    return ' '.join(f'{threshold:g}' for threshold in row['thresholds'])
+
+
+def stages_table(rows: Sequence[Row]) -> str:
+    """Median seconds of each stage, dense and APT."""
+    rows = [row for row in rows if 'stages' in row['apt']]
+    names = [name for name in STAGES if any(name in row['apt']['stages'] for row in rows)]
+    lines = [[f'{row["title"]}, {row["case"]["mode"]}, batch {row["batch"]}, kept {row["kept"]:.3f}', kind,
+              *(format_seconds(row[kind]['stages'].get(name, 0.0)) for name in names)]
+             for row in rows for kind in ('dense', 'apt')]
+    return markdown(['model', 'method', *names], lines)
+
+
+def memory_table(rows: Sequence[Row]) -> str:
+    """Peak memory of a pass over weights, gradients and input, and the whole peak."""
+    lines = []
+    for row in rows:
+        if 'memory' not in row['apt']:
+            continue
+        dense, apt = row['dense']['memory'], row['apt']['memory']
+        lines.append([row['title'], mode_of(row), str(row['batch']), f'{row["kept"]:.3f}', _mib(dense), _mib(apt),
+                      f'{apt["extra"] / dense["extra"]:.2f}', _mib(dense, 'total'), _mib(apt, 'total'),
+                      f'{apt["total"] / dense["total"]:.2f}', _mib(row['scoring_memory'])])
+    return markdown(['model', 'mode', 'batch', 'kept', 'dense MiB', 'APT MiB', 'ratio', 'dense with weights',
+                     'APT with weights', 'ratio', 'scoring MiB'], lines)
+
+
+def distance_table(rows: Sequence[Row]) -> str:
+    """How far the features are from the dense model's."""
+    lines = [[row['title'], f'{row["kept"]:.3f}', METHOD_NAMES[name], f'{row[name]["speedup"]:.3f}',
+              f'{found["cosine"]:.4f}', f'{found["relative_error"]:.3f}']
+             for row in rows for name, found in row.get('distance', {}).items()]
+    return markdown(['model', 'kept', 'method', 'speed-up', 'cosine to dense', 'relative error'], lines)
+
+
+def unequal_table(rows: Sequence[Row]) -> str:
+    """Batches by their images' tokens: time and memory per token, against the dense model's batch."""
+    lines = []
+    for row in rows:
+        tokens, apt = row['tokens'], row['apt']
+        seconds, extra = apt['seconds']['median'], apt['memory']['extra'] if 'memory' in apt else None
+        lines.append([row['title'], row['case']['mode'], ' + '.join(map(str, tokens)), str(sum(tokens)),
+                      str(len(tokens) * max(tokens)), format_seconds(seconds),
+                      format_seconds(row['dense']['seconds']['median']), f'{extra:.0f}' if extra else '-',
+                      f'{seconds / sum(tokens) * 1e6:.0f}'])
+    return markdown(['model', 'mode', 'tokens of the images', 'sum', 'padded to the longest', 'APT', 'dense',
+                     'APT MiB', 'APT us per token'], lines)
+
+
+def paper_table(rows: Sequence[Row]) -> str:
+    """The paper's speed-ups beside those measured: theirs of the whole model on a GPU, these of the backbone."""
+    lines = [[row['title'], f'{row["paper"]["dense"]:.2f}', f'{row["paper"]["apt"]:.2f}',
+              f'{row["paper"]["speedup"]:.2f}', f'{row["kept"]:.3f}', f'{row["apt"]["speedup"]:.2f}',
+              f'{row["apt"]["ideal"]:.2f}'] for row in rows if 'paper' in row]
+    return markdown(['model', 'paper: dense img/s', 'APT img/s', 'speed-up', 'here: kept', 'backbone speed-up',
+                     'ideal'], lines)
+
+
+def describe(rows: Sequence[Row]) -> str:
+    """One line on what all rows share: device, dtype, backend, clock."""
+    parts = []
+    for name in ('device', 'dtype', 'backend', 'clock'):
+        values = dict.fromkeys(row['device'] if name == 'device' else row['case'][name] for row in rows)
+        parts.append(f'{"attention " if name == "backend" else ""}{" and ".join(values)}'
+                     f'{" time" if name == "clock" else ""}')
+    return ', '.join(parts)
+
+
+def report(rows: Sequence[Row]) -> str:
+    """All tables that the rows have something for."""
+    tables = [describe(rows), times_table(rows)]
+    for table, present in ((stages_table, any('stages' in row['apt'] for row in rows)),
+                           (memory_table, any('memory' in row['apt'] for row in rows)),
+                           (distance_table, any('distance' in row for row in rows)),
+                           (paper_table, any('paper' in row for row in rows))):
+        if present:
+            tables.append(table(rows))
+    return '\n\n'.join(tables)
+
+
+def save_json(path: str | Path, rows: Sequence[Row], environment: dict[str, str]) -> None:
+    """Write the rows and what they depend on."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(environment=environment, rows=list(rows)), indent=1) + '\n', encoding='utf-8')
+
+
+def plot(path: str | Path, rows: Sequence[Row]) -> None:
+    """One panel for each group of rows: time over what varies in it, else measured and ideal speed-ups as bars."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row['group'], []).append(row)
+    figure, axes = plt.subplots(1, len(groups), figsize=(5.2 * len(groups), 4.2), squeeze=False, layout='constrained')
+    for axis, (group, members) in zip(axes[0], groups.items(), strict=True):
+        if group in AXES:
+            _plot_growth(axis, group, members)
+        else:
+            _plot_bars(axis, members)
+        axis.set_title(_constants(group, members) if group in AXES else group, fontsize='medium')
+        axis.legend()
+    figure.suptitle(describe(rows), fontsize='small')
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+AXES = {
+    'pixels': ('megapixels', lambda row: row['case']['img_size']**2 / 1e6),
+    'batch': ('images in the batch', lambda row: row['batch']),
+    'kept': ('kept-token fraction', lambda row: row['kept']),
+}
+
+
+def _constants(group: str, rows: Sequence[Row]) -> str:
+    """What a panel's rows share: all but what grows."""
+    first = rows[0]
+    parts = dict(pixels=f'{first["case"]["img_size"]} px', batch=f'batch {first["batch"]}',
+                 kept=f'kept {first["kept"]:.2f}')
+    return ', '.join([first['case']['mode'], *(text for name, text in parts.items() if name != group)])
+
+
+def _plot_growth(axis, group: str, rows: Sequence[Row]) -> None:
+    """Seconds of dense and APT over what grows, and the dense time divided by the ideal speed-up."""
+    label, value = AXES[group]
+    x = [value(row) for row in rows]
+    dense = [row['dense']['seconds']['median'] for row in rows]
+    axis.plot(x, dense, 'o-', label=f'{rows[0]["title"].rsplit(" ", 1)[0]}, dense')
+    axis.plot(x, [row['apt']['seconds']['median'] for row in rows], 'o-', label='APT')
+    axis.plot(x, [time / row['apt']['ideal'] for time, row in zip(dense, rows, strict=True)], 'k:',
+              label='dense / ideal')
+    axis.set(xlabel=label, ylabel='seconds', ylim=(0, None), xlim=(0, None))
+
+
+def _plot_bars(axis, rows: Sequence[Row]) -> None:
+    """Measured and ideal speed-up of each row."""
+    names = [f'{row["title"]}\n{row["case"]["mode"]}, batch {row["batch"]}, kept {row["kept"]:.2f}' for row in rows]
+    places = range(len(rows))
+    axis.barh([place - 0.2 for place in places], [row['apt']['speedup'] for row in rows], 0.4, label='measured')
+    axis.barh([place + 0.2 for place in places], [row['apt']['ideal'] for row in rows], 0.4, label='ideal')
+    axis.set_yticks(list(places), names, fontsize='small')
+    axis.invert_yaxis()
+    axis.set_xlabel('times as fast as dense')

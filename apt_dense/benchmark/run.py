@@ -1,0 +1,133 @@
+"""Run one case: what it measures, as plain data."""
+import dataclasses
+import datetime
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apt_dense.benchmark.cases import Case
+from apt_dense.benchmark.measure import (
+    deterministic_algorithms,
+    interleave,
+    median_stages,
+    peak_memory,
+    seconds_of_pass,
+    seconds_of_stages,
+    summary,
+)
+from apt_dense.benchmark.suites import PAPER
+from apt_dense.benchmark.tome import TokenMerging
+from apt_dense.core.flops import dense_layout, multiply_adds
+
+Row = dict[str, Any]
+
+
+def run_case(case: Case, repeats: int, warmup: int = 1, with_tome: bool = False, stages: bool = True,
+             memory: bool = True, checkpoint: str | Path | None = None) -> Row:
+    """Measure a case: the dense model, APT and, if wanted, token merging with APT's number of tokens, in turns.
+
+    Args:
+        case: the row.
+        repeats, warmup: rounds that count, and those before them.
+        with_tome: also token merging, and every method's distance to the dense features; forward passes only.
+        stages: split the time by stages, in rounds of their own, a third as many.
+        memory: peak memory, in processes of their own on a CPU.
+        checkpoint: weights of the backbone, random if None.
+
+    Returns:
+        A row, for JSON: 'case'; 'title'; 'thresholds'; 'tokens' of each image, class tokens not counted, 'cells' of the
+        batch, 'kept'; for each method its 'seconds', 'multiply_adds', 'stages' and 'memory', and for APT and token
+        merging 'speedup' (the median over the rounds, with its 'speedup_range') and 'ideal', of multiply-adds;
+        'distance'; and 'paper', where the paper has such a row.
+
+    Raises:
+        ValueError: for token merging in a training step, or at a fraction or a depth that it cannot reach; for a
+            checkpoint or a photograph that does not fit or cannot be read; for a GPU that is not there.
+    """
+    if with_tome and case.mode == 'train':
+        raise ValueError('token merging is compared in forward passes only: use mode forward')
+    if case.on_gpu and not torch.cuda.is_available():
+        raise ValueError(f'device={case.device!r}, but torch {torch.__version__} finds no GPU: use cpu')
+    on_device = torch.cuda.device(case.device) if case.on_gpu else nullcontext()
+    with on_device, deterministic_algorithms(case.deterministic):
+        row = _measure(case, repeats, warmup, with_tome, stages, memory, checkpoint)
+    paper = PAPER.get((case.model, case.geometry, case.img_size))
+    if paper and case.mode == 'forward' and not case.no_reduction:
+        row['paper'] = dict(dense=paper[0], apt=paper[1], speedup=paper[1] / paper[0])
+    return row
+
+
+def _measure(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool, memory: bool,
+             checkpoint: str | Path | None) -> Row:
+    """All of a row but the paper's figures."""
+    row = _times(case, repeats, warmup, with_tome, stages, checkpoint)
+    if memory:  # the models are gone by now: a GPU must hold one at a time
+        for name in ('dense', 'apt'):
+            row[name]['memory'] = peak_memory(case, name)
+        row['scoring_memory'] = peak_memory(case, 'score')
+    return row
+
+
+def _times(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool,
+           checkpoint: str | Path | None) -> Row:
+    """What the models do, their times and their ideal."""
+    x = case.build_input()
+    models: dict[str, nn.Module] = {kind: case.build_model(kind == 'dense', checkpoint) for kind in ('dense', 'apt')}
+    layout = models['apt'].make_layout(x)
+    dense = dense_layout(layout)
+    tokens = [length - layout.has_cls_token for length in layout.images.lengths]
+    settings = dataclasses.asdict(case) | dict(photos=[Path(photo).name for photo in case.photos])
+    row: Row = dict(title=case.title, case=settings, batch=case.batch, device=device_name(case.device),
+                    thresholds=case.apt_thresholds, tokens=tokens, cells=layout.num_cells,
+                    kept=sum(tokens) / layout.num_cells)
+    work = {'dense': multiply_adds(models['dense'], dense), 'apt': multiply_adds(models['apt'], layout)}
+    if with_tome:
+        models['tome'] = TokenMerging(models['dense'], row['kept'])
+        work['tome'] = models['tome'].multiply_adds(dense)
+        row['distance'] = {name: distance(models['dense'], models[name], x) for name in ('apt', 'tome')}
+    functions = {name: partial(seconds_of_pass, case, model, x) for name, model in models.items()}
+    seconds = interleave(functions, repeats, warmup)
+    for name, times in seconds.items():
+        operations = {key: work[key].train_step(case.with_cp) if case.mode == 'train' else work[key].total
+                      for key in ('dense', name)}
+        row[name] = dict(seconds=summary(times), multiply_adds=operations[name])
+        if name != 'dense':
+            ratios = [base / time for base, time in zip(seconds['dense'], times, strict=True)]
+            row[name] |= dict(speedup=statistics.median(ratios), speedup_range=[min(ratios), max(ratios)],
+                              ideal=operations['dense'] / operations[name])
+    if stages:
+        functions = {name: partial(seconds_of_stages, case, models[name], x) for name in ('dense', 'apt')}
+        for name, samples in interleave(functions, max(1, repeats // 3), 0).items():
+            row[name]['stages'] = median_stages(samples)
+    return row
+
+
+@torch.inference_mode()
+def distance(dense: nn.Module, other: nn.Module, x: Tensor) -> dict[str, float]:
+    """How far a model's features are from the dense one's: over the last map, mean cosine, and relative error (L2)."""
+    wanted, got = dense(x)[-1].float(), other(x)[-1].float()
+    return dict(cosine=torch.cosine_similarity(wanted, got, 1).mean().item(),
+                relative_error=((got - wanted).norm() / wanted.norm()).item())
+
+
+def device_name(device: str) -> str:
+    """The device in words."""
+    if torch.device(device).type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
+
+
+def environment(command: Sequence[str]) -> dict[str, str]:
+    """What the figures depend on besides the cases: versions, commit, command."""
+    head = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=Path(__file__).parent, capture_output=True,
+                          text=True, check=False)
+    return dict(date=datetime.date.today().isoformat(), torch=torch.__version__, python=platform.python_version(),
+                commit=head.stdout.strip(), command=' '.join(command))

@@ -1,0 +1,159 @@
+"""Time and memory of scoring against two plain ways to compute the same entropies.
+
+    python -m apt_dense.benchmark.scoring
+    python -m apt_dense.benchmark.scoring --img-size 1536 --one-hot-size 512 --json scoring.json
+
+'one-hot' expands every pixel to its histogram's bins, scale by scale, as the public code's data pipeline does: 10 GB
+for one image of 1536 px, so it runs on a smaller one, and time and memory are given per pixel.  'histc' calls
+torch.histc for every patch of every scale.  'layout' is from the scores to the token layout.
+"""
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apt_dense.benchmark.cases import DETECTION_THRESHOLDS
+from apt_dense.benchmark.inputs import synthetic_image, synthetic_scales
+from apt_dense.benchmark.measure import CLOCKS, Marks, peak_of
+from apt_dense.benchmark.report import format_seconds, markdown
+from apt_dense.benchmark.run import device_name, environment
+from apt_dense.core.importance import LUMA_WEIGHTS, patch_entropy
+from apt_dense.core.layout import TokenLayout
+from apt_dense.core.quadtree import select_scales
+
+PATCH_SIZE, NUM_SCALES, BINS = 32, 3, 512  # of the merged scales: 32, 64 and 128 px
+
+
+def one_hot_entropy(image: Tensor) -> list[Tensor]:
+    """Entropies (1, h, w) of the three scales of an image (1, 3, H, W) in 0..255, by one-hot histograms."""
+    bins = (_grey(image) * BINS / 255).long().clamp_(0, BINS - 1)
+    maps = []
+    for scale in range(NUM_SCALES):
+        side = PATCH_SIZE << scale
+        patches = bins.unfold(1, side, side).unfold(2, side, side).flatten(3)
+        shares = F.one_hot(patches, BINS).sum(3).float() / side**2
+        maps.append(-(shares * shares.clamp(min=1e-10).log2()).sum(-1))
+    return maps
+
+
+def histc_entropy(image: Tensor) -> list[Tensor]:
+    """The same by one torch.histc a patch."""
+    grey, maps = _grey(image)[0], []
+    for scale in range(NUM_SCALES):
+        side = PATCH_SIZE << scale
+        patches = grey.unfold(0, side, side).unfold(1, side, side)
+        entropies = []
+        for patch in patches.flatten(0, 1):
+            shares = torch.histc(patch, BINS, 0, 255) / side**2
+            shares = shares[shares > 0]
+            entropies.append(-(shares * shares.log2()).sum())
+        maps.append(torch.stack(entropies).view(1, *patches.shape[:2]))
+    return maps
+
+
+def own_entropy(image: Tensor) -> list[Tensor]:
+    """The same by apt_dense."""
+    return patch_entropy(image, PATCH_SIZE, NUM_SCALES, BINS)
+
+
+def make_layout(scores: Sequence[Tensor]) -> TokenLayout:
+    """Scores of the three scales -> the layout of a detector's tokens."""
+    cells = scores[0].new_empty(()).expand(1, scores[0].shape[1] * 2, scores[0].shape[2] * 2)
+    return TokenLayout.from_scales(select_scales([cells, *scores], DETECTION_THRESHOLDS), 32, NUM_SCALES + 1)
+
+
+def _grey(image: Tensor) -> Tensor:
+    """(1, 3, H, W) -> (1, H, W)."""
+    return sum(weight * channel for weight, channel in zip(LUMA_WEIGHTS, image.unbind(1), strict=True))
+
+
+METHODS: dict[str, Callable[[Tensor], list[Tensor]]] = {
+    'one-hot': one_hot_entropy, 'histc': histc_entropy, 'apt_dense': own_entropy}
+
+
+def build_image(img_size: int, device: str = 'cpu') -> Tensor:
+    """A synthetic image (1, 3, S, S) in 0..255 that keeps 0.7 of the tokens."""
+    return synthetic_image(synthetic_scales(0.7, img_size // 16, img_size // 16))[None].to(device)
+
+
+def _prepare(method: str, img_size: int, device: str) -> Callable[[], object]:
+    """For ``peak_of``, in whatever process."""
+    return partial(METHODS[method], build_image(img_size, device))
+
+
+def measure(method: str, img_size: int, repeats: int, device: str, clock: str) -> dict[str, object]:
+    """A row: the method's time and peak memory for one image; that of apt_dense also has the layout's time."""
+    image, times, layout_times = build_image(img_size, device), [], []
+    for _ in range(repeats + 1):
+        marks = Marks(device, clock)
+        marks.mark()
+        scores = METHODS[method](image)
+        marks.mark()
+        if method == 'apt_dense':
+            with marks.stage('layout'):
+                make_layout(scores)
+        seconds = marks.seconds()
+        times.append(seconds['other'])
+        layout_times.append(seconds.get('layout'))
+    memory = peak_of(partial(_prepare, method, img_size, device), device)
+    row = dict(method=method, img_size=img_size, device=device_name(device), clock=clock,
+               seconds=statistics.median(times[1:]), memory=memory)
+    if method == 'apt_dense':
+        row['layout_seconds'] = statistics.median(layout_times[1:])
+    return row
+
+
+def describe(rows: Sequence[dict]) -> str:
+    """Where and how the rows were measured."""
+    return f'{rows[0]["device"]}, float32, batch 1, {rows[0]["clock"]} time'
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The rows, with time and memory per pixel and the ratio to apt_dense's time per pixel."""
+    own = next(row for row in rows if row['method'] == 'apt_dense')
+    lines = []
+    for row in rows:
+        pixels = row['img_size']**2
+        per_pixel = row['seconds'] / pixels
+        lines.append([row['method'], str(row['img_size']), format_seconds(row['seconds']), f'{per_pixel * 1e9:.1f}',
+                      f'{row["memory"]["extra"]:.0f}', f'{row["memory"]["extra"] * 2**20 / pixels:.0f}',
+                      f'{per_pixel / (own["seconds"] / own["img_size"]**2):.1f}'])
+    lines.append(['layout', str(own['img_size']), format_seconds(own['layout_seconds']),
+                  f'{own["layout_seconds"] / own["img_size"]**2 * 1e9:.1f}', '-', '-', '-'])
+    return markdown(['scoring by', 'px', 'time', 'ns per pixel', 'peak MiB', 'bytes per pixel', 'times apt_dense'],
+                    lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='python -m apt_dense.benchmark.scoring', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--img-size', type=int, default=1536)
+    parser.add_argument('--one-hot-size', type=int, default=512, help='image for the one-hot histogram (512: 1.5 GB)')
+    parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--clock', choices=list(CLOCKS), default='wall')
+    parser.add_argument('--threads', type=int)
+    parser.add_argument('--json', type=Path)
+    args = parser.parse_args(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows = [measure(method, args.one_hot_size if method == 'one-hot' else args.img_size, args.repeats, args.device,
+                    args.clock) for method in METHODS]
+    print(f'{describe(rows)}\n\n{table(rows)}')
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        content = dict(environment=environment(['python -m apt_dense.benchmark.scoring', *(arguments or sys.argv[1:])]),
+                       rows=rows)
+        args.json.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

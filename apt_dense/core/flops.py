@@ -1,0 +1,97 @@
+"""Multiply-adds of the backbone, counted exactly for a given layout: what the time should be in proportion to."""
+from dataclasses import dataclass
+
+from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.layout import TokenLayout
+
+# An attention backward pass by a fused kernel: the scores once more, then the gradients of values, of probabilities, of
+# queries and of keys, five products where the forward pass has two.
+ATTENTION_BACKWARD = 2.5
+
+
+@dataclass(frozen=True)
+class MultiplyAdds:
+    """Multiply-adds of one forward pass over a batch; a multiply-add is two FLOPs.
+
+    Counted are all matrix products and convolutions.  Not counted is what costs memory traffic rather than arithmetic:
+    scoring, norms, RoPE, SiLU, residual sums, the resampling of images and position tables, gathers and expansion.
+
+    Attributes:
+        patches: the patch embedding of all cells, and of the coarse patches of the resized images.
+        details: the 2 x 2 convolutions and the ZeroMLP of the coarse patches.
+        linears: queries, keys, values, output projection and SwiGLU of all blocks.
+        attention: scores and weighted sums of all blocks, 2 n**2 C for a run of n tokens.
+        last_linears: the part of ``linears`` that ends the blocks, the third of SwiGLU.
+    """
+    patches: int
+    details: int
+    linears: int
+    attention: int
+    last_linears: int
+
+    @property
+    def total(self) -> int:
+        """Of the forward pass."""
+        return self.patches + self.details + self.linears + self.attention
+
+    def train_step(self, with_cp: bool = False) -> float:
+        """Of a forward and a backward pass, where every parameter takes a gradient and the image none.
+
+        Args:
+            with_cp: the blocks are computed again in the backward pass, except for their last layer, whose output
+                nothing in that pass needs.
+        """
+        blocks = self.linears * 3 + self.attention * (1 + ATTENTION_BACKWARD)
+        if with_cp:
+            blocks += self.linears - self.last_linears + self.attention
+        return self.patches * 2 + self.details * 3 + blocks
+
+
+def multiply_adds(model: APTEVA02, layout: TokenLayout) -> MultiplyAdds:
+    """Count the multiply-adds of a forward pass of ``model`` over a batch with this layout.
+
+    Only the model's sizes are read, so it may be on the meta device.  A layout of one scale counts as the dense twin,
+    whose patch embedding has no other scales.
+
+    Args:
+        model: the backbone.
+        layout: of the batch, by ``model.make_layout`` or any other way.
+    """
+    dims, hidden = model.embed_dims, model.blocks[0].mlp.w1.out_features
+    counts = layout.scale_counts
+    embed = model.patch_embed
+    patches = (layout.num_cells + sum(counts[1:])) * embed.proj.weight[0].numel() * dims
+    details = 0
+    if embed.conv_down is not None and layout.num_scales > 1:
+        # A token of scale s takes 4**(s - 1) + ... + 4 + 1 outputs of the convolution, each from 4 C inputs.
+        outputs = sum(count * (4**scale - 1) // 3 for scale, count in enumerate(counts))
+        details = outputs * 4 * dims**2
+        if embed.zero_mlp is not None:
+            details += sum(counts[1:]) * dims**2
+    depth = len(model.blocks)
+    linears = depth * layout.num_tokens * dims * (4 * dims + 3 * hidden)
+    num_global = depth if not model.window_size else len(model.global_blocks)
+    attention = 2 * dims * (num_global * sum(n * n for n in layout.images.lengths) +
+                            (depth - num_global) * sum(n * n for n in layout.windows.lengths))
+    last_linears = depth * layout.num_tokens * dims * hidden
+    return MultiplyAdds(patches, details, linears, attention, last_linears)
+
+
+def dense_layout(layout: TokenLayout) -> TokenLayout:
+    """The layout of the dense twin over the same batch: one scale, every cell a token."""
+    return TokenLayout.dense(layout.batch_size, layout.height, layout.width, layout.window_size, 1,
+                             layout.has_cls_token)
+
+
+def ideal_speedup(model: APTEVA02, layout: TokenLayout, train: bool = False, with_cp: bool = False) -> float:
+    """The dense twin's multiply-adds over those of ``model`` with this layout.
+
+    Args:
+        model, layout: as for ``multiply_adds``.
+        train: of a training step instead of a forward pass, see ``MultiplyAdds.train_step``.
+        with_cp: with recomputed blocks; only with ``train``.
+    """
+    dense, apt = multiply_adds(model, dense_layout(layout)), multiply_adds(model, layout)
+    if train:
+        return dense.train_step(with_cp) / apt.train_step(with_cp)
+    return dense.total / apt.total

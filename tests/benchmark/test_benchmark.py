@@ -1,0 +1,197 @@
+"""The benchmark's cases, measurements and reports; its times are not judged."""
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apt_dense.benchmark import report
+from apt_dense.benchmark.__main__ import cases_of, main, parse_args
+from apt_dense.benchmark.cases import Case
+from apt_dense.benchmark.measure import STAGES, Marks, interleave, peak_memory, seconds_of_stages
+from apt_dense.benchmark.run import run_case
+from apt_dense.benchmark.suites import PAPER, SUITES
+from apt_dense.core.flops import ideal_speedup
+
+TINY = Case('tiny', 'demo', 256, kept=(0.6, 0.3))
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(monkeypatch):
+    preset = dict(embed_dims=16, depth=4, num_heads=2, global_block_indexes=(1, 3))
+    monkeypatch.setitem(sys.modules['apt_dense.core.eva02'].PRESETS, 'tiny', preset)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """Three quarters noise, one quarter constant, 256 x 128 px."""
+    pixels = np.full((128, 256, 3), 60, np.uint8)
+    pixels[:, 64:] = np.random.default_rng(0).integers(0, 256, (128, 192, 3))
+    Image.fromarray(pixels).save(tmp_path / 'photo.png')
+    return tmp_path / 'photo.png'
+
+
+@pytest.mark.parametrize(('geometry', 'img_size'), [('det', 512), ('seg', 128), ('demo', 256)])
+def test_both_models_have_one_set_of_weights(geometry, img_size):
+    case = Case('tiny', geometry, img_size)
+    dense, apt = case.build_model(dense=True), case.build_model(dense=False)
+    added = dict(apt.named_parameters())
+    for name, parameter in dense.named_parameters():
+        assert torch.equal(parameter, added.pop(name)), name
+    assert {name.split('.')[1] for name in added} == {'conv_down', 'zero_mlp'}
+    assert apt.thresholds == (1.0,) * 3 and dense.thresholds == ()
+    assert (apt.cls_token is not None) == (geometry == 'seg')
+
+
+def test_depth_keeps_the_first_blocks():
+    whole, cut = Case('L', 'seg', 512).arguments(True), Case('L', 'seg', 512, depth=9).arguments(True)
+    assert cut['global_block_indexes'] == list(range(9)) and cut['out_indices'] == [7] and whole['depth'] == 24
+    cut = Case('L', depth=3).arguments(True)
+    assert cut['global_block_indexes'] == [2] and cut['out_indices'] == [-1]
+
+
+@pytest.mark.parametrize('mode', ['forward', 'train'])
+def test_a_row(mode):
+    row = run_case(replace(TINY, mode=mode, with_cp=mode == 'train'), 2, 0, memory=False)
+    assert row['tokens'] == [154, 76] and row['cells'] == 512
+    assert row['kept'] == 230 / 512
+    model = TINY.build_model(False)
+    ideal = ideal_speedup(model, model.make_layout(TINY.build_input()), mode == 'train', mode == 'train')
+    assert row['apt']['ideal'] == ideal > 1.5
+    ratios = [a / b for a, b in zip(row['dense']['seconds']['times'], row['apt']['seconds']['times'], strict=True)]
+    assert row['apt']['speedup_range'] == [min(ratios), max(ratios)]
+    stages = row['apt']['stages']
+    assert set(stages) == set(STAGES) - ({'backward'} if mode == 'forward' else set())
+    assert min(stages.values()) > 0 and 'score' not in row['dense']['stages']
+
+
+def test_no_reduction_scores_and_keeps_all():
+    case = replace(TINY, kept=(1.0,))
+    row = run_case(case, 1, 0, memory=False)
+    assert row['kept'] == 1 and row['thresholds'] == (-1.0,) * 3 and row['apt']['ideal'] == 1
+    assert row['apt']['stages']['score'] > 0
+
+
+def test_stages_add_up(monkeypatch):
+    """With a clock that ticks once a mark, every interval counts once, for the innermost stage."""
+    ticks = iter(range(10**6))
+    monkeypatch.setitem(sys.modules['apt_dense.benchmark.measure'].CLOCKS, 'wall', lambda: next(ticks))
+    model, x = TINY.build_model(False), TINY.build_input()
+    seconds = seconds_of_stages(TINY, model, x)
+    assert seconds == dict(other=6 + 1, layout=3, score=2, embed=1, blocks=4, expand=1) | dict(
+        other=seconds['other'])
+    assert sum(seconds.values()) == next(ticks) - 1
+    assert 'forward' not in vars(model.blocks[0]) and 'scorer' in vars(model), 'the model is as before'
+
+
+def test_interleave_alternates_and_drops_the_warm_up():
+    calls = []
+    results = interleave({name: lambda name=name: calls.append(name) or len(calls) for name in 'ab'}, 2, 1)
+    assert ''.join(calls) == 'abbaab'
+    assert results == dict(a=[4, 5], b=[3, 6])
+
+
+def test_peak_memory():
+    """A step of the dense model holds its activations: in 4 blocks 257 rows of 192 or 512 channels, many times."""
+    case = Case('Ti', 'seg', 256, kept=(0.5,), mode='train', depth=4)
+    memory = peak_memory(case, 'dense')
+    assert memory['total'] > memory['extra'] > 15
+
+
+def test_process_clock():
+    marks = Marks('cpu', 'process')
+    marks.mark()
+    sum(range(10**6))
+    marks.mark()
+    assert 0 < marks.seconds()['other'] < 60
+
+
+def test_command_line_with_photograph(photo, tmp_path, capsys):
+    target = tmp_path / 'out/rows.json'
+    assert main([str(photo), '--model', 'Ti', '--geometry', 'demo', '--img-size', '256', '--repeats', '1',
+                 '--tome', '--no-memory', '--json', str(target), '--plot', str(tmp_path / 'rows.png')]) == 0
+    printed = capsys.readouterr().out
+    # The noise: 96 cells of 16 px; the constant part: two patches of 64 px; the padding: two of 128 px.
+    assert str(tmp_path / 'photo.png') not in target.read_text(), 'no place of this machine'
+    row, = json.loads(target.read_text())['rows']
+    assert row['title'] == 'EVA-02-Ti demo 256 photo.png' and row['case']['photos'] == ['photo.png']
+    assert (row['tokens'], row['cells'], row['thresholds']) == ([100], 256, [2.0, 2.0, 0.3])
+    assert '0.391' in printed and 'ToMe' in printed and 'cosine' in printed
+    assert 'relative_error' in row['distance']['apt']
+    assert Image.open(tmp_path / 'rows.png').width > 400
+
+
+def test_errors_are_one_line(capsys):
+    assert main(['--model', 'Ti', '--img-size', '500', '--no-memory']) == 2
+    assert capsys.readouterr().err.startswith('error: ')
+    assert main(['--suite', 'paper', '--model', 'S']) == 2
+    assert 'the suite paper has no row' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('arguments', [['--suite', 'paper', 'x.jpg'], ['x.jpg', '--kept', '0.5'],
+                                       ['--tome', '--mode', 'train']])
+def test_contradictions(arguments, capsys):
+    with pytest.raises(SystemExit):
+        parse_args(arguments)
+    assert 'leave' in capsys.readouterr().err
+
+
+def test_choices_and_settings():
+    cases = [case for _, case in cases_of(parse_args(['--model', 'B', 'L', '--kept', '0.7', '0.9,0.2', '--batch', '2',
+                                                      '--dtype', 'bfloat16', '--device', 'cuda']))]
+    assert [(case.model, case.kept) for case in cases] == [(m, k) for m in 'BL' for k in ((0.7, 0.7), (0.9, 0.2))]
+    assert {(case.dtype, case.device) for case in cases} == {('bfloat16', 'cuda')}
+    cases = [case for _, case in cases_of(parse_args(['a.jpg', 'b.jpg', '--batch', '1', '3']))]
+    assert [case.photos for case in cases] == [('a.jpg',), ('b.jpg',), ('a.jpg', 'b.jpg', 'a.jpg')]
+    with pytest.raises(ValueError, match='for a batch of 2, not of 3'):
+        cases_of(parse_args(['--kept', '0.9,0.2', '--batch', '3']))
+
+
+@pytest.mark.parametrize('name', SUITES)
+def test_suites_are_buildable(name):
+    """Every case's sizes fit together; with --depth they stay the suite's rows."""
+    cases = cases_of(parse_args(['--suite', name, '--depth', '3', '--device', 'cpu']))
+    assert len(cases) > 1
+    with torch.device('meta'):
+        for arguments in {repr(case.arguments(False)): case.arguments(False) for _, case in cases}.values():
+            sys.modules['apt_dense'].APTEVA02(**arguments)
+
+
+def test_paper_suite_has_the_papers_rows():
+    assert [(case.model, case.geometry, case.img_size) for _, case in SUITES['paper']()] == list(PAPER)
+
+
+def test_tables_and_growth_plot(tmp_path):
+    rows = [run_case(replace(TINY, kept=(kept,)), 1, 0, memory=False) | dict(group='kept') for kept in (0.3, 0.9)]
+    for row, extra in zip(rows, (50.0, 80.0), strict=True):
+        row['dense']['memory'] = dict(total=200.0, extra=100.0)
+        row['apt']['memory'] = dict(total=150.0, extra=extra)
+        row['scoring_memory'] = dict(total=110.0, extra=7.0)
+    rows[0]['paper'] = dict(dense=2.0, apt=3.0, speedup=1.5)
+    text = report.report(rows)
+    assert text.splitlines()[0].endswith('float32, attention auto, wall time')
+    memory = [line.split() for line in report.memory_table(rows).splitlines()[2:]]
+    assert [line[-14::2] for line in memory] == [['100', '50', '0.50', '200', '150', '0.75', '7'],
+                                                 ['100', '80', '0.80', '200', '150', '0.75', '7']]
+    assert '| 2.00 |' in ' '.join(report.paper_table(rows).split()) or '2.00' in report.paper_table(rows)
+    widths = {len(line) for line in report.times_table(rows).splitlines()}
+    assert len(widths) == 1, 'columns are aligned'
+    report.plot(tmp_path / 'growth.png', rows)
+    assert Image.open(tmp_path / 'growth.png').height > 300
+
+
+@pytest.mark.parametrize(('seconds', 'text'), [(0, '-'), (0.0001234, '0.123 ms'), (0.0456, '45.6 ms'), (0.2, '200 ms'),
+                                               (1.5, '1.50 s'), (98.76, '98.8 s'), (321.0, '321 s')])
+def test_format_seconds(seconds, text):
+    assert report.format_seconds(seconds) == text
+
+
+def test_needs_torch_only():
+    script = ('import sys; import apt_dense.benchmark.__main__; '
+              'print([name for name in sys.modules if name.split(".")[0] in ("mmengine", "mmdet", "mmcv", "mmseg", '
+              '"matplotlib", "PIL")])')
+    assert subprocess.run([sys.executable, '-c', script], capture_output=True, text=True).stdout.strip() == '[]'

@@ -1,0 +1,27 @@
+"""The ways to score that the benchmark compares compute the same."""
+import json
+
+import torch
+
+from apt_dense.benchmark import scoring
+from apt_dense.benchmark.scoring import METHODS, build_image, main
+
+
+def test_methods_agree():
+    image = build_image(256)
+    own, *others = METHODS['apt_dense'](image), METHODS['one-hot'](image), METHODS['histc'](image)
+    assert [scores.shape[1] for scores in own] == [8, 4, 2] and own[0].std() > 1
+    for other in others:
+        for wanted, got in zip(own, other, strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scoring, 'peak_of', lambda prepare, device: dict(total=9.0, extra=len(prepare()()) * 1.0))
+    assert main(['--img-size', '512', '--one-hot-size', '128', '--repeats', '1', '--json',
+                 str(tmp_path / 'scoring.json')]) == 0
+    rows = json.loads((tmp_path / 'scoring.json').read_text())['rows']
+    assert [(row['method'], row['img_size']) for row in rows] == [('one-hot', 128), ('histc', 512), ('apt_dense', 512)]
+    assert rows[0]['memory']['extra'] == 3.0 and rows[2]['layout_seconds'] > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith('| layout') and lines[-2].split()[-2] == '1.0'

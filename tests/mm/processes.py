@@ -1,0 +1,51 @@
+"""tools/train.py in processes that start in no time: a server imports once, and they are forked from it."""
+import importlib.util
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+TOOL = Path(__file__).parents[2] / 'tools/train.py'
+CONTEXT = multiprocessing.get_context('forkserver')
+CONTEXT.set_forkserver_preload(['apt_dense.mm.det', 'apt_dense.mm.launch', 'mmdet.datasets', 'mmdet.evaluation'])
+
+
+def train(log: Path, argv: list, kill_in_write: int = 0) -> multiprocessing.Process:
+    """Start tools/train.py with options, in a process group of its own.
+
+    Args:
+        log: where its output is appended.
+        kill_in_write: the process kills itself when half of this checkpoint, counted from 1, is on the disk.
+    """
+    log.touch()
+    process = CONTEXT.Process(target=_train, args=(str(log), [str(item) for item in argv], kill_in_write))
+    process.start()
+    return process
+
+
+def _train(log: str, argv: list[str], kill_in_write: int) -> None:
+    from apt_dense.mm import checkpointing, launch
+    os.setsid()
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        stream.flush()
+        os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
+    import mmengine.config.config
+    mmengine.config.config.FormatCode = lambda text, **options: (text, True)  # takes longer than the training
+    written = []
+
+    def sync(handle: int) -> None:
+        if os.readlink(f'/proc/self/fd/{handle}').endswith('.pth.partial'):
+            written.append(handle)
+            if len(written) == kill_in_write:
+                os.ftruncate(handle, os.fstat(handle).st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpointing.os.fsync = sync
+    spec = importlib.util.spec_from_file_location('train', TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    sys.argv = [str(TOOL), *argv]
+    status = launch.run_tool(tool.main)
+    sys.stdout.flush()
+    os._exit(status)

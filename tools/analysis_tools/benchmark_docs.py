@@ -1,0 +1,149 @@
+#!/usr/bin/env python
+"""Measure what docs/benchmarks.md reports, and write its tables.
+
+    python tools/analysis_tools/benchmark_docs.py                  # everything that this machine can measure
+    python tools/analysis_tools/benchmark_docs.py --only growth tome
+    python tools/analysis_tools/benchmark_docs.py --no-run         # the tables again, from docs/benchmarks/*.json
+
+Each run writes docs/benchmarks/NAME.json (and .png). The part of docs/benchmarks.md between <!-- NAME --> and
+<!-- end of NAME --> is made from that, so figures and commands cannot differ.  Runs on a GPU are left out where there
+is none, and the page then says so.
+"""
+import argparse
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from apt_dense.benchmark import report, scoring
+
+ROOT = Path(__file__).parents[2]
+BUSY = '--threads 1 --clock process'  # the machine is shared
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of the benchmark.
+
+    Attributes:
+        arguments: of ``python -m apt_dense.benchmark``.
+        tables: functions of ``report`` that show it.
+        has_plot: also write a picture.
+        photos: files of skimage.data that it takes.
+        module: what runs, 'apt_dense.benchmark' or 'apt_dense.benchmark.scoring'.
+    """
+    arguments: str
+    tables: tuple[str, ...] = ('times',)
+    has_plot: bool = False
+    photos: tuple[str, ...] = ()
+    module: str = 'apt_dense.benchmark'
+
+    @property
+    def on_gpu(self) -> bool:
+        """True if it needs a GPU."""
+        return '--device cuda' in self.arguments or '--suite gpu' in self.arguments
+
+    def command(self, name: str) -> list[str]:
+        """The arguments, with the files that are written."""
+        photos = [f'{skimage_data()}/{photo}' for photo in self.photos]
+        outputs = ['--json', f'docs/benchmarks/{name}.json']
+        return [*photos, *shlex.split(self.arguments), *outputs,
+                *(['--plot', f'docs/benchmarks/{name}.png'] if self.has_plot else [])]
+
+
+PHOTOS = ('astronaut.png', 'coffee.png', 'chelsea.png')
+RUNS = {
+    'paper': Run(f'--suite paper --depth 6 --no-stages {BUSY}', ('paper', 'times', 'memory')),
+    'overhead': Run(f'--suite overhead --mode forward --depth 6 --no-memory {BUSY}', ('times', 'stages')),
+    'overhead_train': Run(f'--suite overhead --mode train --depth 3 --no-memory --no-stages {BUSY}'),
+    'kept': Run(f'--suite kept --mode forward --depth 6 --no-memory {BUSY}', ('times', 'stages')),
+    'kept_train': Run(f'--suite kept --mode train --depth 2 --no-memory {BUSY}', ('times', 'stages')),
+    'scoring': Run(BUSY, module='apt_dense.benchmark.scoring'),
+    'memory': Run(f'--suite memory --depth 4 --no-stages --repeats 1 {BUSY}', ('memory',)),
+    'deterministic': Run(f'--model B --depth 2 --mode forward train --deterministic 0 1 --no-memory --no-stages '
+                         f'{BUSY}'),
+    'growth': Run(f'--suite growth --no-memory --no-stages {BUSY}', ('times',), has_plot=True),
+    'unequal': Run(f'--suite unequal --no-stages {BUSY}', ('unequal', 'memory')),
+    'tome': Run(f'--model S --geometry det seg --img-size 1024 --tome --no-memory --no-stages --repeats 2 {BUSY}',
+                ('times', 'distance'), photos=PHOTOS),
+    'photograph': Run(f'--model B L --repeats 2 {BUSY}', ('times', 'stages', 'memory'), photos=('rocket.jpg',)),
+    'gpu': Run('--suite gpu', ('times', 'memory')),
+    'gpu_kept': Run('--suite kept --device cuda --dtype bfloat16', ('times', 'stages')),
+}
+
+
+def skimage_data() -> Path:
+    """The folder of scikit-image's photographs, without importing it."""
+    from importlib.util import find_spec
+    spec = find_spec('skimage')
+    if spec is None:
+        raise SystemExit('error: this run takes photographs of scikit-image: pip install scikit-image')
+    return Path(spec.origin).parent / 'data'
+
+
+def shown_command(run: Run) -> str:
+    """The command as the page shows it."""
+    photos = ' '.join(f'$PHOTOS/{photo}' for photo in run.photos)
+    words = ' '.join(part for part in (f'python -m {run.module}', photos, run.arguments) if part)
+    return f'```bash\n{words}\n```'
+
+
+def section(name: str, run: Run, folder: Path) -> str:
+    """What the page shows of a run: its command, where and when it ran, its tables and its picture."""
+    path = folder / f'{name}.json'
+    if not path.is_file():
+        return f'Not measured. The command:\n\n{shown_command(run)}'
+    content = json.loads(path.read_text(encoding='utf-8'))
+    rows, environment = content['rows'], content['environment']
+    of_scoring = run.module == 'apt_dense.benchmark.scoring'
+    description = scoring.describe(rows) if of_scoring else report.describe(rows)
+    tables = [scoring.table(rows)] if of_scoring else [getattr(report, f'{table}_table')(rows) for table in run.tables]
+    parts = [shown_command(run), f'{environment["date"]}, {description}, torch {environment["torch"]}:', *tables]
+    if run.has_plot:
+        parts.append(f'![{name}](benchmarks/{name}.png)')
+    return '\n\n'.join(parts)
+
+
+def rewrite(page: str, name: str, text: str) -> str:
+    """The page with the part of this name replaced.
+
+    Raises:
+        ValueError: if the page has no such part.
+    """
+    pattern = rf'(<!-- {name} -->\n).*?(<!-- end of {name} -->)'
+    if not re.search(pattern, page, re.DOTALL):
+        raise ValueError(f'the page has no <!-- {name} --> ... <!-- end of {name} -->: add the two lines where the '
+                         'tables are to stand')
+    return re.sub(pattern, lambda match: f'{match[1]}\n{text}\n\n{match[2]}', page, flags=re.DOTALL)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', nargs='+', choices=RUNS, default=list(RUNS), help='these runs')
+    parser.add_argument('--no-run', action='store_true', help='measure nothing, only write the tables')
+    args = parser.parse_args(arguments)
+    for name in () if args.no_run else args.only:
+        run = RUNS[name]
+        if run.on_gpu and not torch.cuda.is_available():
+            print(f'[{name}] needs a GPU: left out', flush=True)
+            continue
+        print(f'[{name}] {run.arguments}', flush=True)
+        command = [sys.executable, '-m', run.module, *run.command(name)]
+        status = subprocess.run(command, cwd=ROOT).returncode
+        if status:
+            return status
+    page = ROOT / 'docs/benchmarks.md'
+    text = page.read_text(encoding='utf-8')
+    for name, run in RUNS.items():
+        text = rewrite(text, name, section(name, run, page.parent / 'benchmarks'))
+    page.write_text(text, encoding='utf-8')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,186 @@
+#!/usr/bin/env python
+"""Count what APT really computes, image by image, over the test images of a config or a folder of images.
+
+    python tools/analysis_tools/get_flops.py configs/apt_eva02_l_coco.py --num-images 500
+    python tools/analysis_tools/get_flops.py configs/apt_eva02_l_coco.py --images photos --head-images 0
+    python tools/analysis_tools/get_flops.py configs/apt_eva02_l_coco.py \\
+        --cfg-options "model.backbone.thresholds=[1,1,0.2]"
+
+The backbone's multiply-adds follow from each image's layout, exactly and without running its blocks.  Neck and heads
+are counted by torch's FlopCounterMode in a whole prediction, for a few images only, because that takes its time and
+hardly depends on the image; RoIAlign and NMS are no matrix products and are not counted.  mmengine calls a multiply-add
+a FLOP.
+"""
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.device import get_device
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import load_checkpoint
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.flops import dense_layout, multiply_adds
+from apt_dense.core.layout import TokenLayout
+from apt_dense.mm import compat, launch
+
+IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
+PERCENTILES = (5, 50, 95)
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', nargs='?', help='weights: they decide how many detections the mask head sees')
+    parser.add_argument('--images', type=Path, help="a folder of images instead of the config's test dataset")
+    parser.add_argument('--num-images', type=int, default=100, help='the first so many images (100)')
+    parser.add_argument('--head-images', type=int, default=1, help='count neck and heads on so many of them (1)')
+    parser.add_argument('--json', type=Path, help='write the numbers of every image here')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change settings')
+    args = parser.parse_args(arguments)
+    args.launcher, args.work_dir, args.local_rank = 'none', None, 0
+    return args
+
+
+def samples(cfg: Config, folder: Path | None, number: int) -> Iterator[dict[str, Any]]:
+    """The first images of the test dataset, or of the folder through the same pipeline without its annotations.
+
+    Raises:
+        LaunchError: if the folder has no image.
+    """
+    if folder is None:
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        yield from (dataset[index] for index in range(min(number, len(dataset))))
+        return
+    paths = sorted(path for path in folder.glob('*') if path.suffix.lower() in IMAGE_SUFFIXES)[:number]
+    if not paths:
+        raise launch.LaunchError(f'{folder} has no image: name a folder of {", ".join(sorted(IMAGE_SUFFIXES))} files')
+    pipeline = Compose([step for step in cfg.test_dataloader.dataset.pipeline
+                        if step['type'] not in ('LoadAnnotations', 'LoadLabelMap')])
+    for index, path in enumerate(paths):
+        yield pipeline(dict(img_path=str(path), img_id=index))
+
+
+@contextmanager
+def layouts_only(model: nn.Module) -> Iterator[list[TokenLayout]]:
+    """Inside, a prediction stops at the backbone: it notes the layout of its input, and blocks and heads do not run.
+
+    A segmentor's sliding window calls the backbone several times for an image; its logits are zeros then.
+    """
+    layouts: list[TokenLayout] = []
+
+    def note(inputs: Tensor) -> tuple[Tensor, ...]:
+        layouts.append(model.backbone.make_layout(inputs))
+        raise StopAtBackbone
+
+    def zero_logits(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        try:
+            encode_decode(self, inputs, batch_img_metas)
+        except StopAtBackbone:
+            return inputs.new_zeros(len(inputs), self.out_channels, *inputs.shape[2:])
+        raise RuntimeError('the segmentor has not called its backbone')
+
+    with patch.object(model.backbone, 'forward', note):
+        if hasattr(model, 'encode_decode'):
+            encode_decode = type(model).encode_decode
+            with patch.object(type(model), 'encode_decode', zero_logits):
+                yield layouts
+        else:
+            yield layouts
+
+
+class StopAtBackbone(Exception):
+    """Ends a prediction where the backbone would begin."""
+
+
+def count_backbone(model: nn.Module, data: dict[str, Any]) -> dict[str, float]:
+    """One image -> its backbone's multiply-adds, those of the dense twin, and the kept-token fraction."""
+    with layouts_only(model) as layouts, suppress(StopAtBackbone):
+        model.test_step(data)
+    apt = sum(multiply_adds(model.backbone, layout).total for layout in layouts)
+    dense = sum(multiply_adds(model.backbone, dense_layout(layout)).total for layout in layouts)
+    tokens = sum(sum(layout.scale_counts) for layout in layouts)
+    return dict(backbone=apt, dense_backbone=dense, kept=tokens / sum(layout.num_cells for layout in layouts))
+
+
+def count_rest(model: nn.Module, data: dict[str, Any]) -> int:
+    """Multiply-adds of everything but the backbone in one prediction."""
+    with FlopCounterMode(display=False) as counter:
+        model.test_step(data)
+    name = type(model).__name__
+    counts = counter.get_flop_counts()
+    return (sum(counts['Global'].values()) - sum(counts[f'{name}.backbone'].values())) // 2
+
+
+def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
+    """The config's model in eval mode.
+
+    Raises:
+        LaunchError: if its backbone is not APTEVA02.
+    """
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval().requires_grad_(False).to(get_device())
+    if not isinstance(getattr(model, 'backbone', None), APTEVA02):
+        raise launch.LaunchError(f'{cfg.filename}: the backbone is no APTEVA02, use the get_flops.py of its project')
+    if checkpoint:
+        launch.check_checkpoint(checkpoint, 'the second argument')
+        load_checkpoint(model, checkpoint, map_location='cpu')
+    return model
+
+
+def summarise(counts: list[dict[str, float]], rest: list[int], num_parameters: int) -> str:
+    """Mean and percentiles over the images, in lines."""
+    columns = ['mean', *(f'{percentile}th percentile' for percentile in PERCENTILES)]
+    lines = [f'{"":34}' + ''.join(f'{column:>18}' for column in columns)]
+
+    def add(label: str, values: list[float], unit: float) -> None:
+        statistics = [np.mean(values), *np.percentile(values, PERCENTILES)]
+        lines.append(f'{label:34}' + ''.join(f'{value / unit:18.3f}' for value in statistics))
+
+    apt, dense = ([count[name] for count in counts] for name in ('backbone', 'dense_backbone'))
+    add('kept-token fraction', [count['kept'] for count in counts], 1)
+    add('backbone, G multiply-adds', apt, 1e9)
+    add('backbone of the dense twin, G', dense, 1e9)
+    add('dense / APT, backbone', [a / b for a, b in zip(dense, apt, strict=True)], 1)
+    if rest:
+        mean = float(np.mean(rest))
+        add('neck and heads, G', rest, 1e9)
+        add('whole model, G', [count + mean for count in apt], 1e9)
+        add('dense / APT, whole model', [(a + mean) / (b + mean) for a, b in zip(dense, apt, strict=True)], 1)
+    return '\n'.join([f'{len(counts)} images, {num_parameters / 1e6:.1f} M parameters', *lines])
+
+
+@torch.no_grad()
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    compat.filter_library_warnings()
+    cfg = launch.load_config(args)
+    if args.images is None:
+        launch.check_dataset_files(cfg, 'test')
+    with DefaultScope.overwrite_default_scope(launch.scope_of(cfg)):
+        model = build_model(cfg, args.checkpoint)
+        counts, rest = [], []
+        for index, sample in enumerate(samples(cfg, args.images, args.num_images)):
+            data = pseudo_collate([sample])
+            counts.append(count_backbone(model, data))
+            if index < args.head_images:
+                rest.append(count_rest(model, data))
+    print(summarise(counts, rest, sum(parameter.numel() for parameter in model.parameters())))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(dict(images=counts, neck_and_heads=rest), indent=1) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    sys.exit(launch.run_tool(main))
