@@ -71,6 +71,7 @@ def test_the_flexible_runner_trains(tiny_config, coco_root, tmp_path):
     """The runner that the strategy needs, with another strategy: FSDP wants GPUs."""
     cfg = point_to(tiny_config(), coco_root, tmp_path / 'work', max_iters=2)
     cfg.update(runner_type='FlexibleRunner', strategy=dict(type='SingleDeviceStrategy'))
+    cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
     cfg.custom_hooks.append(dict(type='BadDataHook'))
     RUNNERS.build(cfg).train()
     losses = losses_of(tmp_path / 'work')
