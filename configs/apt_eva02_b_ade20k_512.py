@@ -6,5 +6,5 @@ _base_ = [
 ]
 model = dict(trainable=['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp'])
 requires_load_from = True
-custom_hooks = [dict(type='KeptTokensHook'), dict(type='CheckFrozenLoadedHook')]
+custom_hooks = [dict(type='KeptTokensHook'), dict(type='BadDataHook'), dict(type='CheckFrozenLoadedHook')]
 train_dataloader = dict(batch_size=8)

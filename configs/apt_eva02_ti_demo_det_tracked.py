@@ -3,6 +3,7 @@ _base_ = './apt_eva02_ti_demo_det.py'
 default_hooks = dict(checkpoint=dict(save_best='coco/segm_mAP', rule='greater'))
 custom_hooks = [
     dict(type='KeptTokensHook'),
+    dict(type='BadDataHook'),
     # Validated, tested and saved as state_dict are the averaged weights.
     dict(type='EMAHook', momentum=2e-3),
     # Three validations without 0.001 more end the training.

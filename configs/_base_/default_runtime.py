@@ -8,7 +8,7 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1000, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'))
-custom_hooks = [dict(type='KeptTokensHook')]
+custom_hooks = [dict(type='KeptTokensHook'), dict(type='BadDataHook')]
 
 env_cfg = dict(
     cudnn_benchmark=False,
