@@ -143,7 +143,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
 
 def kill(drill: Drill) -> Outcome:
     """SIGKILL, every other time within the write of a checkpoint, otherwise anywhere from the start on."""
-    work, iterations, in_write, killed = drill.folder / 'killed', max(6, 4 * drill.kills), 0, 0
+    work, iterations, killed = drill.folder / 'killed', max(6, 4 * drill.kills), 0
     drill.reference(iterations)
     while killed < drill.kills:
         process = drill.start(work, iterations)
@@ -160,8 +160,8 @@ def kill(drill: Drill) -> Outcome:
         if process.wait() != -signal.SIGKILL:
             break  # it was at the end
         killed += 1
-        in_write += any(work.glob('*.partial'))
     status = drill.run(work, iterations)
+    in_write = log_of(work).read_text().count('did not finish, is removed')  # a kill while starting leaves an old one
     return Outcome(f'{killed} x SIGKILL in a run of {iterations} iterations, then --resume',
                    f'{in_write} kills hit the write of a checkpoint; {iterations} iterations trained, status {status}',
                    drill.lost(work, iterations))
