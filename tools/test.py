@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from apt_dense.mm import launch
+from apt_dense.mm import launch, outputs
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,11 +26,12 @@ def main() -> None:
     launch.check_checkpoint(args.checkpoint, 'the second argument')
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
-        launch.set_visualization(cfg, args.show, args.show_dir, args.wait_time)
+        outputs.set_visualization(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:
-        launch.set_tta(cfg)
+        outputs.set_tta(cfg)
     if args.out:
-        launch.set_output(cfg, args.out)
+        outputs.set_output(cfg, args.out)
+    outputs.check_label_maps(cfg)
     launch.check_dataset_files(cfg, 'test')
     launch.build_runner(cfg).test()
 

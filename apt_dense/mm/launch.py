@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
@@ -18,10 +18,7 @@ from apt_dense.core.checkpoint import load_official, looks_official
 from apt_dense.mm import checkpointing, compat, signals
 
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-VISUALIZATION = {
-    'mmdet': ('DetVisualizationHook', 'DetLocalVisualizer'),
-    'mmseg': ('SegVisualizationHook', 'SegLocalVisualizer'),
-}
+SCOPES = ('mmdet', 'mmseg')
 
 
 class LaunchError(ValueError):
@@ -113,7 +110,7 @@ def scope_of(cfg: Config) -> str:
         LaunchError: if it is neither.
     """
     scope = cfg.get('default_scope')
-    if scope not in VISUALIZATION:
+    if scope not in SCOPES:
         raise LaunchError(f"default_scope={scope!r}: set it to 'mmdet' (detection) or 'mmseg' (segmentation)")
     return scope
 
@@ -332,67 +329,6 @@ def set_auto_scale_lr(cfg: Config) -> None:
         raise LaunchError('--auto-scale-lr needs the batch size that the learning rate is meant for: set '
                           'auto_scale_lr=dict(base_batch_size=N) in the config')
     cfg.auto_scale_lr.enable = True
-
-
-def set_visualization(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
-    """Draw the predictions for every test image: on the screen, into a directory, or both.
-
-    Detection writes WORK_DIR/TIMESTAMP/show_dir/NAME, segmentation show_dir/vis_data/vis_image/NAME.  Deviation from
-    mmsegmentation, whose hook draws every 50th image: all of them.
-
-    Args:
-        wait_time: seconds that each picture stays on the screen.
-
-    Raises:
-        LaunchError: if default_scope is neither 'mmdet' nor 'mmseg', or a segmentor's pictures are to be shown and
-            written at once, for which mmsegmentation's hook has no way.
-    """
-    scope = scope_of(cfg)
-    if scope == 'mmseg' and show and show_dir:
-        raise LaunchError('--show with --show-dir: mmsegmentation shows pictures or writes them, remove one of the two')
-    hook_type, visualizer_type = VISUALIZATION[scope]
-    hooks = cfg.setdefault('default_hooks', ConfigDict())
-    hook = hooks.visualization = hooks.get('visualization') or ConfigDict(type=hook_type)
-    hook.update(draw=True, show=show, wait_time=wait_time)
-    if not cfg.get('visualizer'):
-        cfg.visualizer = dict(type=visualizer_type, vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
-    if scope == 'mmseg':
-        hook.interval = 1
-        if show_dir:
-            cfg.visualizer.save_dir = show_dir
-    elif show_dir:
-        hook.test_out_dir = show_dir
-
-
-def set_output(cfg: Config, out: str) -> None:
-    """Write the predictions of a test: detection into a pickle file, segmentation as label maps into a directory.
-
-    Raises:
-        LaunchError: if a detector's file is not a .pkl or .pickle, or a segmentor has no IoUMetric to write the maps.
-    """
-    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    if scope_of(cfg) == 'mmdet':
-        if not out.endswith(('.pkl', '.pickle')):
-            raise LaunchError(f'--out {out}: the predictions of a detector are written to a file named *.pkl')
-        cfg.test_evaluator = [*metrics, dict(type='DumpDetResults', out_file_path=out)]
-        return
-    writers = [metric for metric in metrics if metric.get('type') == 'IoUMetric']
-    if not writers:
-        raise LaunchError('--out needs an IoUMetric in test_evaluator: it writes the label maps')
-    writers[0].output_dir = out
-
-
-def set_tta(cfg: Config) -> None:
-    """Test with the config's test-time augmentation.
-
-    Raises:
-        LaunchError: if the config has none.
-    """
-    absent = [key for key in ('tta_model', 'tta_pipeline') if not cfg.get(key)]
-    if absent:
-        raise LaunchError(f'--tta: {cfg.filename} has no {", ".join(absent)}; the ADE20K configs do')
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
 def build_runner(cfg: Config) -> Runner:

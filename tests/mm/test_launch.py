@@ -28,7 +28,7 @@ from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 
-from apt_dense.mm import launch
+from apt_dense.mm import launch, outputs
 from tests.mm.conftest import point_to
 
 ROOT = Path(__file__).parents[2]
@@ -453,7 +453,7 @@ def test_auto_scale_lr():
 def test_visualization_of_a_detector(tmp_path):
     """The options are those that mmdet's hook and visualiser take."""
     cfg = config()
-    launch.set_visualization(cfg, show=False, show_dir='predictions', wait_time=0.5)
+    outputs.set_visualization(cfg, show=False, show_dir='predictions', wait_time=0.5)
     name = 'test_visualization_of_a_detector'
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, name=name, save_dir=str(tmp_path)))
     assert type(visualizer).__name__ == 'DetLocalVisualizer'
@@ -467,7 +467,7 @@ def test_visualization_keeps_the_configs_settings(scope, more):
     cfg = config(default_hooks=dict(visualization=dict(type='MyHook', score_thr=0.5), timer=dict(type='IterTimerHook')),
                  visualizer=dict(type='MyVisualizer'))
     cfg.default_scope = scope
-    launch.set_visualization(cfg, show=True, show_dir=None, wait_time=2)
+    outputs.set_visualization(cfg, show=True, show_dir=None, wait_time=2)
     assert cfg.default_hooks == dict(
         visualization=dict(type='MyHook', score_thr=0.5, draw=True, show=True, wait_time=2, **more),
         timer=dict(type='IterTimerHook'))
@@ -476,7 +476,7 @@ def test_visualization_keeps_the_configs_settings(scope, more):
 
 def test_visualization_of_a_segmentor_draws_every_image(tmp_path):
     cfg = Config(dict(default_scope='mmseg', default_hooks=dict(visualization=dict(type='SegVisualizationHook'))))
-    launch.set_visualization(cfg, show=False, show_dir=str(tmp_path / 'drawn'), wait_time=0)
+    outputs.set_visualization(cfg, show=False, show_dir=str(tmp_path / 'drawn'), wait_time=0)
     with DefaultScope.overwrite_default_scope('mmseg'):
         visualizer = VISUALIZERS.build(dict(cfg.visualizer, name='test_visualization_of_a_segmentor'))
         visualizer.dataset_meta = dict(classes=('a', 'b'), palette=[[0, 0, 0], [255, 0, 0]])
@@ -493,7 +493,7 @@ def test_visualization_of_a_segmentor_draws_every_image(tmp_path):
 
 def test_visualization_that_the_config_switches_off():
     cfg = config(default_hooks=dict(visualization=None), visualizer=None)
-    launch.set_visualization(cfg, show=True, show_dir=None, wait_time=2)
+    outputs.set_visualization(cfg, show=True, show_dir=None, wait_time=2)
     assert cfg.default_hooks.visualization.type == 'DetVisualizationHook'
     assert cfg.visualizer.type == 'DetLocalVisualizer'
 
@@ -501,19 +501,19 @@ def test_visualization_that_the_config_switches_off():
 def test_a_segmentors_pictures_are_shown_or_written():
     """mmseg's hook drops the visualiser's backends when it shows, so nothing would be written."""
     with pytest.raises(launch.LaunchError, match='--show with --show-dir: mmsegmentation shows .* or writes'):
-        launch.set_visualization(Config(dict(default_scope='mmseg')), show=True, show_dir='drawn', wait_time=2)
+        outputs.set_visualization(Config(dict(default_scope='mmseg')), show=True, show_dir='drawn', wait_time=2)
 
 
 def test_visualization_needs_a_scope():
     with pytest.raises(launch.LaunchError, match='default_scope=None'):
-        launch.set_visualization(Config({}), show=True, show_dir=None, wait_time=2)
+        outputs.set_visualization(Config({}), show=True, show_dir=None, wait_time=2)
 
 
 @pytest.mark.parametrize('evaluator', [dict(type='VOCMetric'), [dict(type='VOCMetric')]])
 @pytest.mark.parametrize('out', ['predictions.pkl', 'predictions.pickle'])
 def test_output_of_a_detector(evaluator, out):
     cfg = config(test_evaluator=evaluator)
-    launch.set_output(cfg, out)
+    outputs.set_output(cfg, out)
     assert cfg.test_evaluator[0] == dict(type='VOCMetric')
     metrics = Evaluator(cfg.test_evaluator).metrics
     assert len(metrics) == 2 and isinstance(metrics[1], DumpDetResults)
@@ -523,13 +523,13 @@ def test_output_of_a_detector(evaluator, out):
 @pytest.mark.parametrize('out', ['predictions', 'predictions.json', 'pkl'])
 def test_output_of_a_detector_is_a_pickle_file(out):
     with pytest.raises(launch.LaunchError, match=rf'--out {out}: .* written to a file named \*\.pkl'):
-        launch.set_output(config(test_evaluator=dict(type='CocoMetric')), out)
+        outputs.set_output(config(test_evaluator=dict(type='CocoMetric')), out)
 
 
 @pytest.mark.parametrize('evaluator', [dict(type='IoUMetric'), [dict(type='CityscapesMetric'), dict(type='IoUMetric')]])
 def test_output_of_a_segmentor(evaluator, tmp_path):
     cfg = Config(dict(default_scope='mmseg', test_evaluator=evaluator))
-    launch.set_output(cfg, str(tmp_path / 'maps'))
+    outputs.set_output(cfg, str(tmp_path / 'maps'))
     metrics = cfg.test_evaluator if isinstance(evaluator, list) else [cfg.test_evaluator]
     assert [metric.get('output_dir') for metric in metrics[:-1]] == [None] * (len(metrics) - 1)
     settings = {key: value for key, value in metrics[-1].items() if key != 'type'}
@@ -538,7 +538,7 @@ def test_output_of_a_segmentor(evaluator, tmp_path):
 
 def test_output_of_a_segmentor_needs_its_metric():
     with pytest.raises(launch.LaunchError, match='--out needs an IoUMetric in test_evaluator'):
-        launch.set_output(Config(dict(default_scope='mmseg', test_evaluator=dict(type='DiceMetric'))), 'maps')
+        outputs.set_output(Config(dict(default_scope='mmseg', test_evaluator=dict(type='DiceMetric'))), 'maps')
 
 
 @MODELS.register_module(force=True)
