@@ -10,7 +10,7 @@ from apt_dense.core.attention import check_backend
 from apt_dense.core.block import Block
 from apt_dense.core.embed import AdaptivePatchEmbed
 from apt_dense.core.importance import check_finite, get_scorer
-from apt_dense.core.layout import TokenLayout, check_grid
+from apt_dense.core.layout import TokenLayout, check_grid, padding_remedy
 from apt_dense.core.position import resample_table
 from apt_dense.core.quadtree import check_thresholds, fit_budgets, select_scales, share_budget
 from apt_dense.core.rope import check_anchor, rope_table
@@ -174,7 +174,7 @@ class APTEVA02(nn.Module):
         batch_size, _, height_px, width_px = x.shape
         if height_px % self.patch_size or width_px % self.patch_size or 0 in x.shape:
             raise ValueError(f'input is {height_px}x{width_px} px, wanted a multiple of patch_size={self.patch_size}: '
-                             f'set pad_size_divisor={(self.window_size or 1) * self.patch_size}')
+                             f'{padding_remedy((self.window_size or 2**(self.num_scales - 1)) * self.patch_size)}')
         height, width = height_px // self.patch_size, width_px // self.patch_size
         check_grid(height, width, self.window_size, self.num_scales, self.patch_size)
         has_cls_token = self.cls_token is not None

@@ -262,8 +262,13 @@ def check_grid(height: int, width: int, window_size: int, num_scales: int, patch
     multiple = window_size or root
     if height % multiple or width % multiple:
         what = f'window_size={window_size}' if window_size else f'the largest patch, {root} cells a side'
-        raise ValueError(f'grid {height}x{width} is not a multiple of {what}: pad the image, '
-                         f'pad_size_divisor={multiple * patch_size} for a patch_size of {patch_size}')
+        raise ValueError(f'grid {height}x{width} is not a multiple of {what}: {padding_remedy(multiple * patch_size)}')
+
+
+def padding_remedy(multiple_px: int) -> str:
+    """What to do about an image whose sides are not multiples of this, for error messages."""
+    return (f'pad the image to multiples of {multiple_px} px, by data_preprocessor.pad_size_divisor={multiple_px} in '
+            'mmdetection, by data_preprocessor.size and the crops in mmsegmentation')
 
 
 def order_cells(cells: Tensor, window_size: int, num_scales: int) -> Tensor:
