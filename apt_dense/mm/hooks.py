@@ -136,8 +136,12 @@ class CheckFrozenLoadedHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self._loaded = True
         state = checkpoint.get('state_dict', checkpoint)
-        bad = [name for name, parameter in _unwrapped(runner.model).named_parameters()
-               if not parameter.requires_grad and getattr(state.get(name), 'shape', None) != parameter.shape]
+        model = _unwrapped(runner.model)
+        frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        stored = {name: buffer for name, buffer in model.named_buffers()
+                  if name in model.state_dict() and not name.endswith('num_batches_tracked')}
+        bad = [name for name, value in (frozen | stored).items()
+               if getattr(state.get(name), 'shape', None) != value.shape]
         if bad:
             raise ValueError(f'the checkpoint {runner._load_from} lacks {len(bad)} frozen parameters of this model, or '
                              f'has them in another shape: {", ".join(bad[:5])}{", ..." if len(bad) > 5 else ""}. '
