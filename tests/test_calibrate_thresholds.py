@@ -144,8 +144,6 @@ def test_some_of_the_images(run, photos):
 @pytest.mark.parametrize('arguments, message', [
     (['nowhere', '--size', 128, '--kept', 0.5], 'nowhere does not exist'),
     (['.', '--size', 128, '--kept', 0.5], 'holds no image'),
-    (['PHOTOS', '--size', 100, '--kept', 0.5], 'must be multiples of patch_size=16'),
-    (['PHOTOS', '--size', 96, '--kept', 0.5], 'not a multiple of the largest patch'),
     (['PHOTOS', '--size', 128, '--kept', 0.99], 'is possible'),
     (['PHOTOS', '--size', 128, '--max-tokens', 1], 'is possible'),
 ])
@@ -160,7 +158,12 @@ def test_what_cannot_be_done(run, photos, tmp_path, monkeypatch, arguments, mess
     (['--kept', '0.5'], 'give images, or --config'),
     (['a.png', '--config', 'b.py', '--kept', '0.5'], 'give images, or --config'),
     (['a.png', '--kept', '0.5'], 'need a --size'),
-    (['--config', 'b.py', '--size', '512', '--kept', '0.5'], '--size is for images'),
+    (['--config', 'b.py', '--size', '512', '--kept', '0.5'], '--size has no meaning with --config, which has its own'),
+    (['--config', 'b.py', '--scorer', 'laplacian_max', '--kept', '0.5'], '--scorer has no meaning with --config'),
+    (['a.png', '--size', '512', '--kept', '0.5', '--split', 'train'], '--split has no meaning with image files'),
+    (['a.png', '--size', '512', '--thresholds', '1', '--quantile'], '--quantile has no meaning with --thresholds'),
+    (['a.png', '--size', '96', '--kept', '0.5'], '--size 96 is not a multiple of the largest patch, 64 px: use 128'),
+    (['a.png', '--size', '-16', '--kept', '0.5'], '--size -16 is not a multiple of the largest patch, 64 px: use 64'),
     (['a.png', '--size', '512'], 'is required'),
     (['a.png', '--size', '512', '--thresholds', '1', '--num-scales', '4'], 'has 3 thresholds, got 1'),
     (['a.png', '--size', '512', '--kept', '0.5', '--num-images', '2', '--save-tokens', 'a.json'], 'needs every image'),

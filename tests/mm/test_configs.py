@@ -172,6 +172,17 @@ def test_the_segmentation_recipes_figures(model, iters, lr, decay, batch, channe
     assert dense.auto_scale_lr.base_batch_size == short.auto_scale_lr.base_batch_size == batch
     assert (dense.model.decode_head.channels, dense.model.auxiliary_head.channels) == channels
     assert dense.model.backbone.out_indices == out_indices
+    assert dense.model.backbone.drop_path_rate == (0.15 if model.startswith('b') else 0.2)
+    assert dense.model.decode_head.pool_scales == (1, 2, 3, 6) and dense.model.decode_head.dropout_ratio == 0.1
+    assert dense.model.auxiliary_head.loss_decode.loss_weight == 0.4 and dense.model.auxiliary_head.in_index == 2
+    assert [cfg.param_scheduler[0].end for cfg in (dense, short)] == [1500, 75]
+    assert dense.train_dataloader.batch_size == short.train_dataloader.batch_size == (8 if model.startswith('b') else 2)
+    resize = next(step for step in dense.train_pipeline if step.type == 'RandomResize')
+    assert resize.ratio_range == (0.5, 2.0) and resize.scale == (2048, dense.crop_size[0])
+    with scope_of(dense):
+        assert DATASETS.build(dict(dense.train_dataloader.dataset, lazy_init=True)).reduce_zero_label
+    thresholds = (5.346, 4.277) if '640' in model else (5.449, 4.359)
+    assert short.model.backbone.thresholds == load(f'apt_eva02_{model}_full').model.backbone.thresholds == thresholds
     assert short.requires_load_from and short.load_from is None
 
 
@@ -258,7 +269,7 @@ def test_the_documented_config_for_a_submission(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['eva02_ti_demo_det', 'apt_eva02_ti_demo_det', 'eva02_ti_demo_seg',
-                                  'apt_eva02_ti_demo_seg', 'eva02_b_ade20k_512'])
+                                  'apt_eva02_ti_demo_seg', *(f'eva02_{model}' for model in SEGMENTORS)])
 def test_an_official_file_fits_the_config(name):
     """Every key lands, and the model lacks nothing but what APT adds."""
     cfg = load(name)

@@ -15,7 +15,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 import apt_dense.mm.det
-from apt_dense.mm import launch, seg
+from apt_dense.mm import launch, outputs, seg
 from tests.mm.conftest import CONFIGS, draw_scene
 
 ADDED = ['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp']
@@ -271,9 +271,9 @@ def run_test(cfg: Config, checkpoint: Path, tta: bool = False, out: str | None =
     """What tools/test.py does."""
     cfg.load_from = str(checkpoint)
     if tta:
-        launch.set_tta(cfg)
+        outputs.set_tta(cfg)
     if out:
-        launch.set_output(cfg, out)
+        outputs.set_output(cfg, out)
     return launch.build_runner(cfg).test()
 
 
@@ -284,15 +284,63 @@ def checkpoint(tmp_path) -> Path:
 
 
 def test_out_in_the_submission_format(scenes, tmp_path, checkpoint):
-    """With reduce_zero_label, 8-bit maps of the image's size with ids from 1, named like the images."""
-    cfg = point_to(tiny(), scenes, tmp_path / 'work')
-    cfg.test_dataloader.dataset.reduce_zero_label = True
-    cfg.test_evaluator.format_only = True
-    run_test(cfg, checkpoint, out=str(tmp_path / 'maps'))
+    """8-bit maps of the image's size, named like the images; with reduce_zero_label their ids begin at 1."""
+    for reduced in (False, True):
+        cfg = point_to(tiny(), scenes, tmp_path / f'work_{reduced}')
+        cfg.test_dataloader.dataset.reduce_zero_label = reduced
+        cfg.test_evaluator.format_only = True
+        run_test(cfg, checkpoint, out=str(tmp_path / f'maps_{reduced}'))
     for path in sorted((scenes / 'val').iterdir()):
-        written = cv2.imread(str(tmp_path / 'maps' / f'{path.stem}.png'), cv2.IMREAD_UNCHANGED)
-        assert written.dtype == np.uint8 and written.shape == cv2.imread(str(path)).shape[:2]
-        assert written.min() >= 1 and written.max() <= 6
+        plain, shifted = (cv2.imread(str(tmp_path / f'maps_{reduced}' / f'{path.stem}.png'), cv2.IMREAD_UNCHANGED)
+                          for reduced in (False, True))
+        assert plain.dtype == np.uint8 and plain.shape == cv2.imread(str(path)).shape[:2]
+        assert np.array_equal(shifted, plain + 1) and shifted.max() <= 6
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda cfg: cfg.test_evaluator.update(format_only=True), 'say where, with --out DIRECTORY'),
+    (lambda cfg: cfg.test_dataloader.dataset.pipeline.pop(2), 'loads no label maps, .*format_only=True and --out'),
+])
+def test_a_test_without_label_maps_says_what_it_wants(change, message):
+    cfg = tiny()
+    outputs.check_label_maps(cfg)
+    change(cfg)
+    with pytest.raises(launch.LaunchError, match=message):
+        outputs.check_label_maps(cfg)
+
+
+def test_training_images_smaller_than_the_crop_are_padded():
+    """The image with zeros, the mean colour; its labels with 255."""
+    preprocessor = MODELS.build(Config.fromfile(CONFIGS / 'apt_eva02_l_ade20k_512.py').model.data_preprocessor)
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.full((1, 300, 400), 3)))
+    batch = preprocessor(dict(inputs=[torch.full((3, 300, 400), 250)], data_samples=[sample]), training=True)
+    image, labels = batch['inputs'][0], batch['data_samples'][0].gt_sem_seg.data[0]
+    assert image.shape == (3, 512, 512) and labels.shape == (512, 512)
+    inside = torch.zeros(512, 512, dtype=torch.bool)
+    inside[:300, :400] = True
+    assert (image[:, ~inside] == 0).all() and (image[:, inside] > 1).all()
+    assert (labels[~inside] == 255).all() and (labels[inside] == 3).all()
+
+
+def test_a_wrong_crop_says_what_to_set(scenes, tmp_path):
+    cfg = point_to(tiny(), scenes, tmp_path / 'work')
+    cfg.model.data_preprocessor.size = (120, 120)
+    crop = next(step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomCrop')
+    crop.crop_size = (120, 120)
+    with pytest.raises(ValueError, match='input is 120x120 px, .*pad the image to multiples of 64 px'):
+        Runner.from_cfg(cfg).train()
+
+
+def test_short_fine_tuning_wants_the_statistics_of_batch_norm(scenes, tmp_path):
+    cfg = point_to(tiny(), scenes, tmp_path / 'work')
+    cfg.model.trainable = ADDED
+    cfg.custom_hooks.append(dict(type='CheckFrozenLoadedHook'))
+    state = build(tiny('eva02_ti_demo_seg')).state_dict()
+    del state['decode_head.bottleneck.bn.running_var']
+    torch.save({'state_dict': state}, tmp_path / 'dense.pth')
+    cfg.load_from = str(tmp_path / 'dense.pth')
+    with pytest.raises(ValueError, match=r'lacks 1 frozen parameters.*decode_head\.bottleneck\.bn\.running_var'):
+        Runner.from_cfg(cfg).train()
 
 
 def test_test_time_augmentation(scenes, tmp_path, checkpoint):
@@ -321,7 +369,7 @@ def logged_test(work_dir: Path) -> list[dict]:
 
 def test_tta_needs_settings(tmp_path):
     with pytest.raises(launch.LaunchError, match='--tta: .* has no tta_model, tta_pipeline; the ADE20K configs do'):
-        launch.set_tta(Config.fromfile(CONFIGS / 'eva02_b_coco.py'))
+        outputs.set_tta(Config.fromfile(CONFIGS / 'eva02_b_coco.py'))
 
 
 @pytest.mark.parametrize('size', [512, 640])
