@@ -63,8 +63,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error('give images, or --config')
     if args.images and not args.size:
         parser.error('images need a --size')
-    if args.config and args.size:
-        parser.error("--size is for images: a config's pipeline says its own")
+    unused = {'images': ('split', 'pipeline', 'cfg_options', 'seed'), 'config': ('size', 'fit', 'scorer'),
+              'thresholds': ('ratio', 'quantile')}
+    for given, names in unused.items():
+        for name in names if getattr(args, given) else ():
+            if getattr(args, name) != parser.get_default(name):
+                what = {'images': 'image files', 'config': '--config, which has its own',
+                        'thresholds': '--thresholds, which looks for none'}[given]
+                parser.error(f'--{name.replace("_", "-")} has no meaning with {what}')
     if args.num_images is not None and args.num_images < 1:
         parser.error(f'--num-images {args.num_images}: wanted 1 or more')
     if args.save_tokens and args.num_images:
@@ -73,6 +79,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f'--num-scales {args.num_scales} has {args.num_scales - 1} thresholds, got {len(args.thresholds)}')
     if args.thresholds:
         args.num_scales = len(args.thresholds) + 1
+    largest = 16 << (args.num_scales or 3) - 1
+    if args.size is not None and (args.size < 1 or args.size % largest):
+        parser.error(f'--size {args.size} is not a multiple of the largest patch, {largest} px: use '
+                     f'{max(-(-args.size // largest), 1) * largest}, or fewer --num-scales')
     return args
 
 

@@ -31,7 +31,11 @@ def target_shapes(config: str) -> dict:
     import torch
     from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
+
+    from apt_dense.mm import compat
+    compat.filter_library_warnings()
     cfg = Config.fromfile(config)
+    cfg.model.pop('trainable', None)  # it logs what is trained
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')), torch.device('meta'):
         return {name: tensor.shape for name, tensor in MODELS.build(cfg.model).state_dict().items()}
 
