@@ -23,7 +23,7 @@ import torch
 from apt_dense.benchmark import report, scoring
 
 ROOT = Path(__file__).parents[2]
-BUSY = '--threads 1 --clock process'  # the machine is shared
+BUSY = '--threads 1 --clock process'  # figures that other work on the machine changes least
 
 
 @dataclass(frozen=True)
