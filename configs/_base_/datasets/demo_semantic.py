@@ -4,14 +4,14 @@ data_root = 'data/demo/'
 crop_size = (256, 256)
 scale = (1024, 256)
 classes = ('background', 'ball', 'crate', 'kite', 'lifebuoy', 'starfish')
-palette = [[90, 90, 90], [230, 60, 60], [240, 160, 40], [70, 110, 240], [250, 240, 90], [60, 190, 100]]
+palette = [[90, 90, 90], [230, 60, 60], [240, 160, 40], [70, 110, 240], [190, 150, 0], [60, 190, 100]]
 metainfo = dict(classes=classes, palette=palette)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadLabelMap', num_classes=len(classes)),
     dict(type='RandomResize', scale=scale, ratio_range=(0.7, 1.4), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.95),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs')
 ]
