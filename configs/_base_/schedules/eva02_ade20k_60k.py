@@ -1,18 +1,11 @@
-# The official fine-tuning of EVA-02-B on ADE20K: 60k iterations at batch 32, a linear decay that the warm-up is
-# multiplied with.  --auto-scale-lr adapts the rate to other batches.  A leaf config sets num_layers, layer_decay_rate.
+# The official fine-tuning of EVA-02-B on ADE20K: 60k iterations at batch 32.
+_base_ = './eva02_ade20k_80k.py'
 max_iters = 60000
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=6000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-
-optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='APTLayerDecayOptimWrapperConstructor',
-    optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(flat_decay_mult=0.0, no_weight_decay_keys=('pos_embed', 'cls_token')))
+train_cfg = dict(max_iters=max_iters, val_interval=6000)
+optim_wrapper = dict(optimizer=dict(lr=6e-5))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+    _base_.param_scheduler[0],
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=max_iters)
 ]
-auto_scale_lr = dict(enable=False, base_batch_size=32)
+auto_scale_lr = dict(base_batch_size=32)
