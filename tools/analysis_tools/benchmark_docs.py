@@ -67,6 +67,7 @@ RUNS = {
     'memory': Run(f'--suite memory --no-stages --repeats 1 {BUSY}', ('memory',)),
     'deterministic': Run(f'--model B --depth 2 --mode forward train --deterministic 0 1 --no-memory --no-stages '
                          f'{BUSY}'),
+    'bfloat16': Run(f'--model B --depth 4 --kept 1.0 0.7 --dtype float32 bfloat16 --no-memory --no-stages {BUSY}'),
     'growth': Run(f'--suite growth --no-memory --no-stages {BUSY}', ('times',), has_plot=True),
     'unequal': Run(f'--suite unequal --no-stages {BUSY}', ('unequal', 'memory')),
     'tome': Run(f'--model S --geometry det seg --img-size 1024 --tome --no-memory --no-stages --repeats 2 {BUSY}',

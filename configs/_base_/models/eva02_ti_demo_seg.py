@@ -1,5 +1,5 @@
-# The segmentor of the ADE20K configs in small: 256 px, a tiny backbone, narrow heads, background and five classes; but for
-# the sampling of hard pixels.
+# The segmentor of the ADE20K configs in small: 256 px, a tiny backbone, narrow heads, background and five classes; and
+# sampling of hard pixels, which they do not have.
 _base_ = './upernet_eva02.py'
 num_classes = 6
 
