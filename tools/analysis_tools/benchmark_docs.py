@@ -60,9 +60,10 @@ PHOTOS = ('astronaut.png', 'coffee.png', 'chelsea.png')
 RUNS = {
     'paper': Run(f'--suite paper --repeats 2 --no-memory --no-stages {BUSY}', ('paper', 'times')),
     'overhead': Run(f'--suite overhead --mode forward --repeats 2 --no-memory {BUSY}', ('times', 'stages')),
-    'overhead_train': Run(f'--suite overhead --mode train --depth 6 --repeats 2 --no-memory --no-stages {BUSY}'),
+    'overhead_train': Run(f'--suite overhead --model B --mode train --depth 4 --repeats 1 --no-memory --no-stages '
+                          f'{BUSY}'),
     'kept': Run(f'--suite kept --mode forward --repeats 2 --no-memory {BUSY}', ('times', 'stages')),
-    'kept_train': Run(f'--suite kept --mode train --depth 6 --repeats 1 --no-memory --no-stages {BUSY}', ('times',)),
+    'kept_train': Run(f'--suite kept --mode train --depth 4 --repeats 1 --no-memory --no-stages {BUSY}', ('times',)),
     'scoring': Run(BUSY, module='apt_dense.benchmark.scoring'),
     'memory': Run(f'--suite memory --no-stages --repeats 1 {BUSY}', ('memory',)),
     'deterministic': Run(f'--model B --depth 2 --mode forward train --deterministic 0 1 --no-memory --no-stages '
