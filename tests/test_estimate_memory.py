@@ -5,7 +5,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 
@@ -21,26 +25,47 @@ def test_saved_bytes_of_known_layers():
     with tool.SavedBytes(model) as counter:
         model(torch.randn(10, 6))
     assert counter.total == 4 * 10 * (6 + 50)
+    with tool.SavedBytes(model) as counter, torch.autocast('cpu', dtype=torch.bfloat16):
+        model(torch.randn(10, 6))
+    assert counter.total == 2 * 10 * (6 + 50)  # not the second weight's copy
     with tool.SavedBytes(model) as counter, torch.no_grad():
         model(torch.randn(10, 6))
     assert counter.total == 0
 
 
-def test_the_command(tmp_path, capsys, monkeypatch):
+def estimate(task, tmp_path, capsys, monkeypatch):
+    """What the command prints for the demo's APT model on noise, and its figures in MB: weights, blocks, rest."""
     noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / 'noise.png')
-    config = str(SCRIPT.parents[2] / 'configs/apt_eva02_ti_demo_det.py')
+    config = str(SCRIPT.parents[2] / f'configs/apt_eva02_ti_demo_{task}.py')
     monkeypatch.setattr(tool, 'GB', 1e6)
     arguments = [config, str(tmp_path / 'noise.png'), '--size', '256', '--batch-size', '1', '3']
     monkeypatch.setattr(sys, 'argv', ['', *arguments])
     tool.main()
     printed = capsys.readouterr().out
-    assert 'at 256 px: 256 of 256 tokens, 9 million parameters, 9 trained' in printed
-    weights, blocks, rest = map(float, re.search(
-        r'optimiser: ([\d.]+) GB; an image: ([\d.]+) GB in the blocks, ([\d.]+) GB', printed).groups())
-    assert 18 * 8.5 < weights < 18 * 9.5 and rest > 5
+    figures = re.search(r'optimiser: ([\d.]+) GB; an image: ([\d.]+) GB in the blocks, ([\d.]+) GB', printed).groups()
+    return printed, *map(float, figures)
+
+
+@pytest.mark.parametrize(('task', 'millions'), [('det', 9), ('seg', 7)])
+def test_the_command(task, millions, tmp_path, capsys, monkeypatch):
+    printed, weights, blocks, rest = estimate(task, tmp_path, capsys, monkeypatch)
+    assert f'at 256 px: 256 of 256 tokens, {millions} million parameters, {millions} trained' in printed
+    assert 18 * (millions - 0.5) < weights < 18 * (millions + 0.5) and rest > 5
     hidden, dims = int(192 * 8 / 3), 192
     per_token = blocks * 1e6 / 12 / 256
     assert 2 * (9 * dims + 5 * hidden) < per_token < 4 * (14 * dims + 7 * hidden)  # its tensors in 2 and in 4 bytes
     one, three = (float(value) for value in re.findall(r'images: ([\d.]+) GB', printed))
     assert abs(one - weights - blocks - rest) < 0.2 and abs(three - weights - 3 * (blocks + rest)) < 0.4
+
+
+def test_a_segmentors_two_images_count_as_one():
+    """The bytes of an image are those that a third image adds: autocast's copies of the weights are no part of them."""
+    cfg = Config.fromfile(SCRIPT.parents[2] / 'configs/apt_eva02_ti_demo_seg.py')
+    init_default_scope(cfg.default_scope)
+    image, sample = torch.randn(1, 3, 256, 256), tool.segmentation_sample(256)
+    of_two, of_three = (
+        tool.saved_bytes(revert_sync_batchnorm(MODELS.build(cfg.model)).train(), image.repeat(images, 1, 1, 1),
+                         [sample] * images) for images in (2, 3))
+    for two, three in zip(of_two, of_three, strict=True):
+        assert 3 * three - 2 * two == pytest.approx(two, rel=0.03)

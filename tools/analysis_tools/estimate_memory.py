@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Estimate the memory of training a detector on one GPU, from a CPU: what autograd keeps, counted tensor by tensor.
+"""Estimate the memory of training on one GPU, from a CPU: what autograd keeps, counted tensor by tensor.
 
     python tools/analysis_tools/estimate_memory.py configs/apt_eva02_b_coco_full.py photo.jpg --size 1536
+    python tools/analysis_tools/estimate_memory.py configs/eva02_l_ade20k_512.py photo.jpg --size 512
 
 One forward pass under bfloat16 autocast, whose saved tensors are counted and dropped.  Added to that: parameters,
 gradients and AdamW's two states in float32, and autocast's bfloat16 copy of the weights.  Not counted: CUDA's context
 and workspaces, fragmentation, and that a GPU's autocast runs LayerNorm in float32: leave a fifth, and 2 GB, of the
-GPU free.  The photograph is resized to the square, so nothing is padded.
+GPU free.  The photograph is resized to the square, so nothing is padded.  A segmentor sees it twice, and the count is
+halved: the batch norm behind UPerHead's pooling to 1 x 1 wants more than one value a channel.
 """
 import argparse
 from pathlib import Path
@@ -15,12 +17,15 @@ import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
 from PIL import Image
 from torch import Tensor, nn
 
-import apt_dense.mm.det  # noqa: F401
+import apt_dense.mm.det
+import apt_dense.mm.seg  # noqa: F401
 from apt_dense.images import load_image, to_input
 
 GB = 1e9
@@ -30,12 +35,15 @@ class SavedBytes:
     """Context that counts, and does not keep, what autograd saves for the backward pass: each storage once.
 
     Attributes:
-        total: bytes, parameters not counted.
+        total: bytes, counted without the parameters and autocast's bfloat16 copies of them.
     """
 
     def __init__(self, model: nn.Module):
         self.total = 0
         self._known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self._parameters: dict[int, list[Tensor]] = {}  # by their number of elements
+        for parameter in model.parameters():
+            self._parameters.setdefault(parameter.numel(), []).append(parameter.detach())
         self._alive: list[Tensor] = []  # of the current part: a freed address may come again
 
     def forget(self) -> None:
@@ -43,12 +51,20 @@ class SavedBytes:
         self._known.difference_update(tensor.untyped_storage().data_ptr() for tensor in self._alive)
         self._alive = []
 
+    def _is_copy(self, tensor: Tensor) -> bool:
+        """Whether a tensor, or the one that it is a view of, has a parameter's values in bfloat16."""
+        size = tensor.untyped_storage().nbytes() // tensor.element_size()
+        if tensor.dtype != torch.bfloat16 or size not in self._parameters:
+            return False
+        values = tensor.detach().as_strided((size,), (1,), 0)
+        return any(torch.equal(values, parameter.flatten().bfloat16()) for parameter in self._parameters[size])
+
     def _pack(self, tensor: Tensor) -> None:
         pointer = tensor.untyped_storage().data_ptr()
         if pointer not in self._known:
             self._known.add(pointer)
             self._alive.append(tensor.detach())
-            self.total += tensor.untyped_storage().nbytes()
+            self.total += 0 if self._is_copy(tensor) else tensor.untyped_storage().nbytes()
 
     def __enter__(self) -> 'SavedBytes':
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda _: None)
@@ -59,15 +75,26 @@ class SavedBytes:
         self._hooks.__exit__(*error)
 
 
-def saved_bytes(model: nn.Module, image: Tensor) -> tuple[int, int, int]:
-    """Bytes that a training step of one image saves: (of all blocks, of one block's input, of everything else)."""
-    size = image.shape[-1]
+def detection_sample(size: int) -> DetDataSample:
+    """Three objects, a small, a medium and a large one, on a square of ``size`` px."""
     boxes = torch.tensor([[side, side, 4 * side, 4 * side] for side in (size // 64, size // 16, size // 6)]).float()
     masks = BitmapMasks(torch.ones(len(boxes), size, size, dtype=torch.uint8).numpy(), size, size)
     sample = DetDataSample(gt_instances=InstanceData(bboxes=boxes, labels=torch.zeros(len(boxes)).long(), masks=masks))
     sample.ignored_instances = InstanceData(bboxes=boxes[:0], labels=torch.zeros(0).long())
     sample.set_metainfo(dict(img_shape=(size, size), pad_shape=(size, size), batch_input_shape=(size, size),
                              scale_factor=(1.0, 1.0)))
+    return sample
+
+
+def segmentation_sample(size: int) -> SegDataSample:
+    """A label map of one class on a square of ``size`` px."""
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, size, size).long()))
+    sample.set_metainfo(dict(img_shape=(size, size), pad_shape=(size, size)))
+    return sample
+
+
+def saved_bytes(model: nn.Module, images: Tensor, samples: list) -> tuple[float, float, float]:
+    """Bytes that a training step saves for an image: (of all blocks, of one block's input, of everything else)."""
     model.backbone.with_cp = False
     counter, blocks, inputs = SavedBytes(model), [], []
 
@@ -83,13 +110,13 @@ def saved_bytes(model: nn.Module, image: Tensor) -> tuple[int, int, int]:
         block.register_forward_pre_hook(begin)
         block.register_forward_hook(end)
     with counter, torch.autocast('cpu', dtype=torch.bfloat16):
-        model.loss(image, [sample])
-    return sum(blocks), max(inputs), counter.total - sum(blocks)
+        model.loss(images, samples)
+    return tuple(bytes_ / len(images) for bytes_ in (sum(blocks), max(inputs), counter.total - sum(blocks)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='of a detector')
+    parser.add_argument('config', help='of a detector or a segmentor')
     parser.add_argument('image', type=Path)
     parser.add_argument('--size', type=int, default=1536, help='px, side of the square (1536)')
     parser.add_argument('--batch-size', type=int, nargs='+', default=[1, 2, 4], help='images (1 2 4)')
@@ -97,14 +124,17 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.img_size = args.size
-    model = MODELS.build(cfg.model).train()
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
     image = load_image(args.image).resize((args.size, args.size), Image.Resampling.BILINEAR)
-    of_blocks, of_input, rest = saved_bytes(model, to_input(image, args.size))
+    batch = 2 if cfg.default_scope == 'mmseg' else 1
+    sample = segmentation_sample(args.size) if cfg.default_scope == 'mmseg' else detection_sample(args.size)
+    of_blocks, of_input, rest = saved_bytes(model, to_input(image, args.size).repeat(batch, 1, 1, 1), [sample] * batch)
     depth, layout = len(model.backbone.blocks), model.backbone.last_layout
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     weights = 4 * total + 2 * total + (4 + 8) * trained
-    print(f'{args.config} at {args.size} px: {sum(layout.scale_counts)} of {layout.num_cells} tokens, '
+    tokens, cells = sum(layout.scale_counts) // batch, layout.num_cells // batch
+    print(f'{args.config} at {args.size} px: {tokens} of {cells} tokens, '
           f'{total / 1e6:.0f} million parameters, {trained / 1e6:.0f} trained')
     print(f'weights, gradients, optimiser: {weights / GB:.1f} GB; an image: {of_blocks / GB:.1f} GB in the blocks, '
           f'{rest / GB:.1f} GB in the rest')
