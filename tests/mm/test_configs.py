@@ -19,6 +19,9 @@ BACKBONE_MILLIONS = {'b': 86, 'l': 304}  # published sizes of EVA-02-B and L
 ADDED = {'patch_embed.conv_down.weight', 'patch_embed.conv_down.bias', 'patch_embed.zero_mlp.weight',
          'patch_embed.zero_mlp.bias'}
 SHORT = {'pretrained', 'model.backbone.init_cfg', 'train_cfg', 'param_scheduler', 'optim_wrapper', 'max_iters'}
+SMALLER = {'image_size', 'train_pipeline', 'test_pipeline', 'train_dataloader.dataset.pipeline',
+           'val_dataloader.dataset.pipeline', 'test_dataloader.dataset.pipeline', 'model.backbone.img_size',
+           'model.data_preprocessor.pad_size_divisor'}
 SEGMENTORS = ('b_ade20k_512', 'l_ade20k_512', 'l_ade20k_640')
 # (APT config, its dense twin, the settings in which they may differ besides APT's own).
 PAIRS = [
@@ -33,6 +36,8 @@ PAIRS = [
     ('apt_eva02_b_coco_24gb', 'eva02_b_coco', SHORT | {
         'requires_load_from', 'custom_hooks', 'model.trainable', 'model.backbone.with_cp',
         'train_dataloader.batch_size', 'accumulative_counts'}),
+    ('apt_eva02_l_coco_24gb', 'eva02_l_coco', SHORT | SMALLER | {
+        'requires_load_from', 'custom_hooks', 'model.trainable', 'train_dataloader.batch_size', 'accumulative_counts'}),
     *((f'apt_eva02_{size}_coco_resizing', f'eva02_{size}_coco',
        SHORT | {'train_dataloader', 'auto_scale_lr', 'model.backbone.detail_branch'})
       for size in 'bl'),
@@ -132,6 +137,23 @@ def test_crops_fit_the_models(size):
     assert crop.crop_size == preprocessor.size == test_cfg.crop_size == (size, size)
     assert backbone.img_size == backbone.pretrain_img_size == size
     assert test_cfg.mode == 'slide' and test_cfg.stride == ({512: 341, 640: 426}[size],) * 2
+
+
+def test_the_smaller_detector_is_smaller_everywhere():
+    """1536 px becomes 1024 px in both pipelines, the padding and the backbone; nothing else of them changes."""
+    def at_1024(node):
+        if isinstance(node, dict):
+            return {key: at_1024(child) for key, child in node.items()}
+        if isinstance(node, list | tuple):
+            return [at_1024(child) for child in node]
+        return 1024 if node == 1536 else node
+
+    small, full = (load(name).to_dict() for name in ('apt_eva02_l_coco_24gb', 'apt_eva02_l_coco'))
+    assert '1536' in str(full) and '1536' not in str(small)
+    assert at_1024(small['model']) == at_1024(full['model'])
+    for split in ('train', 'val', 'test'):
+        pipelines = [cfg[f'{split}_dataloader']['dataset']['pipeline'] for cfg in (small, full)]
+        assert at_1024(pipelines[0]) == at_1024(pipelines[1])
 
 
 @pytest.mark.parametrize(('name', 'twin', 'allowed'), PAIRS, ids=[pair[0] for pair in PAIRS])
