@@ -15,6 +15,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import get_worker_info
 
+from apt_dense.mm.errors import BadSampleError, NotFiniteError
+
 POLICIES = ('raise', 'skip')
 MAX_WORKERS = 256  # of a data loader, that are counted apart
 
@@ -64,7 +66,7 @@ class GuardSamples(BaseTransform):
             stops.
 
     Raises:
-        ValueError: naming the file, from whatever a transform raised.
+        BadSampleError: naming the file, from whatever a transform raised.
     """
 
     def __init__(self, transforms: list[dict], on_bad: str = 'raise'):
@@ -83,7 +85,7 @@ class GuardSamples(BaseTransform):
             said = str(error) or type(error).__name__
             reason = said if any(path in said for path in paths) else f'{" with ".join(paths)}: {said}'
             if self.on_bad == 'raise':
-                raise ValueError(f"bad sample: {reason}. Repair or remove it, or set on_bad='skip'") from error
+                raise BadSampleError(f"bad sample: {reason}. Repair or remove it, or set on_bad='skip'") from error
             worker = get_worker_info()
             self.skipped[0 if worker is None else 1 + worker.id % MAX_WORKERS] += 1
             print_log(f'bad sample skipped ({int(self.skipped.sum())} in this process so far): {reason}',
@@ -96,7 +98,9 @@ class BadDataHook(Hook):
     """Keep losses and gradients that are not finite out of the weights, and report how many samples were skipped.
 
     Losses and gradients are looked at before each optimiser step, on all ranks, after clipping and accumulation.  Where
-    float16's loss scaler skips a step because of an overflow, it is not counted; a loss that is not finite is.
+    float16's loss scaler skips a step because of an overflow, it is not counted; a loss that is not finite is.  With a
+    step that is skipped, floating-point buffers (the statistics of batch norms) return to what they were after the
+    forward pass of the last step that was not.
 
     Args:
         on_nan: 'raise', or 'skip' the step, log it and count it.
@@ -104,9 +108,11 @@ class BadDataHook(Hook):
         interval: iterations between two reports of skipped samples (``GuardSamples``) over all ranks.
 
     Raises:
-        FloatingPointError: naming the files of the batches whose loss was not finite, of all ranks.  (Or of all batches
+        NotFiniteError: naming the files of the batches whose loss was not finite, of all ranks.  (Or of all batches
             of the step, if only the gradients were not.)
     """
+
+    priority = 'ABOVE_NORMAL'  # before EMAHook, which averages or copies buffers
 
     def __init__(self, on_nan: str = 'raise', max_in_a_row: int = 10, interval: int = 50):
         check_policy('on_nan', on_nan)
@@ -117,15 +123,19 @@ class BadDataHook(Hook):
         self._files: list[str] = []  # of the current batch
         self._batches: list[tuple[list[str], torch.Tensor]] = []  # files, is the loss finite; since the last step
         self._handles: list[Any] = []
+        self._model: nn.Module | None = None
+        self._kept_buffers: dict[str, torch.Tensor] = {}  # at the last step; of on_nan='skip' only
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._model = model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._handles = [model.register_forward_hook(self._note_losses),
                          runner.optim_wrapper.optimizer.register_step_pre_hook(self._before_step)]
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         samples = data_batch.get('data_samples', ()) if isinstance(data_batch, dict) else ()
         self._files = [str(getattr(sample, 'img_path', '?')) for sample in samples]
+        if not self._kept_buffers:  # the first iteration of this run
+            self._keep_buffers()
 
     def _note_losses(self, model: nn.Module, inputs: tuple, losses: Any) -> None:
         """Remember whether a batch's losses are finite, without waiting for the device."""
@@ -148,7 +158,22 @@ class BadDataHook(Hook):
                     parameter.grad = None  # optimisers pass over these: no step, no weight decay, no state
         else:
             self._in_a_row = 0
+            self._keep_buffers()
         self._batches = []
+
+    def _keep_buffers(self) -> None:
+        """Copy what a forward pass in training mode may change: the weights are not enough to undo a step."""
+        if self.on_nan == 'skip':
+            self._kept_buffers = {name: buffer.detach().clone() for name, buffer in self._floating_buffers()}
+
+    def _restore_buffers(self) -> None:
+        for name, buffer in self._floating_buffers():
+            if name in self._kept_buffers:
+                buffer.copy_(self._kept_buffers[name])
+
+    def _floating_buffers(self) -> list[tuple[str, torch.Tensor]]:
+        return [(f'{prefix}.{name}', buffer) for prefix, module in self._model.named_modules() if module.training
+                for name, buffer in module.named_buffers(recurse=False) if buffer.is_floating_point()]
 
     @staticmethod
     def _any_rank(finite: list[torch.Tensor]) -> bool:
@@ -168,15 +193,15 @@ class BadDataHook(Hook):
             named = [name for files in dist.all_gather_object(own) for name in files]
         message = f'{what}; images: {", ".join(named)}'
         if self.on_nan == 'raise':
-            raise FloatingPointError(f"{message}. The weights are as they were before; on_nan='skip' leaves out such "
-                                     'steps')
+            raise NotFiniteError(f"{message}. The weights are as they were before; on_nan='skip' leaves out such steps")
+        self._restore_buffers()
         self.num_skipped_steps += 1
         self._in_a_row += 1
         print_log(f'optimiser step skipped ({self.num_skipped_steps} so far): {message}', logger='current',
                   level=logging.WARNING)
         if self._in_a_row >= self.max_in_a_row:
-            raise FloatingPointError(f'{self._in_a_row} optimiser steps in a row were skipped: this is not the data. '
-                                     f'Lower the learning rate or clip the gradients. Last: {message}')
+            raise NotFiniteError(f'{self._in_a_row} optimiser steps in a row were skipped: this is not the data. '
+                                 f'Lower the learning rate or clip the gradients. Last: {message}')
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Report; and refuse a loss that float16's scaler has passed over."""

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from apt_dense.core.eva02 import APTEVA02
+from apt_dense.mm.errors import DataError
 from apt_dense.mm.samplers import TokenBalancedBatchSampler, check_token_settings
 
 
@@ -65,7 +66,7 @@ class KeptTokensHook(Hook):
         runner.message_hub.update_scalar('train/tokens_per_second', tokens / (now - self._started))
         self._started = now
         self._rank_tokens.append(tokens)
-        if len(self._rank_tokens) == self.interval:
+        if self.every_n_train_iters(runner, self.interval):  # of the run, so that a resumed one logs the same
             self._compare_ranks(runner)
 
     def after_train(self, runner: Runner) -> None:
@@ -121,7 +122,7 @@ class CheckFrozenLoadedHook(Hook):
     frozen except for a few parameters that means to train these on top of random weights.
 
     Raises:
-        ValueError: naming frozen parameters that are missing from the checkpoint or of another shape; or if training
+        DataError: naming frozen parameters that are missing from the checkpoint or of another shape; or if training
             begins without a checkpoint.
     """
 
@@ -130,8 +131,8 @@ class CheckFrozenLoadedHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         if not self._loaded:
-            raise ValueError('this config trains a few parameters of a trained model, and no checkpoint was loaded: '
-                             'set load_from')
+            raise DataError('this config trains a few parameters of a trained model, and no checkpoint was loaded: '
+                            'set load_from')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self._loaded = True
@@ -143,9 +144,9 @@ class CheckFrozenLoadedHook(Hook):
         bad = [name for name, value in (frozen | stored).items()
                if getattr(state.get(name), 'shape', None) != value.shape]
         if bad:
-            raise ValueError(f'the checkpoint {runner._load_from} lacks {len(bad)} frozen parameters of this model, or '
-                             f'has them in another shape: {", ".join(bad[:5])}{", ..." if len(bad) > 5 else ""}. '
-                             "Give the checkpoint of this config's dense twin")
+            raise DataError(f'the checkpoint {runner._load_from} lacks {len(bad)} frozen parameters of this model, or '
+                            f'has them in another shape: {", ".join(bad[:5])}{", ..." if len(bad) > 5 else ""}. '
+                            "Give the checkpoint of this config's dense twin")
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from apt_dense.core.checkpoint import load_official, looks_official
 from apt_dense.mm import checkpointing, compat, signals
+from apt_dense.mm.errors import BadSampleError, DataError
 
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 SCOPES = ('mmdet', 'mmseg')
@@ -28,15 +29,20 @@ class LaunchError(ValueError):
 def run_tool(main: Callable[[], None]) -> int:
     """Run a tool's main function; print what the user can act on as one message, from one process.
 
+    A bad sample is known to the process that loads it alone, so it is printed from there.
+
     Returns:
-        The exit status: 0; 2 after a LaunchError, or if the work directory cannot be used or the disk is full; 75 if
-        a signal has stopped the training, which can then go on.
+        The exit status: 0; 2 after a LaunchError or a DataError, or if the work directory cannot be used or the disk is
+        full; 75 if a signal has stopped the training, which can then go on.
     """
     status = 0
     try:
         main()
     except (LaunchError, checkpointing.WorkDirError) as error:
         status = _failed(str(error))
+    except DataError as error:
+        message = str(error).rpartition(f'{type(error).__name__}: ')[2].strip()  # after the traceback of a worker
+        status = _failed(message, from_any=isinstance(error, BadSampleError))
     except signals.TrainingStopped as stopped:
         status = signals.EXIT_STOPPED
         _say(str(stopped))
@@ -50,13 +56,13 @@ def run_tool(main: Callable[[], None]) -> int:
     return status
 
 
-def _failed(message: str) -> int:
-    _say(f'error: {message}')
+def _failed(message: str, from_any: bool = False) -> int:
+    _say(f'error: {message}', from_any)
     return 2
 
 
-def _say(message: str) -> None:
-    if _is_first_process():
+def _say(message: str, from_any: bool = False) -> None:
+    if from_any or _is_first_process():
         print(message, file=sys.stderr)
 
 

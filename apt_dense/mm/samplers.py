@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS
 
+from apt_dense.mm.errors import DataError
 from apt_dense.mm.inputs import input_settings
 from apt_dense.token_counts import load_token_counts, read_token_counts
 
@@ -122,9 +123,12 @@ def check_token_settings(path: Path, cfg: Config) -> None:
     """Check that token counts were made with a config's thresholds, scorer, dataset and one of its pipelines.
 
     Raises:
-        ValueError: if not, naming what differs.
+        DataError: if not, naming what differs.
     """
     found, _ = load_token_counts(path)
     pipeline = 'train' if found.get('training') else 'test' if cfg.get('test_dataloader') else 'val'
     settings = input_settings(cfg, 'train', pipeline, seed=found.get('seed'))
-    read_token_counts(path, {**settings, 'thresholds': cfg.model.backbone.thresholds})
+    try:
+        read_token_counts(path, {**settings, 'thresholds': cfg.model.backbone.thresholds})
+    except ValueError as error:
+        raise DataError(str(error)) from error

@@ -1,5 +1,7 @@
 """What test_distributed.py runs inside each of two real processes; the results are compared there."""
 import copy
+import os
+import signal
 from pathlib import Path
 
 import torch
@@ -107,3 +109,15 @@ class DistributedChecksHook(Hook):
     def after_train(self, runner) -> None:
         self.results['weights'] = runner.model.module.state_dict()
         torch.save(self.results, Path(runner.work_dir) / f'rank{dist.get_rank()}.pth')
+
+
+@HOOKS.register_module()
+class SignalOneRankHook(Hook):
+    """The second rank gets SIGUSR1 in an iteration, counted from 0."""
+
+    def __init__(self, train_iter: int):
+        self.train_iter = train_iter
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if runner.iter == self.train_iter and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)

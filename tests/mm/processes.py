@@ -11,20 +11,22 @@ CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(['apt_dense.mm.det', 'apt_dense.mm.launch', 'mmdet.datasets', 'mmdet.evaluation'])
 
 
-def train(log: Path, argv: list, kill_in_write: int = 0) -> multiprocessing.Process:
+def train(log: Path, argv: list, kill_in_write: int = 0, **environment: str) -> multiprocessing.Process:
     """Start tools/train.py with options, in a process group of its own.
 
     Args:
         log: where its output is appended.
         kill_in_write: the process kills itself when half of this checkpoint, counted from 1, is on the disk.
+        environment: variables to set.
     """
     log.touch()
-    process = CONTEXT.Process(target=_train, args=(str(log), [str(item) for item in argv], kill_in_write))
+    process = CONTEXT.Process(target=_train, args=(str(log), [str(item) for item in argv], kill_in_write, environment))
     process.start()
     return process
 
 
-def _train(log: str, argv: list[str], kill_in_write: int) -> None:
+def _train(log: str, argv: list[str], kill_in_write: int, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     from apt_dense.mm import checkpointing, launch
     os.setsid()
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):

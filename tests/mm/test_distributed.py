@@ -13,8 +13,12 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from apt_dense.mm.run_comparison import differing, load, logged
+from apt_dense.mm.signals import EXIT_STOPPED
+from tests.mm import processes
 from tests.mm.conftest import CONFIGS, draw_scene, point_to, shrink, write_coco
 from tests.mm.test_training import logged_scalars
+from tests.mm.toys import toy_config
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='mmengine trains on this device')
@@ -98,3 +102,31 @@ def test_the_log_lists_the_tokens_of_each_rank(two_processes):
     train = [entry for entry in two_processes.scalars if 'loss' in entry]
     assert len(train) == 3 and 'idle_share' in train[1]
     assert any('coco/bbox_mAP' in entry for entry in two_processes.scalars)
+
+
+def run_both(log: Path, *argv) -> list[int]:
+    """The exit statuses of both ranks of tools/train.py, started as torchrun does."""
+    port = free_port()
+    ranks = [processes.train(log, [*argv, '--launcher', 'pytorch'], RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2',
+                             LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port) for rank in ('0', '1')]
+    for rank in ranks:
+        rank.join(120)
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()  # one that waits for the other
+    return codes
+
+
+def test_a_signal_to_one_rank_stops_both_and_resuming_is_exact(tmp_path):
+    cfg = toy_config(tmp_path / 'whole')
+    cfg.custom_imports = dict(imports=['tests.mm.toys', 'tests.mm.distributed_checks'])
+    cfg.dump(tmp_path / 'whole.py')
+    cfg.custom_hooks.append(dict(type='SignalOneRankHook', train_iter=6))
+    cfg.dump(tmp_path / 'signalled.py')
+    log, parts = tmp_path / 'log', tmp_path / 'parts'
+    assert run_both(log, tmp_path / 'whole.py') == [0, 0], log.read_text()[-2000:]
+    assert run_both(log, tmp_path / 'signalled.py', '--work-dir', parts) == [EXIT_STOPPED] * 2, log.read_text()[-2000:]
+    assert (parts / 'last_checkpoint').read_text().endswith('iter_7.pth')
+    assert run_both(log, tmp_path / 'whole.py', '--work-dir', parts, '--resume') == [0, 0], log.read_text()[-2000:]
+    assert not differing(*(load(folder / 'iter_10.pth') for folder in (tmp_path / 'whole', parts)))
+    assert logged(tmp_path / 'whole') == logged(parts) and len(logged(parts)) == 10

@@ -10,9 +10,10 @@ from torch import nn
 
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
+from apt_dense.mm.fault_tolerance import make_fault_tolerant
 from apt_dense.mm.fsdp import wrap_transformer_blocks
+from apt_dense.mm.run_comparison import logged
 from tests.mm.conftest import CONFIGS, point_to
-from tests.mm.test_training import losses_of
 
 
 def sharded(name: str, tmp_path) -> Config:
@@ -67,12 +68,20 @@ def test_layer_decay_of_sharded_blocks(tiny_config):
         build_optim_wrapper(model, cfg)
 
 
-def test_the_flexible_runner_trains(tiny_config, coco_root, tmp_path):
-    """The runner that the strategy needs, with another strategy: FSDP wants GPUs."""
-    cfg = point_to(tiny_config(), coco_root, tmp_path / 'work', max_iters=2)
-    cfg.update(runner_type='FlexibleRunner', strategy=dict(type='SingleDeviceStrategy'))
-    cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
-    cfg.custom_hooks.append(dict(type='BadDataHook'))
-    RUNNERS.build(cfg).train()
-    losses = losses_of(tmp_path / 'work')
-    assert len(losses) == 2 and all(map(math.isfinite, losses))
+def test_the_flexible_runner_trains_and_resumes(tiny_config, coco_root, tmp_path):
+    """The runner that the strategy needs, as tools/train.py sets it up, with another strategy: FSDP wants GPUs."""
+    work = tmp_path / 'work'
+    for max_iters in (2, 3):
+        cfg = point_to(tiny_config(), coco_root, work, max_iters=max_iters)
+        cfg.update(runner_type='FlexibleRunner', strategy=dict(type='SingleDeviceStrategy'))
+        cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
+        cfg.custom_hooks.append(dict(type='BadDataHook'))
+        cfg.experiment_name = cfg.visualizer.name = f'flexible_{max_iters}'
+        make_fault_tolerant(cfg)
+        if max_iters == 3:
+            cfg.update(resume=True, load_from=str(work / 'iter_2.pth'))
+        runner = RUNNERS.build(cfg)
+        runner.train()
+        assert type(runner.train_loop).__name__ == 'ResumableIterBasedTrainLoop' and runner.iter == max_iters
+    entries = logged(work)
+    assert list(entries) == [1, 2, 3] and all(math.isfinite(entry['loss']) for entry in entries.values())

@@ -29,6 +29,8 @@ from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 
 from apt_dense.mm import launch, outputs
+from apt_dense.mm.bad_data import BadDataHook, GuardSamples
+from apt_dense.mm.hooks import CheckFrozenLoadedHook
 from tests.mm.conftest import point_to
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +119,45 @@ def test_run_tool_leaves_other_errors_alone():
 
         with pytest.raises(type(error)):
             launch.run_tool(main)
+
+
+class Broken(torch.utils.data.Dataset):
+    """Every file of it is missing."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return GuardSamples([dict(type='LoadCheckedImage')])(dict(img_path='/data/7.jpg'))
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+@pytest.mark.parametrize('rank', ['0', '1'])
+def test_run_tool_names_a_bad_sample_of_any_process_and_its_workers(monkeypatch, capsys, num_workers, rank):
+    monkeypatch.setenv('RANK', rank)
+    loader = torch.utils.data.DataLoader(Broken(), num_workers=num_workers)
+    assert launch.run_tool(lambda: list(loader)) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: bad sample: ') and '/data/7.jpg' in line and line.endswith("set on_bad='skip'")
+
+
+def test_run_tool_prints_errors_of_the_data_from_one_process(monkeypatch, capsys):
+    def not_finite():
+        hook = BadDataHook()
+        hook._batches = [(['7.jpg'], torch.tensor(False))]
+        hook._refuse()
+
+    mains = {'error: a loss that is not finite; images: 7.jpg. ': not_finite,
+             'error: this config trains a few parameters of a trained model, and no ':
+                 lambda: CheckFrozenLoadedHook().before_train(None)}
+    for message, main in mains.items():
+        assert launch.run_tool(main) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith(message) and printed.count('\n') == 1
+        with monkeypatch.context() as context:
+            context.setenv('RANK', '1')
+            assert launch.run_tool(main) == 2
+        assert capsys.readouterr().err == ''
 
 
 @pytest.mark.parametrize('initialized', [False, True])

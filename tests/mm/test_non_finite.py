@@ -14,17 +14,21 @@ from apt_dense.mm.bad_data import BadDataHook
 
 
 class Regression(BaseModel):
-    """The loss of the image named nan.jpg is NaN, the gradient of that named inf.jpg infinite."""
+    """The inputs of the image named nan.jpg become NaN, the gradient of that named inf.jpg infinite."""
 
     def __init__(self):
         super().__init__()
+        self.norm = nn.BatchNorm1d(3)
         self.layer = nn.Linear(3, 1)
 
     def forward(self, inputs, data_samples, mode='tensor'):
-        output = self.layer(torch.stack(inputs))
+        inputs = torch.stack(inputs)
         names = [sample.img_path for sample in data_samples]
         if 'nan.jpg' in names:
-            return dict(loss=[output.mean() * float('nan')])
+            inputs = inputs * float('nan')
+        output = self.layer(self.norm(torch.cat([inputs, inputs + 1])))
+        if 'nan.jpg' in names:
+            return dict(loss=[output.mean()])
         if 'inf.jpg' in names:
             return dict(loss=(output - output.detach()).abs().sqrt().mean())
         return dict(loss=(output - 1).square().mean(), acc=output.detach().mean())
@@ -51,10 +55,10 @@ class CPUScalerOptimWrapper(OptimWrapper):
 
 
 def train(work_dir, names: list[str], on_nan='raise', max_in_a_row=10, **wrapper) -> SimpleNamespace:
-    """Train one image a step; returns the runner, the hook and the weights after each step."""
+    """Train one image a step; returns the runner, the hook, and weights and batch statistics after each step."""
     data = [dict(inputs=torch.full((3,), float(index % 3)), data_samples=BaseDataElement(metainfo=dict(img_path=name)))
             for index, name in enumerate(names)]
-    weights, hook = [], BadDataHook(on_nan, max_in_a_row)
+    weights, statistics, hook = [], [], BadDataHook(on_nan, max_in_a_row)
     runner = Runner(
         Regression(), work_dir=str(work_dir), experiment_name=str(work_dir), default_scope='mmengine',
         train_dataloader=dict(dataset=data, batch_size=1, num_workers=0,
@@ -64,13 +68,19 @@ def train(work_dir, names: list[str], on_nan='raise', max_in_a_row=10, **wrapper
         custom_hooks=[hook])
     runner.model.register_forward_hook(
         lambda model, *_: weights.append(model.layer.weight.detach().clone()))
-    result = SimpleNamespace(runner=runner, hook=hook, weights=weights)
+    runner.model.register_forward_pre_hook(lambda model, *_: statistics.append(statistics_of(model)))
+    result = SimpleNamespace(runner=runner, hook=hook, weights=weights, statistics=statistics)
     try:
         runner.train()
     except FloatingPointError as error:
         result.error = str(error)
     weights.append(runner.model.layer.weight.detach().clone())
+    statistics.append(statistics_of(runner.model))
     return result
+
+
+def statistics_of(model: Regression) -> torch.Tensor:
+    return torch.stack([model.norm.running_mean, model.norm.running_var])
 
 
 @pytest.mark.parametrize('bad', ['nan.jpg', 'inf.jpg'])
@@ -89,8 +99,10 @@ def test_a_step_that_is_not_finite_is_left_out(bad, tmp_path):
     result = train(tmp_path / 'bad', ['a.jpg', 'b.jpg', 'c.jpg', bad, 'd.jpg', 'e.jpg'], on_nan='skip')
     assert result.hook.num_skipped_steps == 1
     assert torch.equal(result.weights[3], result.weights[4])
-    assert all(weights.isfinite().all() for weights in result.weights)
+    assert torch.equal(result.statistics[3], result.statistics[4])
+    assert all(values.isfinite().all() for values in (*result.weights, *result.statistics))
     assert not torch.equal(result.weights[4], result.weights[5])
+    assert not torch.equal(result.statistics[4], result.statistics[5])
     log = next((tmp_path / 'bad').rglob('*.log')).read_text()
     assert 'optimiser step skipped (1 so far): ' in log and f'images: {bad}' in log
     assert 'skipped so far: 0 bad samples, 1 optimiser steps' in log
@@ -101,6 +113,8 @@ def test_accumulation_leaves_out_the_whole_step_and_names_the_batch(tmp_path):
                    accumulative_counts=2)
     changed = [not torch.equal(*pair) for pair in zip(result.weights, result.weights[1:], strict=False)]
     assert changed == [False, True, False, False, False, True]
+    assert torch.equal(result.statistics[2], result.statistics[4]), 'as at the last step'
+    assert result.statistics[-1].isfinite().all() and not torch.equal(result.statistics[4], result.statistics[5])
     assert result.hook.num_skipped_steps == 1
     assert 'images: nan.jpg\n' in next(tmp_path.rglob('*.log')).read_text()
 
@@ -110,7 +124,7 @@ def test_a_loss_scaler_does_not_hide_a_loss(names, tmp_path):
     """It skips the step itself, and would go on for ever with an ever smaller scale."""
     result = train(tmp_path, names, on_nan='skip', max_in_a_row=3, type='CPUScalerOptimWrapper')
     assert result.hook.num_skipped_steps == names.count('nan.jpg')
-    assert all(weights.isfinite().all() for weights in result.weights)
+    assert all(values.isfinite().all() for values in (*result.weights, *result.statistics))
     assert hasattr(result, 'error') == (names.count('nan.jpg') == 3)
 
 

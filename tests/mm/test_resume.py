@@ -14,9 +14,11 @@ from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
-from apt_dense.mm.resume import ResumableBatchSampler, SeededDataset, seed_generators
+from apt_dense.mm.resumable_data import ResumableBatchSampler, SeededDataset, seed_generators
 from apt_dense.mm.run_comparison import differing, load, logged
+from apt_dense.mm.samplers import TokenBalancedBatchSampler  # noqa: F401  (registers it)
 from apt_dense.mm.signals import EXIT_STOPPED
+from apt_dense.token_counts import write_token_counts
 from tests.mm import processes
 from tests.mm.conftest import point_to
 from tests.mm.toys import (
@@ -159,6 +161,20 @@ def test_dataset_smaller_than_a_batch(tmp_path):
     settings = dict(loader('DefaultSampler'), batch_size=20, drop_last=True)
     with pytest.raises(ValueError, match='smaller than one batch'):
         run_toy(tmp_path, train_dataloader=settings)
+
+
+@pytest.mark.parametrize('balanced', [False, True])
+def test_an_endless_sampler_has_no_epochs(balanced, tmp_path):
+    settings = loader('InfiniteSampler')
+    if balanced:
+        dataset = ToyDataset()
+        dataset.get_data_info = lambda index: dict(img_path=str(index))
+        write_token_counts(tmp_path / 'tokens.json', {}, {str(index): 9.0 for index in range(len(dataset))})
+        settings.update(dataset=dataset, batch_sampler=dict(
+            type='TokenBalancedBatchSampler', token_counts=str(tmp_path / 'tokens.json')))
+    name = 'TokenBalancedBatchSampler' if balanced else 'BatchSampler'
+    with pytest.raises(ValueError, match=rf'\b{name} of an InfiniteSampler is endless.* train with IterBasedTrainLoop'):
+        run_toy(tmp_path, train_cfg=EPOCHS, train_dataloader=settings)
 
 
 class Recorded(list):

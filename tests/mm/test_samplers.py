@@ -9,6 +9,7 @@ import pytest
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 
 import apt_dense.mm.det  # noqa: F401
+from apt_dense.mm.errors import DataError
 from apt_dense.mm.inputs import input_settings
 from apt_dense.mm.samplers import TokenBalancedBatchSampler, balanced_steps
 from apt_dense.token_counts import write_token_counts
@@ -172,5 +173,5 @@ def test_training_with_balanced_batches(balanced_config, tmp_path):
     (dict(training=True), 'pipeline was ')])
 def test_counts_of_other_settings_are_refused(balanced_config, stale, message):
     write_token_counts(balanced_config.path, {**balanced_config.settings, **stale}, balanced_config.tokens)
-    with pytest.raises(ValueError, match=rf'tokens\.json was made with other settings: .*{message}'):
+    with pytest.raises(DataError, match=rf'tokens\.json was made with other settings: .*{message}'):
         run(balanced_config.cfg)

@@ -1,6 +1,7 @@
 """Training and evaluation through mmengine's runner, on data as it comes."""
 import json
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from mmengine.runner import Runner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import apt_dense.mm.det  # noqa: F401
+from apt_dense.mm import hooks
 from tests.mm.conftest import draw_scene, point_to, write_coco
 
 ADDED = ['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp']
@@ -142,3 +144,29 @@ def test_hook_needs_the_backbone(tiny_config, coco_root, tmp_path):
     cfg.model.neck = dict(type='mmdet.FPN', in_channels=[256], out_channels=64, num_outs=5)
     with pytest.raises(ValueError, match='KeptTokensHook needs a model whose backbone is APTEVA02, got ResNet'):
         run(cfg)
+
+
+def test_idle_share_of_a_resumed_run(monkeypatch):
+    """Resumed at a multiple of the interval it is the uninterrupted run's; in between the first counts fewer."""
+    monkeypatch.setattr(hooks.dist, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(hooks.dist, 'all_gather', lambda own: [own, torch.full_like(own, 100)])
+
+    def logged_from(start: int) -> dict[int, tuple[float, str]]:
+        found, hook = {}, hooks.KeptTokensHook(interval=3)
+        for iteration in range(start, 9):
+            layout = SimpleNamespace(scale_counts=(10 * iteration,), num_cells=100)
+            monkeypatch.setattr(hooks, '_backbone', lambda model, layout=layout: SimpleNamespace(
+                last_layout=layout, max_tokens=None))
+            scalars, lines = {}, []
+            hook.after_train_iter(SimpleNamespace(
+                model=None, iter=iteration, message_hub=SimpleNamespace(update_scalar=scalars.__setitem__),
+                logger=SimpleNamespace(info=lines.append)), 0)
+            if 'train/idle_share' in scalars:
+                found[iteration + 1] = scalars['train/idle_share'], lines[0]
+        return found
+
+    whole = logged_from(0)
+    assert list(whole) == [3, 6, 9]
+    assert logged_from(3) == {key: whole[key] for key in (6, 9)}
+    between = logged_from(4)
+    assert between[9] == whole[9] and 'mean of 2 iterations: 45 100' in between[6][1]
