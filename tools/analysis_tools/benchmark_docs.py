@@ -60,8 +60,8 @@ PHOTOS = ('astronaut.png', 'coffee.png', 'chelsea.png')
 RUNS = {
     'paper': Run(f'--suite paper --repeats 2 --no-memory --no-stages {BUSY}', ('paper', 'times')),
     'overhead': Run(f'--suite overhead --mode forward --repeats 2 --no-memory {BUSY}', ('times', 'stages')),
-    'overhead_512': Run('--suite overhead --model L --geometry seg --img-size 512 --mode forward --repeats 8 --no-memory '
-                        f'{BUSY}', ('times', 'stages')),
+    'overhead_512': Run('--suite overhead --model L --geometry seg --img-size 512 --mode forward --repeats 8 '
+                        f'--no-memory {BUSY}', ('times', 'stages')),
     'overhead_train': Run(f'--suite overhead --model B --mode train --depth 4 --repeats 1 --no-memory --no-stages '
                           f'{BUSY}'),
     'kept': Run(f'--suite kept --mode forward --repeats 2 --no-memory {BUSY}', ('times', 'stages')),
