@@ -100,6 +100,11 @@ def point_to(cfg: Config, root: Path, work_dir: Path, max_iters: int = 2) -> Con
                     transform[key] = (128, 128)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = f'{root}/annotations/instances_val.json'
+    return run_briefly(cfg, work_dir, max_iters)
+
+
+def run_briefly(cfg: Config, work_dir: Path, max_iters: int) -> Config:
+    """Train ``max_iters`` batches of two, logging each, then validate and save."""
     cfg.train_dataloader.batch_size = 2
     cfg.train_cfg.update(max_iters=max_iters, val_interval=max_iters)
     cfg.default_hooks.logger.interval = 1

@@ -16,7 +16,7 @@ from mmseg.structures import SegDataSample
 
 import apt_dense.mm.det
 from apt_dense.mm import launch, outputs, seg
-from tests.mm.conftest import CONFIGS, draw_scene
+from tests.mm.conftest import CONFIGS, draw_scene, run_briefly
 
 ADDED = ['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp']
 CROP = 128
@@ -79,15 +79,7 @@ def point_to(cfg: Config, root: Path, work_dir: Path, max_iters: int = 2) -> Con
                 transform.scale = (4 * CROP, CROP)
             if 'crop_size' in transform:
                 transform.crop_size = (CROP, CROP)
-    cfg.train_dataloader.batch_size = 2
-    cfg.train_cfg.update(max_iters=max_iters, val_interval=max_iters)
-    cfg.default_hooks.logger.interval = 1
-    cfg.default_hooks.checkpoint.interval = max_iters
-    cfg.work_dir = str(work_dir)
-    # mmengine keeps one visualiser and one message hub for each name in a process.
-    cfg.visualizer.name = str(work_dir)
-    cfg.experiment_name = str(work_dir).replace('/', '_')
-    return cfg
+    return run_briefly(cfg, work_dir, max_iters)
 
 
 def logged(work_dir: Path) -> list[dict]:
