@@ -4,6 +4,7 @@
 """
 import re
 import sys
+from collections.abc import Callable
 
 import torch
 from mmengine.config import Config
@@ -50,12 +51,13 @@ def random_like(name: str, value: torch.Tensor) -> torch.Tensor:
     return torch.randn(value.shape) * 0.1
 
 
-def official_state(cfg: Config) -> dict[str, torch.Tensor]:
-    """Random float32 values under the official names, RoPE tables included."""
+def official_state(cfg: Config, values: Callable[[str, torch.Tensor], torch.Tensor] = random_like
+                   ) -> dict[str, torch.Tensor]:
+    """Values under the official names, RoPE tables included: random float32, or what ``values`` makes of a name."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
         model = MODELS.build(cfg.model)
     rules = SEGMENTOR if cfg.default_scope == 'mmseg' else DETECTOR
-    state = {official_name(name, rules): random_like(name, value) for name, value in model.state_dict().items()}
+    state = {official_name(name, rules): values(name, value) for name, value in model.state_dict().items()}
     head_dim, cells = model.backbone.head_dim, (cfg.model.backbone.img_size // 16)**2
     tables = ({'rope': cells} if cfg.default_scope == 'mmseg'
               else {'net.rope_win': cfg.model.backbone.window_size**2, 'net.rope_glb': cells})
