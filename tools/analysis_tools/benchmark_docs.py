@@ -67,7 +67,7 @@ RUNS = {
     'kept': Run(f'--suite kept --mode forward --repeats 2 --no-memory {BUSY}', ('times', 'stages')),
     'kept_train': Run(f'--suite kept --mode train --depth 4 --repeats 1 --no-memory --no-stages {BUSY}', ('times',)),
     'scoring': Run(BUSY, module='apt_dense.benchmark.scoring'),
-    'memory': Run(f'--suite memory --no-stages --repeats 1 {BUSY}', ('memory',)),
+    'memory': Run(f'--suite memory --depth 4 --no-stages --warmup 0 --repeats 1 {BUSY}', ('memory',)),
     'deterministic': Run(f'--model B --depth 2 --mode forward train --deterministic 0 1 --no-memory --no-stages '
                          f'{BUSY}'),
     'bfloat16': Run(f'--model B --depth 4 --kept 1.0 0.7 --dtype float32 bfloat16 --no-memory --no-stages {BUSY}'),
