@@ -58,7 +58,7 @@ class APTEVA02(nn.Module):
         detail_branch: see ``AdaptivePatchEmbed``.
         rope_anchor: 'corner' or 'center', see ``rope_table``.
         attn_backend: 'auto', 'flash_attn', 'torch_varlen' or 'sdpa', see ``varlen_attention``.
-        with_cp: recompute each block's activations in the backward pass, to save memory.
+        with_cp: recompute the activations of the embedding and of each block in the backward pass, to save memory.
         max_tokens: the most tokens, class tokens not counted, of one image or of one batch (``max_tokens_per``: 'image'
             or 'batch').  Where there are more, thresholds are raised image by image, see ``fit_budgets`` and
             ``share_budget``: no busy image costs more memory or time than that.  None sets no limit.
@@ -143,7 +143,8 @@ class APTEVA02(nn.Module):
         """
         layout = self.make_layout(x)
         self.last_layout = layout
-        x = self.embed(x, layout)
+        recompute = self.with_cp and torch.is_grad_enabled()
+        x = checkpoint(self.embed, x, layout, use_reentrant=False) if recompute else self.embed(x, layout)
         windowed = self.window_size > 0
         dtype = torch.promote_types(x.dtype, torch.float32)
         tables = {True: rope_table(layout, self.head_dim, True, self.rope_anchor, dtype) if windowed else None,
@@ -152,10 +153,7 @@ class APTEVA02(nn.Module):
         for index, block in enumerate(self.blocks):
             local = windowed and index not in self.global_blocks
             arguments = (x, layout.windows if local else layout.images, tables[local], layout.images)
-            if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, *arguments, use_reentrant=False)
-            else:
-                x = block(*arguments)
+            x = checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
             if index in self.out_indices:
                 outputs.append(layout.expand(x))
         return tuple(outputs)

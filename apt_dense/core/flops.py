@@ -38,12 +38,14 @@ class MultiplyAdds:
         """Of a forward and a backward pass, where every parameter takes a gradient and the image none.
 
         Args:
-            with_cp: the blocks are computed again in the backward pass, except for their last layer, whose output
-                nothing in that pass needs.
+            with_cp: embedding and blocks are computed again in the backward pass, except for their last layer, whose
+                output nothing in that pass needs.
         """
         blocks = self.linears * 3 + self.attention * (1 + ATTENTION_BACKWARD)
         if with_cp:
             blocks += self.linears - self.last_linears + self.attention
+            # Of the dense embedding, the projection is all there is.
+            blocks += self.patches + self.details if self.details else 0
         return self.patches * 2 + self.details * 3 + blocks
 
 
