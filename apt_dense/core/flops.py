@@ -39,7 +39,8 @@ class MultiplyAdds:
 
         Args:
             with_cp: embedding and blocks are computed again in the backward pass, except for their last layer, whose
-                output nothing in that pass needs.
+                output nothing in that pass needs.  (Exact for the dense model and where patches merge; an APT without
+                merged patches or detail branch computes its projection once more than is counted.)
         """
         blocks = self.linears * 3 + self.attention * (1 + ATTENTION_BACKWARD)
         if with_cp:
