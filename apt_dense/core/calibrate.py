@@ -49,8 +49,8 @@ class InputScorer:
         self.backbone.make_layout(x)
         return [scores[0] for scores in self._maps]
 
-    def _record(self, image: Tensor, patch_size: int, num_scales: int) -> list[Tensor]:
-        self._maps = self._score(image, patch_size, num_scales)
+    def _record(self, image: Tensor, patch_size: int, num_scales: int, **options: bool) -> list[Tensor]:
+        self._maps = self._score(image, patch_size, num_scales, **options)
         return self._maps
 
 

@@ -57,18 +57,24 @@ class AdaptivePatchEmbed(nn.Module):
             (T, C), packed as the layout says.
         """
         cells = self._project(self._patches(image, layout, 0))
-        tokens = cells if layout.is_dense else cells[layout.starts]
+        ordered = layout.order(position[None])
+        if layout.is_dense:
+            tokens = (cells.unflatten(0, (layout.batch_size, -1)) + ordered).flatten(0, 1)
+        else:
+            tokens = cells[layout.starts] + ordered[layout.starts % len(ordered)]
         if self.num_scales > 1:
-            tokens = tokens.index_copy_(0, layout.coarse_tokens, self._embed_coarse(image, cells, layout))
-        return self._add_positions(tokens, layout, position)
+            coarse = self._embed_coarse(image, cells, layout)
+            coarse = self._add_positions(coarse, layout, position).to(tokens.dtype)
+            tokens = tokens.index_copy_(0, layout.coarse_tokens, coarse)
+        return tokens
 
     def _embed_coarse(self, image: Tensor, cells: Tensor, layout: TokenLayout) -> Tensor:
         """The merged patches without positions, all scales in turn, fine to coarse: (T - T_0, C).
 
         A scale without tokens costs nothing; if all are, the result has no rows, and gradients of zero.
         """
-        patches = [self._patches(image, layout, scale)[layout.starts[rows] >> 2 * scale]
-                   for scale, rows in enumerate(layout.tokens_by_scale) if scale and layout.scale_counts[scale]]
+        patches = [self._patches(image, layout, scale)[block]
+                   for scale, block in enumerate(layout.coarse_blocks, start=1) if len(block)]
         embedded = self._project(torch.cat(patches) if patches else image.new_zeros(0, self.proj.weight[0].numel()))
         details = self._details(cells, layout)
         return embedded if details is None else embedded + details
@@ -95,9 +101,9 @@ class AdaptivePatchEmbed(nn.Module):
         if self.conv_down is None:
             return None
         counts = layout.scale_counts[1:]
-        starts = (layout.starts[rows] for rows in layout.tokens_by_scale[1:])
-        index = [(start[:, None] + torch.arange(4**scale, device=start.device)).flatten()
-                 for scale, start in enumerate(starts, start=1)]
+        cells_of_block = torch.arange(4**len(counts), device=cells.device)
+        index = [((block << 2 * scale)[:, None] + cells_of_block[:4**scale]).flatten()
+                 for scale, block in enumerate(layout.coarse_blocks, start=1)]
         weight = self.conv_down.weight.permute(0, 2, 3, 1).flatten(1)
         rows, finished = cells[torch.cat(index)], []
         for count in counts:
@@ -107,18 +113,15 @@ class AdaptivePatchEmbed(nn.Module):
         details = torch.cat(finished)
         return details if self.zero_mlp is None else self.zero_mlp(details)
 
-    def _add_positions(self, tokens: Tensor, layout: TokenLayout, position: Tensor) -> Tensor:
-        """(T, C) + the position of each token, from the table (H, W, C).
+    def _add_positions(self, coarse: Tensor, layout: TokenLayout, position: Tensor) -> Tensor:
+        """The merged patches (T - T_0, C) + the position of each, from the table (H, W, C).
 
         Source: the public code, which resamples the table to the coarser grid (bicubic, antialias).
         """
-        ordered = layout.order(position[None])
-        if layout.is_dense:
-            return (tokens.unflatten(0, (layout.batch_size, -1)) + ordered).flatten(0, 1)
-        positions, coarse = ordered[layout.starts % len(ordered)], []
-        for scale, rows in enumerate(layout.tokens_by_scale):
-            if scale and layout.scale_counts[scale]:
+        positions = []
+        for scale, block in enumerate(layout.coarse_blocks, start=1):
+            if len(block):
                 table = resample_table(position, layout.height >> scale, layout.width >> scale, antialias=True)
                 ordered = layout.order(table[None], scale)
-                coarse.append(ordered[(layout.starts[rows] >> 2 * scale) % len(ordered)])
-        return tokens + positions.index_copy_(0, layout.coarse_tokens, torch.cat(coarse))
+                positions.append(ordered[block % len(ordered)])
+        return coarse + torch.cat(positions) if positions else coarse

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from apt_dense.core.attention import check_backend
 from apt_dense.core.block import Block
 from apt_dense.core.embed import AdaptivePatchEmbed
-from apt_dense.core.importance import check_finite, get_scorer
+from apt_dense.core.importance import check_finite, get_scorer, may_be_finite
 from apt_dense.core.layout import TokenLayout, check_grid, padding_remedy
 from apt_dense.core.position import resample_table
 from apt_dense.core.quadtree import check_thresholds, fit_budgets, select_scales, share_budget
@@ -179,17 +179,24 @@ class APTEVA02(nn.Module):
         if self.num_scales == 1:
             check_finite(x)
             return TokenLayout.dense(batch_size, height, width, self.window_size, 1, has_cls_token, x.device)
+        arguments = (self.window_size, self.num_scales, has_cls_token, False)
+        image = self._restore_image(x)
         with torch.autocast(x.device.type, enabled=False):
-            merged = self.scorer(self._restore_image(x), self.patch_size * 2, self.num_scales - 1)
+            merged = self.scorer(image, self.patch_size * 2, self.num_scales - 1, check=False)
         base = merged[0].new_empty(()).expand(batch_size, height, width)  # select_scales reads only its shape
         scores = [base, *merged]
-        layout = TokenLayout.from_scales(select_scales(scores, self.thresholds), self.window_size, self.num_scales,
-                                         has_cls_token)
+        scales = select_scales(scores, self.thresholds)
+        try:
+            # A bad pixel makes every scale a bad one: the one wait, for the number of tokens, finds both.
+            layout = TokenLayout.from_scales(scales.masked_fill(~may_be_finite(image), -1), *arguments)
+        except ValueError:
+            check_finite(image)
+            layout = TokenLayout.from_scales(scales, *arguments)  # finite, only too large to be summed
         budgets = self._budgets([length - has_cls_token for length in layout.images.lengths])
         if not self.last_num_raised:
             return layout
         scales = fit_budgets(scores, self.thresholds, budgets)
-        return TokenLayout.from_scales(scales, self.window_size, self.num_scales, has_cls_token)
+        return TokenLayout.from_scales(scales, *arguments)
 
     def _budgets(self, counts: list[int]) -> list[int]:
         """The most tokens that each image may have, given how many it has; counts those that have too many."""
@@ -225,8 +232,8 @@ class APTEVA02(nn.Module):
         steps = 1024 if x.dtype in (torch.float32, torch.float64) else 1
         image = x.to(torch.float32, copy=True)
         for channel, mean, std in zip(image.unbind(1), self.img_mean, self.img_std, strict=True):
-            channel.mul_(std).add_(mean).mul_(steps).round_().div_(steps)
-        return image
+            channel.mul_(std * steps).add_(mean * steps)
+        return image.round_().div_(steps)
 
     @staticmethod
     def _check_budget(max_tokens: int | None, per: str, thresholds: Sequence[float]) -> None:

@@ -4,6 +4,9 @@ Every scorer takes an image of shape (B, 3, H, W), RGB in 0..255, any dtype, and
 float32 maps, fine to coarse.  Map s has shape (B, ceil(H / P), ceil(W / P)) with P = patch_size * 2**s: one score for
 each patch.  A low score means a smooth patch, which may be merged.
 
+``check=False`` leaves out the check for pixels that are not finite, which waits for a GPU: their patches' scores are
+then arbitrary.
+
 Source: APT (arXiv 2510.18091, section 3.1) and the three measures of its public classification code.
 """
 import math
@@ -18,7 +21,8 @@ LUMA_WEIGHTS = (0.2989, 0.5870, 0.1140)
 INCOMPLETE_PATCH_ENTROPY = 1e6  # of a patch that reaches over the border: above every threshold, never merged
 
 
-def patch_entropy(image: Tensor, patch_size: int = 16, num_scales: int = 4, bins: int = 512) -> list[Tensor]:
+def patch_entropy(image: Tensor, patch_size: int = 16, num_scales: int = 4, bins: int = 512, *,
+                  check: bool = True) -> list[Tensor]:
     """Shannon entropy, in bits, of the grey-value histogram of each patch.
 
     Args:
@@ -26,6 +30,7 @@ def patch_entropy(image: Tensor, patch_size: int = 16, num_scales: int = 4, bins
         patch_size: side of the finest patch in pixels.
         num_scales: number of maps; patch sides double from one to the next.
         bins: equal bins over [0, 255]; 255 falls into the last one.
+        check: see the module docstring.
 
     Returns:
         ``num_scales`` maps, fine to coarse (see the module docstring).  Incomplete patches at the right and bottom
@@ -37,24 +42,26 @@ def patch_entropy(image: Tensor, patch_size: int = 16, num_scales: int = 4, bins
     Source: the vectorised entropy of the public code's data pipeline, which the published thresholds belong to.  The
     histogram is counted once, at the finest scale; those of the coarser scales are 2 x 2 sums of it.
     """
-    image = _checked_image(image)
+    image = _checked_image(image, check)
     batch, _, height_px, width_px = image.shape
     rows, cols = height_px // patch_size, width_px // patch_size
     counts = _histogram(_luma(image[..., :rows * patch_size, :cols * patch_size]), patch_size, bins)
     maps = []
     for scale in range(num_scales):
         side_px = patch_size << scale
-        complete = _entropy_of_counts(counts, side_px**2)
-        shape = (batch, -(-height_px // side_px), -(-width_px // side_px))
-        scores = image.new_full(shape, INCOMPLETE_PATCH_ENTROPY)
-        scores[:, :complete.shape[1], :complete.shape[2]] = complete
+        scores = _entropy_of_counts(counts, side_px**2)
+        below, right = (-(-side // side_px) - complete
+                        for side, complete in zip((height_px, width_px), scores.shape[1:], strict=True))
+        if below or right:
+            scores = F.pad(scores, (0, right, 0, below), value=INCOMPLETE_PATCH_ENTROPY)
         maps.append(scores)
         if scale + 1 < num_scales:
             counts = _sum_2x2(counts)
     return maps
 
 
-def patch_laplacian(image: Tensor, patch_size: int = 16, num_scales: int = 4, reduction: str = 'mean') -> list[Tensor]:
+def patch_laplacian(image: Tensor, patch_size: int = 16, num_scales: int = 4, reduction: str = 'mean', *,
+                    check: bool = True) -> list[Tensor]:
     """Absolute response of the 8-connected Laplacian on the 0..1 grey image, reduced over each patch.
 
     Args:
@@ -62,6 +69,7 @@ def patch_laplacian(image: Tensor, patch_size: int = 16, num_scales: int = 4, re
         patch_size: side of the finest patch in pixels.
         num_scales: number of maps; patch sides double from one to the next.
         reduction: 'mean', 'max' or 'std' (unbiased).
+        check: see the module docstring.
 
     Returns:
         ``num_scales`` maps, fine to coarse.  Responses outside the image count as zero.
@@ -73,7 +81,7 @@ def patch_laplacian(image: Tensor, patch_size: int = 16, num_scales: int = 4, re
     """
     if reduction not in ('mean', 'max', 'std'):
         raise ValueError(f"reduction={reduction!r} is not one of 'mean', 'max', 'std'")
-    image = _checked_image(image)
+    image = _checked_image(image, check)
     if min(image.shape[-2:]) < 2:
         raise ValueError(f'patch_laplacian needs an image of at least 2 x 2 pixels, got {tuple(image.shape[-2:])}: '
                          'pad it first')
@@ -85,7 +93,7 @@ def patch_laplacian(image: Tensor, patch_size: int = 16, num_scales: int = 4, re
 
 
 def patch_upsampling_error(image: Tensor, patch_size: int = 16, num_scales: int = 4,
-                           factors: Sequence[float] = (0.5, 0.5, 0.25, 0.25)) -> list[Tensor]:
+                           factors: Sequence[float] = (0.5, 0.5, 0.25, 0.25), *, check: bool = True) -> list[Tensor]:
     """Mean squared error of the 0..1 RGB image after down- and upsampling, over each patch.
 
     Args:
@@ -93,6 +101,7 @@ def patch_upsampling_error(image: Tensor, patch_size: int = 16, num_scales: int 
         patch_size: side of the finest patch in pixels.
         num_scales: number of maps; patch sides double from one to the next.
         factors: downsampling factor of each scale, fine to coarse; the last one serves all coarser scales.
+        check: see the module docstring.
 
     Returns:
         ``num_scales`` maps, fine to coarse.  The error outside the image counts as zero.
@@ -104,7 +113,7 @@ def patch_upsampling_error(image: Tensor, patch_size: int = 16, num_scales: int 
     """
     if not factors or not all(0 < factor <= 1 for factor in factors):
         raise ValueError(f'factors={tuple(factors)} must be one or more numbers in (0, 1]')
-    image = _checked_image(image) / 255
+    image = _checked_image(image, check) / 255
     maps, errors = [], {}
     for scale in range(num_scales):
         factor = factors[min(scale, len(factors) - 1)]
@@ -134,18 +143,24 @@ def get_scorer(name: str) -> Callable[..., list[Tensor]]:
     return SCORERS[name]
 
 
-def _checked_image(image: Tensor) -> Tensor:
-    """Return the image in float32; raise ValueError for a wrong shape or non-finite pixels."""
+def _checked_image(image: Tensor, check: bool) -> Tensor:
+    """Return the image in float32; raise ValueError for a wrong shape or, if wanted, for non-finite pixels."""
     if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
         raise ValueError(f'image has shape {tuple(image.shape)}, wanted (B, 3, H, W) with no empty side')
     image = image.float()
-    check_finite(image)
+    if check:
+        check_finite(image)
     return image
+
+
+def may_be_finite(image: Tensor) -> Tensor:
+    """True, as a tensor without shape, only if all pixels are finite.  (False also if their sum is too large.)"""
+    return image.sum(dtype=torch.float32).isfinite()  # one pass, and no mask of the image's size
 
 
 def check_finite(image: Tensor) -> None:
     """Raise ValueError, naming the images, if a batch (B, ...) holds a NaN or an infinity.  Waits for the device."""
-    if torch.isfinite(image.sum(dtype=torch.float32)):  # one pass, and no mask of the image's size
+    if may_be_finite(image):
         return
     bad = [i for i, finite in enumerate(torch.isfinite(image).flatten(1).all(1).tolist()) if not finite]
     if bad:
@@ -166,8 +181,8 @@ def _histogram(grey: Tensor, patch_size: int, bins: int) -> Tensor:
     batch, height_px, width_px = grey.shape
     rows, cols = height_px // patch_size, width_px // patch_size
     values = grey.mul_(bins).div_(255).long().clamp_(0, bins - 1)
-    patch_index = torch.arange(batch * rows * cols, device=grey.device).view(batch, rows, 1, cols, 1)
-    values = values.view(batch, rows, patch_size, cols, patch_size).add_(patch_index * bins)
+    first_bins = torch.arange(0, batch * rows * cols * bins, bins, device=grey.device).view(batch, rows, 1, cols, 1)
+    values = values.view(batch, rows, patch_size, cols, patch_size).add_(first_bins)
     counts = grey.new_zeros(batch * rows * cols * bins)
     counts.scatter_add_(0, values.flatten(), counts.new_ones(()).expand(values.numel()))
     return counts.view(batch, rows, cols, bins)

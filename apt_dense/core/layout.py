@@ -12,6 +12,7 @@ the root.  Three properties follow, and everything else rests on them:
 """
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Runs:
     @classmethod
     def from_lengths(cls, lengths: tuple[int, ...], device: torch.device) -> 'Runs':
         """Build the runs of the given lengths."""
-        ends = torch.tensor((0, *lengths)).cumsum(0).to(torch.int32)
+        ends = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
         return cls(ends.to(device, non_blocking=True), lengths)
 
     @property
@@ -79,7 +80,7 @@ class TokenLayout:
     @classmethod
     @torch.no_grad()
     def from_scales(cls, scales: Tensor, window_size: int = 0, num_scales: int | None = None,
-                    has_cls_token: bool = False) -> 'TokenLayout':
+                    has_cls_token: bool = False, check: bool = True) -> 'TokenLayout':
         """Build the layout of a scale map.  Waits for the device once, for the number of tokens.
 
         Args:
@@ -88,6 +89,7 @@ class TokenLayout:
             num_scales: S, which sets the root; by default that of the largest in the map (one more
                 wait).
             has_cls_token: put a class token before each image's tokens.
+            check: False if the map is one of ``select_scales``: whether all patches are whole is then left unchecked.
 
         Raises:
             ValueError: if the grid is no multiple of the window, the window none of the root, a scale is out of range
@@ -103,11 +105,15 @@ class TokenLayout:
             raise ValueError(f'window_size={window_size} and a class token: a class token sees the whole image, set '
                              'window_size=0')
         ordered = order_cells(scales.long(), window_size, num_scales)
-        counts, scale_counts = cls._count(ordered, window_size**2 or height * width, num_scales)
+        index = torch.arange(ordered.numel(), device=scales.device)
+        areas = 1 << 2 * ordered
+        first = index & (areas - 1) == 0  # a token begins at a multiple of its area
+        # A cell lies in the token of its aligned block, which must begin with the same scale.
+        same = (ordered[index & -areas] == ordered).all() if check else None
+        counts, scale_counts = cls._count(ordered, first, same, window_size**2 or height * width, num_scales)
         num_tokens = sum(counts)
-        cumulative = cls._is_first_cell(ordered).cumsum(0)
-        wanted = torch.arange(1, num_tokens + 1, device=scales.device)
-        starts = torch.searchsorted(cumulative, wanted)  # the k-th first cell; nonzero() would wait for the device
+        # The k-th first cell is where their number reaches k; nonzero() would wait for the device.
+        starts = torch.searchsorted(first.cumsum(0), index[:num_tokens], right=True)
         token_scales = ordered[starts]
         per_image = len(counts) // batch_size
         image_lengths = tuple(sum(counts[i:i + per_image]) for i in range(0, len(counts), per_image))
@@ -140,34 +146,30 @@ class TokenLayout:
         return layout._with_cls_tokens() if has_cls_token else layout
 
     @staticmethod
-    def _is_first_cell(ordered: Tensor) -> Tensor:
-        """Ordered scales (N,) -> True where a token begins: the cells that are a multiple of their token's area."""
-        index = torch.arange(ordered.numel(), device=ordered.device)
-        return index & ((1 << 2 * ordered) - 1) == 0
-
-    @classmethod
-    def _count(cls, ordered: Tensor, window_cells: int, num_scales: int) -> tuple[list[int], tuple[int, ...]]:
+    def _count(ordered: Tensor, first: Tensor, same: Tensor | None, window_cells: int,
+               num_scales: int) -> tuple[list[int], tuple[int, ...]]:
         """Tokens in each window, in order, and of each scale.
 
         The one place that waits for the device; it validates the map on the way.
+
+        Args:
+            ordered: (N,) scales of the cells in the tokens' order.
+            first: (N,) bool, True where a token begins.
+            same: whether every block begins with the scale of its cells; None if that is known.
         """
-        in_range = (ordered >= 0) & (ordered < num_scales)
-        safe = ordered.where(in_range, 0)
-        index = torch.arange(ordered.numel(), device=ordered.device)
-        first = cls._is_first_cell(safe)
-        per_scale = torch.stack([(first & (safe == scale)).sum() for scale in range(num_scales)])
-        # A cell lies in the token of its aligned block.  Every block begins with the same scale, and the blocks' areas
-        # add up to the number of cells: then each cell is covered exactly once.
-        same = (safe[index & -(1 << 2 * safe)] == safe).all()
+        per_scale = (ordered == torch.arange(num_scales, device=ordered.device)[:, None]).sum(1)
         counts = first.view(-1, window_cells).sum(1)
-        host = torch.cat([torch.stack([in_range.all(), same]).long(), per_scale, counts]).tolist()
-        in_range, same, per_scale, counts = *host[:2], tuple(host[2:2 + num_scales]), host[2 + num_scales:]
-        if not in_range:
+        known = first.new_ones(1) if same is None else same[None]
+        host = torch.cat([known.long(), per_scale, counts]).tolist()
+        same, cells, counts = host[0], host[1:1 + num_scales], host[1 + num_scales:]
+        if sum(cells) != ordered.numel():
             raise ValueError(f'the scale map holds a scale outside 0..{num_scales - 1}')
-        if not same or sum(count << 2 * scale for scale, count in enumerate(per_scale)) != ordered.numel():
+        # A block that is not whole begins as one that is, so there are too few cells for as many tokens.
+        tokens = [count / (1 << 2 * scale) for scale, count in enumerate(cells)]
+        if not same or sum(tokens) != sum(counts):
             raise ValueError('the scale map holds an incomplete patch: all cells of a patch of scale s must say s, and '
                              'it must be aligned to multiples of 2**s cells')
-        return counts, per_scale
+        return counts, tuple(int(count) for count in tokens)
 
     def _with_cls_tokens(self) -> 'TokenLayout':
         """The same layout with a class token before each image's tokens."""
@@ -215,13 +217,26 @@ class TokenLayout:
     @cached_property
     def tokens_by_scale(self) -> tuple[Tensor, ...]:
         """S tensors (T_s,) int64: the rows of the tokens of each scale, ascending; class tokens are in none."""
-        num_cls = self.has_cls_token * self.batch_size
-        return self.scales.argsort(stable=True).split((num_cls, *self.scale_counts))[1:]
+        return self._by_scale.split((self.has_cls_token * self.batch_size, *self.scale_counts))[1:]
+
+    @cached_property
+    def _by_scale(self) -> Tensor:
+        """(T,) int64: all rows, class tokens first, then by scale."""
+        return self.scales.argsort(stable=True)
 
     @cached_property
     def coarse_tokens(self) -> Tensor:
         """(T - T_0,) int64: the rows of the merged patches, by scale, fine to coarse."""
-        return self.scales.argsort(stable=True)[self.has_cls_token * self.batch_size + self.scale_counts[0]:]
+        return self._by_scale[self.has_cls_token * self.batch_size + self.scale_counts[0]:]
+
+    @cached_property
+    def coarse_blocks(self) -> tuple[Tensor, ...]:
+        """S - 1 tensors (T_s,) int64: of the tokens of each scale s > 0, which block of 2**s x 2**s cells each is.
+
+        Blocks are counted in the tokens' order, over the batch: the rows of ``order(..., s)``.
+        """
+        starts = self.starts[self.coarse_tokens].split(self.scale_counts[1:])
+        return tuple(start >> 2 * scale for scale, start in enumerate(starts, start=1))
 
     @cached_property
     def cell_yx(self) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt_dense import APTEVA02, TokenLayout
 from apt_dense.core.block import Block, DropPath
@@ -253,7 +254,7 @@ def test_the_scored_image_is_the_raw_one(model_dtype, input_dtype):
     """All 256 levels of each channel come back exactly from the normalised input, in every precision."""
     model = APTEVA02(**TOY).to(model_dtype)
     scored, scorer = [], model.scorer
-    model.scorer = lambda image, *sizes: scored.append(image) or scorer(image, *sizes)
+    model.scorer = lambda image, *sizes, **options: scored.append(image) or scorer(image, *sizes, **options)
     levels = torch.arange(256).repeat(2).view(1, 1, 16, 32)
     image = torch.cat([levels, 255 - levels]).expand(2, 3, 16, 32).to(torch.uint8)
     model.make_layout(normalise(image).to(input_dtype))
@@ -265,7 +266,7 @@ def test_fractions_of_grey_levels_are_scored_too():
     """An image that was resized in floating point: a bin of the entropy is half a level, 1/1024 is enough."""
     model = APTEVA02(**TOY)
     scored, scorer = [], model.scorer
-    model.scorer = lambda image, *sizes: scored.append(image) or scorer(image, *sizes)
+    model.scorer = lambda image, *sizes, **options: scored.append(image) or scorer(image, *sizes, **options)
     image = 255 * torch.rand(2, 3, 32, 48)
     model.make_layout(normalise(image))
     torch.testing.assert_close(scored[0], image, atol=1e-3, rtol=0)
@@ -374,6 +375,44 @@ def test_non_finite_pixels(settings, value):
     x[1, 2, 5, 6] = value
     with pytest.raises(ValueError, match=r'NaN or infinite pixels in image\(s\) \[1\] of the batch'):
         APTEVA02(**settings)(x)
+
+
+def test_pixels_whose_sum_overflows_are_finite():
+    x = normalise(image_of(MIXED))
+    layout = APTEVA02(**TOY).make_layout(x + 1e33)
+    assert layout.num_cells == APTEVA02(**DENSE).make_layout(x).num_cells
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which the host would wait for a GPU."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.count = 0
+        tolist = torch.Tensor.tolist
+        monkeypatch.setattr(torch.Tensor, 'tolist', lambda tensor: self._one_more() or tolist(tensor))
+
+    def _one_more(self):
+        self.count += 1
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function.name()
+        masks = name == 'aten::index.Tensor' and any(part is not None and part.dtype == torch.bool for part in args[1])
+        unsized = name == 'aten::repeat_interleave.Tensor' and kwargs.get('output_size') is None
+        if masks or unsized or name in {'aten::_local_scalar_dense', 'aten::is_nonzero', 'aten::nonzero',
+                                        'aten::masked_select', 'aten::equal', 'aten::bincount'}:
+            self._one_more()
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize('settings', [TOY, DENSE, CLASS_TOKEN], ids=['adaptive', 'dense', 'class_token'])
+def test_the_host_waits_once(settings, monkeypatch):
+    """For the number of tokens, by which it also learns of bad pixels."""
+    model, x = APTEVA02(**settings), normalise(image_of(MIXED))
+    with torch.no_grad(), Waits(monkeypatch) as waits:
+        model(x)
+    assert waits.count == 1
 
 
 def test_a_backend_that_cannot_run_here():
