@@ -24,7 +24,7 @@ import torch
 
 from apt_dense.benchmark import report
 from apt_dense.benchmark.cases import DETECTION_THRESHOLDS, DTYPES, GEOMETRIES, MODES, Case
-from apt_dense.benchmark.measure import CLOCKS
+from apt_dense.benchmark.measure import CLOCKS, keep_freed_memory
 from apt_dense.benchmark.run import environment, run_case
 from apt_dense.benchmark.suites import SUITES
 from apt_dense.core.attention import BACKENDS
@@ -130,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
+    keep_freed_memory()
     rows = []
     try:
         for group, case in cases_of(args):

@@ -123,7 +123,15 @@ def device_name(device: str) -> str:
     if torch.device(device).type == 'cuda':
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f'{platform.machine()} CPU, {threads} thread{"s" if threads > 1 else ""}'
+    return f'{_cpu_name()}, {threads} thread{"s" if threads > 1 else ""}'
+
+
+def _cpu_name() -> str:
+    """The processor's model as Linux gives it, else its architecture."""
+    cpuinfo = Path('/proc/cpuinfo')
+    models = [line.partition(':')[2].strip() for line in cpuinfo.read_text().splitlines()
+              if line.startswith('model name')] if cpuinfo.is_file() else []
+    return f'{platform.machine()} CPU{f" ({models[0]})" if models else ""}'
 
 
 def environment(command: Sequence[str]) -> dict[str, str]:
