@@ -24,7 +24,7 @@ import torch
 
 from apt_dense.benchmark import report
 from apt_dense.benchmark.cases import DETECTION_THRESHOLDS, DTYPES, GEOMETRIES, MODES, Case
-from apt_dense.benchmark.measure import CLOCKS, keep_freed_memory
+from apt_dense.benchmark.measure import CLOCKS, keep_freed_memory, profile
 from apt_dense.benchmark.run import environment, run_case
 from apt_dense.benchmark.suites import SUITES
 from apt_dense.core.attention import BACKENDS
@@ -48,6 +48,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     how.add_argument('--batch', nargs='+', type=int, help='images of a batch (1)')
     how.add_argument('--dtype', nargs='+', choices=DTYPES, help='train runs under autocast (float32)')
     how.add_argument('--backend', nargs='+', choices=BACKENDS, help='attention (auto)')
+    how.add_argument('--compiled', nargs='+', type=int, choices=(0, 1), help='torch.compile of dense and APT (0)')
     how.add_argument('--with-cp', nargs='+', type=int, choices=(0, 1), help='activation checkpointing (0)')
     how.add_argument('--deterministic', nargs='+', type=int, choices=(0, 1),
                      help='torch.use_deterministic_algorithms (0)')
@@ -63,6 +64,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--tome', action='store_true', help='token merging too, at as many tokens; and distances')
     parser.add_argument('--checkpoint', type=Path, help='weights of the backbone, by eva02_to_mm.py; by tools/train.py '
                         'with tools/analysis_tools/benchmark.py')
+    parser.add_argument('--profile', action='store_true', help="only torch's table of the operators, dense and APT")
     parser.add_argument('--no-stages', dest='stages', action='store_false', help='do not split the time')
     parser.add_argument('--no-memory', dest='memory', action='store_false', help='do not measure peak memory')
     parser.add_argument('--json', type=Path, help='write the rows here')
@@ -72,6 +74,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('--suite has images of its own: leave the photographs out, or the suite')
     if args.photos and args.kept:
         parser.error('photographs keep what --thresholds let them: leave --kept out')
+    if args.profile and (args.json or args.plot):
+        parser.error('--profile prints, and measures nothing: leave --json and --plot out')
     if args.tome and 'train' in (args.mode or ()):
         parser.error('--tome compares forward passes: leave --mode train out')
     return args
@@ -91,7 +95,7 @@ def cases_of(args: argparse.Namespace) -> list[tuple[str, Case]]:
     """
     chosen = dict(model=args.model, geometry=args.geometry, img_size=args.img_size, mode=args.mode)
     settings = dict(dtype=args.dtype, backend=args.backend)
-    for name in ('with_cp', 'deterministic'):
+    for name in ('compiled', 'with_cp', 'deterministic'):
         settings[name] = [bool(value) for value in getattr(args, name) or ()]
     single = {name: [value] for name, value in dict(device=args.device, depth=args.depth, clock=args.clock).items()
               if value is not None}
@@ -126,6 +130,15 @@ def _images(args: argparse.Namespace, case: Case) -> list[dict[str, tuple]]:
     return wanted
 
 
+def _print_profiles(args: argparse.Namespace) -> None:
+    """The operators of each row's dense and APT model."""
+    for _, case in cases_of(args):
+        x = case.build_input()
+        for kind in ('dense', 'apt'):
+            model = case.build_model(kind == 'dense', args.checkpoint)
+            print(f'{case.title}, {case.mode}, batch {case.batch}, {kind}:\n{profile(case, model, x)}')
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
     if args.threads:
@@ -133,6 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     rows = []
     try:
+        if args.profile:
+            _print_profiles(args)
+            return 0
         for group, case in cases_of(args):
             repeats = args.repeats or (20 if case.on_gpu else 3)
             warmup = (5 if case.on_gpu else 1) if args.warmup is None else args.warmup

@@ -36,6 +36,7 @@ class Case:
         dtype: 'float32', 'bfloat16' or 'float16': a forward pass has its weights in it, a training step runs under
             autocast with float32 weights.
         device, backend: where, and ``attn_backend``.
+        compiled: dense and APT with torch.compile.
         with_cp: activation checkpointing.
         deterministic: under ``torch.use_deterministic_algorithms``.
         clock: on a CPU 'wall', or 'process', the processor time of this process: on a machine that others use, with one
@@ -52,6 +53,7 @@ class Case:
     dtype: str = 'float32'
     device: str = 'cpu'
     backend: str = 'auto'
+    compiled: bool = False
     with_cp: bool = False
     deterministic: bool = False
     clock: str = 'wall'
@@ -89,7 +91,8 @@ class Case:
 
     def arguments(self, dense: bool) -> dict[str, object]:
         """The arguments of APTEVA02 for this row's dense or APT model."""
-        arguments = dict(PRESETS[self.model], img_size=self.img_size, attn_backend=self.backend, with_cp=self.with_cp)
+        arguments = dict(PRESETS[self.model], img_size=self.img_size, attn_backend=self.backend, with_cp=self.with_cp,
+                         compiled=self.compiled)
         depth = arguments['depth']
         if self.geometry == 'seg':
             arguments |= dict(global_block_indexes=range(depth), window_size=0, with_cls_token=True,

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
 
 from apt_dense.benchmark.cases import Case
 from apt_dense.core.eva02 import APTEVA02
@@ -125,6 +126,16 @@ def seconds_of_stages(case: Case, model: APTEVA02, x: Tensor) -> dict[str, float
             stack.enter_context(patch.object(block, 'forward', wrap('blocks', block.forward)))
         run_once(case, model, x, marks)
     return marks.seconds()
+
+
+def profile(case: Case, model: APTEVA02, x: Tensor, num_rows: int = 25) -> str:
+    """torch's table of the operators that take the most time themselves in one pass, after one that does not count."""
+    seconds_of_pass(case, model, x)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if case.on_gpu else [])]
+    with torch.profiler.profile(activities=activities) as profiler:
+        seconds_of_pass(case, model, x)
+    order = f'self_{"cuda" if case.on_gpu else "cpu"}_time_total'
+    return profiler.key_averages().table(sort_by=order, row_limit=num_rows, max_name_column_width=60)
 
 
 def interleave(functions: dict[str, Callable[[], dict[str, float]]], repeats: int,

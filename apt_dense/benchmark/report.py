@@ -62,8 +62,8 @@ def times_table(rows: Sequence[Row]) -> str:
 def mode_of(row: Row) -> str:
     """Forward or train, and what is special about it."""
     case = row['case']
-    return ', '.join([case['mode'], *(['checkpointing'] if case['with_cp'] else []),
-                      *(['deterministic'] if case.get('deterministic') else [])])
+    special = {'compiled': 'compiled', 'with_cp': 'checkpointing', 'deterministic': 'deterministic'}
+    return ', '.join([case['mode'], *(words for name, words in special.items() if case.get(name))])
 
 
 def thresholds_of(row: Row) -> str:

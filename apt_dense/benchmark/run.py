@@ -56,6 +56,8 @@ def run_case(case: Case, repeats: int, warmup: int = 1, with_tome: bool = False,
         raise ValueError('token merging is compared in forward passes only: use mode forward')
     if case.on_gpu and not torch.cuda.is_available():
         raise ValueError(f'device={case.device!r}, but torch {torch.__version__} finds no GPU: use cpu')
+    if case.compiled:
+        torch.compiler.reset()  # there is a limit to what is compiled from one function
     on_device = torch.cuda.device(case.device) if case.on_gpu else nullcontext()
     with on_device, deterministic_algorithms(case.deterministic):
         row = _measure(case, repeats, warmup, with_tome, stages, memory, checkpoint)

@@ -1,4 +1,7 @@
 """EVA-02's transformer block on packed tokens."""
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +26,7 @@ class SwiGLU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Rotary self-attention of packed tokens; queries and values have a bias, keys have none."""
+    """What rotary self-attention learns; queries and values have a bias, keys have none."""
 
     def __init__(self, embed_dims: int, num_heads: int, backend: str = 'auto'):
         super().__init__()
@@ -36,12 +39,12 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(embed_dims))
         self.proj = nn.Linear(embed_dims, embed_dims)
 
-    def forward(self, x: Tensor, runs: Runs, rope: Tensor) -> Tensor:
-        """(T, C) -> (T, C): each run attends among itself."""
+    def forward(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, C) -> turned queries, turned keys and values, (T, heads, head_dim) each."""
         q, k, v = (F.linear(x, layer.weight, bias).unflatten(-1, (self.num_heads, -1)) for layer, bias in
                    ((self.q_proj, self.q_bias), (self.k_proj, None), (self.v_proj, self.v_bias)))
         q, k = (apply_rope(part, rope).to(v.dtype) for part in (q, k))
-        return self.proj(varlen_attention(q, k, v, runs, self.backend).flatten(1))
+        return q, k, v
 
 
 class DropPath(nn.Module):
@@ -54,23 +57,29 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor, images: Runs) -> Tensor:
-        """(T, C) -> (T, C), scaled by 1 / (1 - rate) where it is kept."""
+    def forward(self, images: Runs) -> Tensor | None:
+        """What to multiply each token of the branch by: (T, 1), 0 or 1 / (1 - rate); None for nothing."""
         if self.rate == 0 or not self.training:
-            return x
+            return None
         keep = 1 - self.rate
-        draws = torch.rand(len(images.lengths), 1, device=x.device) < keep
-        return x * images.spread(draws.to(x.dtype) / keep)
+        draws = torch.rand(len(images.lengths), 1, device=images.cu_seqlens.device) < keep
+        return images.spread(draws / keep)
 
     def extra_repr(self) -> str:
         return f'rate={self.rate:.3f}'
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block of EVA-02."""
+    """Pre-norm transformer block of EVA-02.
 
-    def __init__(self, embed_dims: int, num_heads: int, mlp_ratio: float, drop_path_rate: float, backend: str):
+    Args:
+        compiled: fuse all but the attention by torch.compile, with one piece of code for any number of tokens.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, mlp_ratio: float, drop_path_rate: float, backend: str,
+                 compiled: bool = False):
         super().__init__()
+        self.compiled = compiled
         self.norm1 = nn.LayerNorm(embed_dims, eps=1e-6)
         self.attn = Attention(embed_dims, num_heads, backend)
         self.norm2 = nn.LayerNorm(embed_dims, eps=1e-6)
@@ -79,5 +88,29 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, runs: Runs, rope: Tensor, images: Runs) -> Tensor:
         """(T, C) -> (T, C).  ``runs`` attend among themselves; drop path draws once for each of ``images``."""
-        x = x + self.drop_path(self.attn(self.norm1(x), runs, rope), images)
-        return x + self.drop_path(self.mlp(self.norm2(x)), images)
+        before, after = _compiled_parts() if self.compiled else (_before_attention, _after_attention)
+        q, k, v = before(self, x, torch.view_as_real(rope) if self.compiled else rope)
+        attended = varlen_attention(q, k, v, runs, self.attn.backend)
+        return after(self, x, attended, self.drop_path(images), self.drop_path(images))
+
+
+def _before_attention(block: Block, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return block.attn(block.norm1(x), rope)
+
+
+def _after_attention(block: Block, x: Tensor, attended: Tensor, *factors: Tensor | None) -> Tensor:
+    x = _add_branch(x, block.attn.proj(attended.flatten(1)), factors[0])
+    return _add_branch(x, block.mlp(block.norm2(x)), factors[1])
+
+
+def _add_branch(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
+    return x + branch if factor is None else x + branch * factor.to(branch.dtype)
+
+
+@functools.cache
+def _compiled_parts() -> tuple[Callable, Callable]:
+    """The two parts, which all blocks of all models share.
+
+    (Functions of the block, not methods that it keeps: a copy of the block would go on with the original's weights.)
+    """
+    return torch.compile(_before_attention, dynamic=True), torch.compile(_after_attention, dynamic=True)

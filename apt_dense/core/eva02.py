@@ -58,6 +58,8 @@ class APTEVA02(nn.Module):
         detail_branch: see ``AdaptivePatchEmbed``.
         rope_anchor: 'corner' or 'center', see ``rope_table``.
         attn_backend: 'auto', 'flash_attn', 'torch_varlen' or 'sdpa', see ``varlen_attention``.
+        compiled: fuse the scorer, and all of the blocks but their attention, by torch.compile.  The first passes
+            compile; other numbers of tokens don't compile again.
         with_cp: recompute the activations of the embedding and of each block in the backward pass, to save memory.
         max_tokens: the most tokens, class tokens not counted, of one image or of one batch (``max_tokens_per``: 'image'
             or 'batch').  Where there are more, thresholds are raised image by image, see ``fit_budgets`` and
@@ -76,8 +78,9 @@ class APTEVA02(nn.Module):
                  out_indices: Sequence[int] = (-1,), with_cls_token: bool = False, pretrain_img_size: int = 224,
                  num_scales: int = 1, thresholds: Sequence[float] = (), scorer: str = 'entropy',
                  detail_branch: str = 'zero', rope_anchor: str = 'corner', attn_backend: str = 'auto',
-                 with_cp: bool = False, max_tokens: int | None = None, max_tokens_per: str = 'image',
-                 img_mean: Sequence[float] = IMAGENET_MEAN, img_std: Sequence[float] = IMAGENET_STD):
+                 compiled: bool = False, with_cp: bool = False, max_tokens: int | None = None,
+                 max_tokens_per: str = 'image', img_mean: Sequence[float] = IMAGENET_MEAN,
+                 img_std: Sequence[float] = IMAGENET_STD):
         super().__init__()
         for name, value, least in (('num_scales', num_scales, 1), ('patch_size', patch_size, 1), ('depth', depth, 1),
                                    ('window_size', window_size, 0)):
@@ -106,7 +109,7 @@ class APTEVA02(nn.Module):
         self.window_size = window_size
         self.num_scales = num_scales
         self.thresholds = tuple(thresholds)
-        self.scorer = get_scorer(scorer)
+        self.scorer = torch.compile(get_scorer(scorer)) if compiled else get_scorer(scorer)
         self.rope_anchor = rope_anchor
         self.with_cp = with_cp
         self.max_tokens = max_tokens
@@ -118,7 +121,8 @@ class APTEVA02(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, (pretrain_img_size // patch_size)**2 + 1, embed_dims))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims)) if with_cls_token else None
         self.blocks = nn.ModuleList(
-            Block(embed_dims, num_heads, mlp_ratio, drop_path_rate * index / max(depth - 1, 1), attn_backend)
+            Block(embed_dims, num_heads, mlp_ratio, drop_path_rate * index / max(depth - 1, 1), attn_backend,
+                  compiled)
             for index in range(depth))
         self.last_layout: TokenLayout | None = None  # of the last forward pass, for logging
         self.last_num_raised = 0  # images whose thresholds max_tokens raised in it

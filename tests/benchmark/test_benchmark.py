@@ -15,6 +15,7 @@ from apt_dense.benchmark.cases import Case
 from apt_dense.benchmark.measure import STAGES, Marks, interleave, peak_memory, seconds_of_stages
 from apt_dense.benchmark.run import run_case
 from apt_dense.benchmark.suites import PAPER, SUITES
+from apt_dense.core.block import _compiled_parts
 from apt_dense.core.flops import ideal_speedup
 
 TINY = Case('tiny', 'demo', 256, kept=(0.6, 0.3))
@@ -133,7 +134,7 @@ def test_errors_are_one_line(capsys):
 
 
 @pytest.mark.parametrize('arguments', [['--suite', 'paper', 'x.jpg'], ['x.jpg', '--kept', '0.5'],
-                                       ['--tome', '--mode', 'train']])
+                                       ['--tome', '--mode', 'train'], ['--profile', '--json', 'x.json']])
 def test_contradictions(arguments, capsys):
     with pytest.raises(SystemExit):
         parse_args(arguments)
@@ -182,6 +183,32 @@ def test_tables_and_growth_plot(tmp_path):
     assert len(widths) == 1, 'columns are aligned'
     report.plot(tmp_path / 'growth.png', rows)
     assert Image.open(tmp_path / 'growth.png').height > 300
+
+
+def test_a_compiled_row(monkeypatch):
+    compiled = []
+
+    def compile_quickly(function, **options):
+        compiled.append(function.__name__)
+        return function
+
+    monkeypatch.setattr(torch, 'compile', compile_quickly)
+    _compiled_parts.cache_clear()
+    row = run_case(replace(TINY, compiled=True), 1, 0, stages=False, memory=False)
+    _compiled_parts.cache_clear()
+    assert compiled == ['patch_entropy'] * compiled.count('patch_entropy') + ['_before_attention', '_after_attention']
+    assert report.mode_of(row) == 'forward, compiled' and row['case']['compiled']
+
+
+def test_profile_prints_the_operators_of_both_models(capsys):
+    arguments = '--model tiny --geometry demo --img-size 256 --mode forward train --profile'.split()
+    assert main(arguments) == 0
+    tables = capsys.readouterr().out.split('EVA-02-tiny demo 256, ')[1:]
+    assert [table.splitlines()[0] for table in tables] == \
+        [f'{mode}, batch 1, {kind}:' for mode in ('forward', 'train') for kind in ('dense', 'apt')]
+    # Only APT counts a histogram, only training goes backwards.
+    assert ['aten::scatter_add_' in table for table in tables] == [False, True] * 2
+    assert ['backward' in table.lower() for table in tables] == [False, False, True, True]
 
 
 @pytest.mark.parametrize(('seconds', 'text'), [(0, '-'), (0.0001234, '0.123 ms'), (0.0456, '45.6 ms'), (0.2, '200 ms'),

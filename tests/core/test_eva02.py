@@ -1,12 +1,13 @@
 """The backbone's own behaviour; test_eva02_parity.py compares it with the oracle and the official code."""
 import copy
+import functools
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt_dense import APTEVA02, TokenLayout
-from apt_dense.core.block import Block, DropPath
+from apt_dense.core.block import Block, DropPath, _compiled_parts
 from apt_dense.core.embed import DETAIL_BRANCHES
 from apt_dense.core.eva02 import PRESETS
 from apt_dense.core.layout import Runs
@@ -136,7 +137,7 @@ def test_every_parameter_gets_a_finite_gradient(settings, branch, name):
 def test_drop_path_draws_once_an_image():
     lengths = tuple(1 + number % 3 for number in range(4000))
     images, drop_path = Runs.from_lengths(lengths, torch.device('cpu')), DropPath(0.3)
-    dropped = drop_path(torch.ones(sum(lengths), 5), images)
+    dropped = torch.ones(sum(lengths), 5) * drop_path(images)
     factors = [part.unique().tolist() for part in dropped.split(lengths)]
     assert all(len(values) == 1 for values in factors)
     values = torch.tensor(factors)
@@ -145,9 +146,9 @@ def test_drop_path_draws_once_an_image():
 
 
 def test_drop_path_is_the_identity_in_eval_mode_and_at_rate_0():
-    images, x = Runs.from_lengths((2, 3), torch.device('cpu')), torch.randn(5, 4)
-    assert torch.equal(DropPath(0.9).eval()(x, images), x)
-    assert torch.equal(DropPath(0.0).train()(x, images), x)
+    images = Runs.from_lengths((2, 3), torch.device('cpu'))
+    assert DropPath(0.9).eval()(images) is None
+    assert DropPath(0.0).train()(images) is None
 
 
 def test_block_draws_for_each_residual_branch_and_by_image_not_by_window():
@@ -498,3 +499,60 @@ def test_deterministic_algorithms(settings):
         torch.use_deterministic_algorithms(False)
     assert model.last_num_raised
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+@pytest.fixture
+def compile_with(monkeypatch):
+    """Choose the compiler behind torch.compile: 'aot_eager' traces as the real one does, and is quick."""
+    def choose(backend):
+        torch.compiler.reset()
+        _compiled_parts.cache_clear()
+        monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend))
+    yield choose
+    torch.compiler.set_stance('default')
+    torch.compiler.reset()
+    _compiled_parts.cache_clear()
+
+
+@pytest.mark.parametrize('settings', [TOY, CLASS_TOKEN, DENSE], ids=['adaptive', 'class_token', 'dense'])
+@pytest.mark.parametrize('mode', ['eval', 'train', 'bfloat16', 'checkpointing'])
+def test_compiled_equals_eager(settings, mode, compile_with):
+    """Outputs and gradients; and images with other numbers of tokens do not compile again."""
+    compile_with('aot_eager')
+    settings = {**settings, 'drop_path_rate': 0.3, 'with_cp': mode == 'checkpointing'}
+    dtype = torch.float32 if mode == 'bfloat16' else torch.float64
+    eager, compiled = (toy_model(**settings, compiled=compiled).train(mode != 'eval').to(dtype)
+                       for compiled in (False, True))
+    for probabilities in ([0.3, 0.9], [0.9, 0.9], [0.1, 0.5], [0.5, 0.2]):
+        x, results = normalise(image_of(random_scales(probabilities, 8, 12, 3))).to(dtype), []
+        for model in (eager, compiled):
+            model.zero_grad()
+            torch.manual_seed(0)  # drop path
+            with torch.autocast('cpu', torch.bfloat16, enabled=mode == 'bfloat16'):
+                outputs = model(x)
+            outputs[0].square().sum().backward()
+            results.append([*outputs, *(parameter.grad for parameter in model.parameters())])
+        tolerance = {'rtol': 0.05, 'atol': 0.05} if mode == 'bfloat16' else {}
+        torch.testing.assert_close(results[1], results[0], **tolerance)
+        torch.compiler.set_stance('fail_on_recompile')
+
+
+def test_compiled_to_machine_code_equals_eager(compile_with):
+    compile_with('inductor')
+    eager, compiled = (toy_model(**TOY, compiled=compiled).eval() for compiled in (False, True))
+    for scales in (MIXED, random_scales([0.5, 0.2], 8, 12, 3)):
+        x = normalise(image_of(scales))
+        with torch.inference_mode():
+            torch.testing.assert_close(compiled(x), eager(x))
+        assert compiled.last_layout.images.lengths == eager.last_layout.images.lengths
+
+
+def test_a_copy_of_a_compiled_model_has_weights_of_its_own(compile_with):
+    compile_with('aot_eager')
+    model, x = toy_model(**TOY, compiled=True).eval(), normalise(image_of(MIXED))
+    with torch.no_grad():
+        wanted = model(x)[0]
+        twin = copy.deepcopy(model)
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert torch.equal(twin(x)[0], wanted) and not torch.equal(model(x)[0], wanted)

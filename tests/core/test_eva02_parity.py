@@ -138,7 +138,8 @@ def test_official_detection_backbone(reference):
     x = data['in/x']
     attention = {}
     for index in (1, 2):
-        model.blocks[index].attn.register_forward_hook(lambda _, __, output, i=index: attention.update({i: output}))
+        model.blocks[index].attn.proj.register_forward_hook(
+            lambda _, __, output, i=index: attention.update({i: output}))
     with torch.no_grad():
         outputs = model(x)
         tokens = model.embed(x, model.make_layout(x))
