@@ -201,8 +201,8 @@ def test_a_compiled_row(monkeypatch):
 
 
 def test_profile_prints_the_operators_of_both_models(capsys):
-    arguments = '--model tiny --geometry demo --img-size 256 --mode forward train --profile'.split()
-    assert main(arguments) == 0
+    assert main(['--model', 'tiny', '--geometry', 'demo', '--img-size', '256', '--mode', 'forward', 'train',
+                 '--profile']) == 0
     tables = capsys.readouterr().out.split('EVA-02-tiny demo 256, ')[1:]
     assert [table.splitlines()[0] for table in tables] == \
         [f'{mode}, batch 1, {kind}:' for mode in ('forward', 'train') for kind in ('dense', 'apt')]
