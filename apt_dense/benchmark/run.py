@@ -2,6 +2,7 @@
 import dataclasses
 import datetime
 import platform
+import shutil
 import statistics
 import subprocess
 from collections.abc import Sequence
@@ -137,8 +138,16 @@ def _cpu_name() -> str:
 
 
 def environment(command: Sequence[str]) -> dict[str, str]:
-    """What the figures depend on besides the cases: versions, commit, command."""
-    head = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=Path(__file__).parent, capture_output=True,
-                          text=True, check=False)
+    """What the figures depend on besides the cases: versions and command."""
     return dict(date=datetime.date.today().isoformat(), torch=torch.__version__, python=platform.python_version(),
-                commit=head.stdout.strip(), command=' '.join(command))
+                commit=code_version(Path(__file__).parents[1]), command=' '.join(command))
+
+
+def code_version(folder: Path) -> str:
+    """The commit of the code in a folder, 'abc1234' or 'abc1234 with changes', nothing without a repository or git."""
+    def git(*arguments: str) -> str:
+        done = subprocess.run(['git', *arguments], cwd=folder, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+    if shutil.which('git') is None:
+        return ''
+    return git('rev-parse', '--short', 'HEAD') + (' with changes' if git('status', '--porcelain', '--', '.') else '')

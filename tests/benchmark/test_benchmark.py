@@ -13,7 +13,7 @@ from apt_dense.benchmark import report
 from apt_dense.benchmark.__main__ import cases_of, main, parse_args
 from apt_dense.benchmark.cases import Case
 from apt_dense.benchmark.measure import STAGES, Marks, interleave, peak_memory, seconds_of_stages
-from apt_dense.benchmark.run import run_case
+from apt_dense.benchmark.run import code_version, run_case
 from apt_dense.benchmark.suites import PAPER, SUITES
 from apt_dense.core.block import _compiled_parts
 from apt_dense.core.flops import ideal_speedup
@@ -215,6 +215,28 @@ def test_profile_prints_the_operators_of_both_models(capsys):
                                                (1.5, '1.50 s'), (98.76, '98.8 s'), (321.0, '321 s')])
 def test_format_seconds(seconds, text):
     assert report.format_seconds(seconds) == text
+
+
+def test_code_version_tells_changed_code(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ['-c', 'user.name=Somebody', '-c', 'user.email=somebody@example.org']
+        done = subprocess.run(['git', *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+    monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
+    assert code_version(tmp_path) == ''
+    code = tmp_path / 'code'
+    code.mkdir()
+    (code / 'a.py').write_text('1')
+    git('init')
+    git('add', '.')
+    git('commit', '-m', 'Add a')
+    commit = git('rev-parse', '--short', 'HEAD').strip()
+    (tmp_path / 'figures.json').write_text('2')
+    assert code_version(code) == commit
+    (code / 'a.py').write_text('2')
+    assert code_version(code) == f'{commit} with changes'
+    monkeypatch.setenv('PATH', '')
+    assert code_version(code) == ''
 
 
 def test_needs_torch_only():
