@@ -104,7 +104,25 @@ def _after_attention(block: Block, x: Tensor, attended: Tensor, *factors: Tensor
 
 
 def _add_branch(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
-    return x + branch if factor is None else x + branch * factor.to(branch.dtype)
+    return x + branch if factor is None else x + _Scale.apply(branch, factor.to(branch.dtype))
+
+
+class _Scale(torch.autograd.Function):
+    """branch * factor, whose backward pass needs nothing that activation checkpointing has to compute again.
+
+    Checkpointing recomputes a block up to the last tensor that its backward pass needs.  A plain product keeps the
+    factor as such a tensor, so the MLP's last layer, a third of it, would be computed a second time to get there.
+    """
+
+    @staticmethod
+    def forward(ctx, branch: Tensor, factor: Tensor) -> Tensor:
+        ctx.factor = factor  # not save_for_backward: what that takes is recomputed
+        return branch * factor
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
 
 
 @functools.cache

@@ -79,9 +79,9 @@ def test_a_scale_without_tokens():
 
 @pytest.mark.parametrize('with_cp', [False, True])
 @pytest.mark.parametrize('geometry', ['windows', 'full attention'])
-@pytest.mark.parametrize('num_scales', [1, 3])
-def test_train_step(geometry, with_cp, num_scales):
-    model, x = tiny(geometry, num_scales, with_cp=with_cp).train(), batch()
+@pytest.mark.parametrize(('num_scales', 'drop_path_rate'), [(1, 0.0), (1, 0.3), (3, 0.3)])
+def test_train_step(geometry, with_cp, num_scales, drop_path_rate):
+    model, x = tiny(geometry, num_scales, with_cp=with_cp, drop_path_rate=drop_path_rate).train(), batch()
     if num_scales > 1:  # the zero start would leave the convolution without a gradient, not without the products
         torch.nn.init.ones_(model.patch_embed.zero_mlp.weight)
     measured = counted(lambda: sum(output.sum() for output in model(x)).backward())
