@@ -1,4 +1,5 @@
 """Attention inside contiguous runs of packed tokens: three backends behind one function."""
+import functools
 import importlib.util
 from collections.abc import Callable
 
@@ -49,7 +50,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str =
 def _fastest(q: Tensor) -> str:
     """The fastest backend that supports the tensor."""
     if _cuda_kernel_obstacle(q) is None:
-        if importlib.util.find_spec('flash_attn') is not None:
+        if _has_flash_attn():
             return 'flash_attn'
         if _torch_varlen_function() is not None:
             return 'torch_varlen'
@@ -71,7 +72,7 @@ def _cuda_kernel_obstacle(q: Tensor) -> str | None:
 
 def _require(backend: str, q: Tensor) -> None:
     """Raise unless a CUDA backend is installed and supports the tensor."""
-    if backend == 'flash_attn' and importlib.util.find_spec('flash_attn') is None:
+    if backend == 'flash_attn' and not _has_flash_attn():
         raise ImportError("attn_backend='flash_attn' needs the package flash-attn: pip install flash-attn "
                           "--no-build-isolation, or set attn_backend='auto'")
     if backend == 'torch_varlen' and _torch_varlen_function() is None:
@@ -84,6 +85,12 @@ def _require(backend: str, q: Tensor) -> None:
                          "or attn_backend='auto'")
 
 
+@functools.cache  # every block asks, and the search goes through all folders of packages
+def _has_flash_attn() -> bool:
+    return importlib.util.find_spec('flash_attn') is not None
+
+
+@functools.cache
 def _torch_varlen_function() -> Callable[..., Tensor] | None:
     """torch's varlen_attn, or None where this torch has none (it came with 2.10)."""
     if importlib.util.find_spec('torch.nn.attention.varlen') is None:

@@ -102,6 +102,14 @@ class FakeKernel:
         return oracle.attention(q, k, v, [list(range(*pair)) for pair in zip(ends, ends[1:], strict=False)])
 
 
+@pytest.fixture(autouse=True)
+def search_again():
+    """What a test installs, the next one does not find."""
+    attention._has_flash_attn.cache_clear()
+    yield
+    attention._has_flash_attn.cache_clear()
+
+
 def install_flash_attn(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     kernel, module = FakeKernel(), types.ModuleType('flash_attn')
     module.__spec__ = importlib.machinery.ModuleSpec('flash_attn', None)
