@@ -59,7 +59,8 @@ class APTEVA02(nn.Module):
         rope_anchor: 'corner' or 'center', see ``rope_table``.
         attn_backend: 'auto', 'flash_attn', 'torch_varlen' or 'sdpa', see ``varlen_attention``.
         compiled: fuse the scorer, and all of the blocks but their attention, by torch.compile.  The first passes
-            compile; other numbers of tokens don't compile again.
+            compile; other numbers of tokens don't compile again.  (Tried with torch 2.13.  Before 2.5, torch does not
+            take a module's parameters as inputs unless told to, and would compile every block on its own.)
         with_cp: recompute the activations of the embedding and of each block in the backward pass, to save memory.
         max_tokens: the most tokens, class tokens not counted, of one image or of one batch (``max_tokens_per``: 'image'
             or 'batch').  Where there are more, thresholds are raised image by image, see ``fit_budgets`` and
@@ -89,6 +90,8 @@ class APTEVA02(nn.Module):
         if embed_dims % num_heads or embed_dims // num_heads % 4:
             raise ValueError(f'embed_dims={embed_dims} over num_heads={num_heads} gives no head of a multiple of 4 '
                              'channels, which RoPE needs')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate={drop_path_rate} must be at least 0 and less than 1')
         self.global_blocks = self._block_indexes('global_block_indexes', global_block_indexes, depth)
         if len(self.global_blocks) == depth:
             window_size = 0
@@ -109,7 +112,7 @@ class APTEVA02(nn.Module):
         self.window_size = window_size
         self.num_scales = num_scales
         self.thresholds = tuple(thresholds)
-        self.scorer = torch.compile(get_scorer(scorer)) if compiled else get_scorer(scorer)
+        self.scorer = get_scorer(scorer, compiled)
         self.rope_anchor = rope_anchor
         self.with_cp = with_cp
         self.max_tokens = max_tokens

@@ -9,6 +9,7 @@ then arbitrary.
 
 Source: APT (arXiv 2510.18091, section 3.1) and the three measures of its public classification code.
 """
+import functools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -132,15 +133,25 @@ SCORERS: dict[str, Callable[..., list[Tensor]]] = {
 }
 
 
-def get_scorer(name: str) -> Callable[..., list[Tensor]]:
-    """Return the scorer called ``name``: f(image, patch_size, num_scales) -> list of maps.
+def get_scorer(name: str, compiled: bool = False) -> Callable[..., list[Tensor]]:
+    """Return the scorer called ``name``, by torch.compile if wanted: f(image, patch_size, num_scales) -> list of maps.
 
     Raises:
         ValueError: for an unknown name.
     """
     if name not in SCORERS:
         raise ValueError(f'unknown scorer {name!r}: choose one of {sorted(SCORERS)}')
-    return SCORERS[name]
+    return partial(_score_compiled, name) if compiled else SCORERS[name]
+
+
+def _score_compiled(name: str, *arguments: object, **options: object) -> list[Tensor]:
+    """(A function that can be pickled, as a compiled one cannot.)"""
+    return _compiled_scorer(name)(*arguments, **options)
+
+
+@functools.cache
+def _compiled_scorer(name: str) -> Callable[..., list[Tensor]]:
+    return torch.compile(SCORERS[name])
 
 
 def _checked_image(image: Tensor, check: bool) -> Tensor:

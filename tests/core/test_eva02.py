@@ -1,6 +1,7 @@
 """The backbone's own behaviour; test_eva02_parity.py compares it with the oracle and the official code."""
 import copy
 import functools
+import pickle
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from apt_dense import APTEVA02, TokenLayout
 from apt_dense.core.block import Block, DropPath, _compiled_parts
 from apt_dense.core.embed import DETAIL_BRANCHES
 from apt_dense.core.eva02 import PRESETS
+from apt_dense.core.importance import _compiled_scorer
 from apt_dense.core.layout import Runs
 
 from .toys import SPLIT, image_of, normalise, random_scales, toy_model
@@ -166,6 +168,12 @@ def test_block_draws_for_each_residual_branch_and_by_image_not_by_window():
     drawn = [part[:, :2].round(decimals=4).unique(dim=0).tolist() for part in added.split(images.lengths)]
     assert all(len(rows) == 1 for rows in drawn)
     assert {tuple(row) for rows in drawn for row in rows} == {(0, 0), (0, 2), (2, 0), (2, 2)}
+
+
+@pytest.mark.parametrize('rate', [-0.1, 1.0, 2])
+def test_a_drop_path_rate_that_leaves_nothing(rate):
+    with pytest.raises(ValueError, match=f'drop_path_rate={rate} must be at least 0 and less than 1'):
+        APTEVA02(**TOY, drop_path_rate=rate)
 
 
 def test_drop_path_rates_grow_linearly():
@@ -501,17 +509,23 @@ def test_deterministic_algorithms(settings):
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
+def clear_compiled():
+    """Forget what torch.compile has returned."""
+    _compiled_parts.cache_clear()
+    _compiled_scorer.cache_clear()
+
+
 @pytest.fixture
 def compile_with(monkeypatch):
     """Choose the compiler behind torch.compile: 'aot_eager' traces as the real one does, and is quick."""
     def choose(backend):
         torch.compiler.reset()
-        _compiled_parts.cache_clear()
+        clear_compiled()
         monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend))
     yield choose
     torch.compiler.set_stance('default')
     torch.compiler.reset()
-    _compiled_parts.cache_clear()
+    clear_compiled()
 
 
 @pytest.mark.parametrize(('settings', 'mode'), [(TOY, 'eval'), (TOY, 'train'), (TOY, 'bfloat16'),
@@ -547,12 +561,13 @@ def test_compiled_to_machine_code_equals_eager(compile_with):
         assert compiled.last_layout.images.lengths == eager.last_layout.images.lengths
 
 
-def test_a_copy_of_a_compiled_model_has_weights_of_its_own(compile_with):
+@pytest.mark.parametrize('make_copy', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_compiled_model_has_weights_of_its_own(make_copy, compile_with):
     compile_with('aot_eager')
     model, x = toy_model(**TOY, compiled=True).eval(), normalise(image_of(MIXED))
     with torch.no_grad():
         wanted = model(x)[0]
-        twin = copy.deepcopy(model)
+        twin = make_copy(model)
         for parameter in model.parameters():
             parameter.zero_()
         assert torch.equal(twin(x)[0], wanted) and not torch.equal(model(x)[0], wanted)
