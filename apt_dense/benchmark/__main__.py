@@ -12,12 +12,14 @@
 
 Both models have the same weights and run in turns in one process.  On synthetic images the wanted fraction of the
 tokens is kept to 1.5 tokens; photographs take --thresholds.  "Ideal" is the dense model's multiply-adds over APT's,
-attention included.  Needs torch and numpy; Pillow for photographs, matplotlib for plots.
+attention included.  Needs torch only; numpy and Pillow for photographs, matplotlib for plots.
 """
 import argparse
 import itertools
+import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -25,11 +27,12 @@ import torch
 from apt_dense.benchmark import report
 from apt_dense.benchmark.cases import DETECTION_THRESHOLDS, DTYPES, GEOMETRIES, MODES, Case
 from apt_dense.benchmark.measure import CLOCKS, keep_freed_memory, profile
-from apt_dense.benchmark.run import environment, run_case
+from apt_dense.benchmark.run import Row, environment, run_case
 from apt_dense.benchmark.suites import SUITES
 from apt_dense.core.attention import BACKENDS
 from apt_dense.core.eva02 import PRESETS
 
+PACKAGES = {'PIL': 'pillow'}
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='python -m apt_dense.benchmark', description=__doc__,
@@ -76,8 +79,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('photographs keep what --thresholds let them: leave --kept out')
     if args.profile and (args.json or args.plot):
         parser.error('--profile prints, and measures nothing: leave --json and --plot out')
-    if args.tome and 'train' in (args.mode or ()):
-        parser.error('--tome compares forward passes: leave --mode train out')
+    if args.tome and ('train' in (args.mode or ()) or 1 in (args.compiled or ())):
+        parser.error('--tome compares forward passes that are not compiled: leave --mode train and --compiled 1 out')
+    for option, wanted in (('PHOTO', args.photos and ('numpy', 'PIL')), ('--plot', args.plot and ('matplotlib',))):
+        for package in wanted or ():
+            if find_spec(package) is None:
+                parser.error(f'{option} needs {package}: pip install {PACKAGES.get(package, package)}')
     return args
 
 
@@ -144,34 +151,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
-    rows = []
+    if 1 in (args.deterministic or ()):
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # what CUDA's matrix products want for it
     try:
         if args.profile:
             _print_profiles(args)
             return 0
-        for group, case in cases_of(args):
-            repeats = args.repeats or (20 if case.on_gpu else 3)
-            warmup = (5 if case.on_gpu else 1) if args.warmup is None else args.warmup
-            try:
-                row = run_case(case, repeats, warmup, args.tome, args.stages, args.memory, args.checkpoint)
-            except torch.cuda.OutOfMemoryError:
-                print(f'{case.title}, {case.mode}, batch {case.batch}: does not fit the GPU, left out', file=sys.stderr)
-                continue
-            rows.append(row | dict(group=group))
-            speed = row['apt']
-            print(f'{case.title}, {case.mode}, batch {case.batch}, kept {row["kept"]:.3f}: {speed["speedup"]:.3f} '
-                  f'times as fast, ideal {speed["ideal"]:.3f}', file=sys.stderr, flush=True)
-    except ValueError as error:
+        rows = _run(args, list(arguments or sys.argv[1:]))
+    except (ValueError, ImportError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     print(report.report(rows))
-    if args.json:
-        # Photographs by their names: where they lie says nothing to others.
-        words = [Path(word).name if Path(word) in args.photos else word for word in arguments or sys.argv[1:]]
-        report.save_json(args.json, rows, environment(['python -m apt_dense.benchmark', *words]))
     if args.plot:
         report.plot(args.plot, rows)
     return 0
+
+
+def _run(args: argparse.Namespace, words: list[str]) -> list[Row]:
+    """Measure the rows, and write them to the file after each, so that no failure loses those before it."""
+    # Photographs by their names: where they lie says nothing to others.
+    words = [Path(word).name if Path(word) in args.photos else word for word in words]
+    surroundings = environment(['python -m apt_dense.benchmark', *words])
+    rows: list[Row] = []
+    left_out: list[str] = []
+    for group, case in cases_of(args):
+        repeats = args.repeats or (20 if case.on_gpu else 3)
+        warmup = (5 if case.on_gpu else 1) if args.warmup is None else args.warmup
+        name = f'{case.title}, {case.mode}, batch {case.batch}'
+        try:
+            row = run_case(case, repeats, warmup, args.tome, args.stages, args.memory, args.checkpoint)
+        except torch.cuda.OutOfMemoryError:
+            left_out.append(f'{name}, kept {max(case.kept, default=0):g}')
+            print(f'{name}: does not fit the GPU, left out', file=sys.stderr)
+        else:
+            rows.append(row | dict(group=group))
+            print(f'{name}, kept {row["kept"]:.3f}: {row["apt"]["speedup"]:.3f} times as fast, ideal '
+                  f'{row["apt"]["ideal"]:.3f}', file=sys.stderr, flush=True)
+        if args.json:
+            report.save_json(args.json, rows, surroundings, left_out)
+    return rows
 
 
 if __name__ == '__main__':

@@ -20,9 +20,15 @@ def format_seconds(seconds: float) -> str:
 
 
 def _spread(entry: dict[str, Any]) -> str:
-    """The median of some seconds, and their range."""
+    """The median of some seconds, and their range if there are several."""
     seconds = entry['seconds']
-    return f'{format_seconds(seconds["median"])} ({format_seconds(seconds["min"])} - {format_seconds(seconds["max"])})'
+    spread = f' ({format_seconds(seconds["min"])} - {format_seconds(seconds["max"])})' if rounds_of(entry) > 1 else ''
+    return format_seconds(seconds['median']) + spread
+
+
+def rounds_of(entry: dict[str, Any]) -> int:
+    """How often it was timed."""
+    return len(entry['seconds']['times'])
 
 
 def _mib(entry: dict[str, Any] | None, which: str = 'extra') -> str:
@@ -52,18 +58,20 @@ def times_table(rows: Sequence[Row]) -> str:
                 continue
             entry = row[name]
             low, high = entry['speedup_range']
+            spread = f' ({low:.3f}-{high:.3f})' if rounds_of(entry) > 1 else ''
             lines.append([row['title'], mode_of(row), str(row['batch']), thresholds_of(row) if name == 'apt' else '-',
                           f'{row["kept"]:.3f}', _spread(row['dense']), METHOD_NAMES[name], _spread(entry),
-                          f'{entry["speedup"]:.3f} ({low:.3f}-{high:.3f})', f'{entry["ideal"]:.3f}',
+                          f'{entry["speedup"]:.3f}{spread}', f'{entry["ideal"]:.3f}',
                           f'{entry["speedup"] / entry["ideal"]:.3f}'])
     return markdown(header, lines)
 
 
 def mode_of(row: Row) -> str:
-    """Forward or train, and what is special about it."""
+    """Forward or train, and what is special about it: a type other than float32, or an option."""
     case = row['case']
     special = {'compiled': 'compiled', 'with_cp': 'checkpointing', 'deterministic': 'deterministic'}
-    return ', '.join([case['mode'], *(words for name, words in special.items() if case.get(name))])
+    return ', '.join([case['mode'], *([case['dtype']] if case['dtype'] != 'float32' else []),
+                      *(words for name, words in special.items() if case.get(name))])
 
 
 def thresholds_of(row: Row) -> str:
@@ -75,7 +83,7 @@ def stages_table(rows: Sequence[Row]) -> str:
     """Median seconds of each stage, dense and APT."""
     rows = [row for row in rows if 'stages' in row['apt']]
     names = [name for name in STAGES if any(name in row['apt']['stages'] for row in rows)]
-    lines = [[f'{row["title"]}, {row["case"]["mode"]}, batch {row["batch"]}, kept {row["kept"]:.3f}', kind,
+    lines = [[f'{row["title"]}, {mode_of(row)}, batch {row["batch"]}, kept {row["kept"]:.3f}', kind,
               *(format_seconds(row[kind]['stages'].get(name, 0.0)) for name in names)]
              for row in rows for kind in ('dense', 'apt')]
     return markdown(['model', 'method', *names], lines)
@@ -88,19 +96,20 @@ def memory_table(rows: Sequence[Row]) -> str:
         if 'memory' not in row['apt']:
             continue
         dense, apt = row['dense']['memory'], row['apt']['memory']
-        lines.append([row['title'], mode_of(row), str(row['batch']), f'{row["kept"]:.3f}', _mib(dense), _mib(apt),
-                      f'{apt["extra"] / dense["extra"]:.2f}', _mib(dense, 'total'), _mib(apt, 'total'),
-                      f'{apt["total"] / dense["total"]:.2f}', _mib(row['scoring_memory'])])
-    return markdown(['model', 'mode', 'batch', 'kept', 'dense MiB', 'APT MiB', 'ratio', 'dense with weights',
-                     'APT with weights', 'ratio', 'scoring MiB'], lines)
+        lines.append([row['title'], mode_of(row), str(row['batch']), thresholds_of(row), f'{row["kept"]:.3f}',
+                      _mib(dense), _mib(apt), f'{apt["extra"] / dense["extra"]:.2f}', _mib(dense, 'total'),
+                      _mib(apt, 'total'), f'{apt["total"] / dense["total"]:.2f}', _mib(row['scoring_memory'])])
+    return markdown(['model', 'mode', 'batch', 'thresholds', 'kept', 'dense MiB', 'APT MiB', 'ratio',
+                     'dense with weights', 'APT with weights', 'ratio', 'scoring MiB'], lines)
 
 
 def distance_table(rows: Sequence[Row]) -> str:
     """How far the features are from the dense model's."""
-    lines = [[row['title'], f'{row["kept"]:.3f}', METHOD_NAMES[name], f'{row[name]["speedup"]:.3f}',
+    lines = [[row['title'], thresholds_of(row) if name == 'apt' else '-', f'{row["kept"]:.3f}', METHOD_NAMES[name],
+              f'{row[name]["speedup"]:.3f}',
               f'{found["cosine"]:.4f}', f'{found["relative_error"]:.3f}']
              for row in rows for name, found in row.get('distance', {}).items()]
-    return markdown(['model', 'kept', 'method', 'speed-up', 'cosine to dense', 'relative error'], lines)
+    return markdown(['model', 'thresholds', 'kept', 'method', 'speed-up', 'cosine to dense', 'relative error'], lines)
 
 
 def unequal_table(rows: Sequence[Row]) -> str:
@@ -109,12 +118,12 @@ def unequal_table(rows: Sequence[Row]) -> str:
     for row in rows:
         tokens, apt = row['tokens'], row['apt']
         seconds, extra = apt['seconds']['median'], apt['memory']['extra'] if 'memory' in apt else None
-        lines.append([row['title'], row['case']['mode'], ' + '.join(map(str, tokens)), str(sum(tokens)),
+        lines.append([row['title'], mode_of(row), thresholds_of(row), ' + '.join(map(str, tokens)), str(sum(tokens)),
                       str(len(tokens) * max(tokens)), format_seconds(seconds),
                       format_seconds(row['dense']['seconds']['median']), f'{extra:.0f}' if extra else '-',
                       f'{seconds / sum(tokens) * 1e6:.0f}'])
-    return markdown(['model', 'mode', 'tokens of the images', 'sum', 'padded to the longest', 'APT', 'dense',
-                     'APT MiB', 'APT us per token'], lines)
+    return markdown(['model', 'mode', 'thresholds', 'tokens of the images', 'sum', 'padded to the longest', 'APT',
+                     'dense', 'APT MiB', 'APT us per token'], lines)
 
 
 def paper_table(rows: Sequence[Row]) -> str:
@@ -127,12 +136,15 @@ def paper_table(rows: Sequence[Row]) -> str:
 
 
 def describe(rows: Sequence[Row]) -> str:
-    """One line on what all rows share: device, dtype, backend, clock."""
+    """One line on what all rows share: device, dtype, backend, clock, rounds that count."""
     parts = []
     for name in ('device', 'dtype', 'backend', 'clock'):
         values = dict.fromkeys(row['device'] if name == 'device' else row['case'][name] for row in rows)
         parts.append(f'{"attention " if name == "backend" else ""}{" and ".join(values)}'
                      f'{" time" if name == "clock" else ""}')
+    rounds = [rounds_of(row['dense']) for row in rows]
+    fewest, most = min(rounds), max(rounds)
+    parts.append(f'{fewest if fewest == most else f"{fewest} to {most}"} round{"s" if most > 1 else ""}')
     return ', '.join(parts)
 
 
@@ -148,11 +160,15 @@ def report(rows: Sequence[Row]) -> str:
     return '\n\n'.join(tables)
 
 
-def save_json(path: str | Path, rows: Sequence[Row], environment: dict[str, str]) -> None:
-    """Write the rows and what they depend on."""
+def save_json(path: str | Path, rows: Sequence[Row], environment: dict[str, str],
+              left_out: Sequence[str] = ()) -> None:
+    """Write the rows, what they depend on, and the names of rows that did not fit the GPU; never half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(environment=environment, rows=list(rows)), indent=1) + '\n', encoding='utf-8')
+    content = dict(environment=environment, rows=list(rows)) | (dict(left_out=list(left_out)) if left_out else {})
+    part = path.with_name(f'{path.name}.part')
+    part.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    part.replace(path)
 
 
 def plot(path: str | Path, rows: Sequence[Row]) -> None:
@@ -207,7 +223,7 @@ def _plot_growth(axis, group: str, rows: Sequence[Row]) -> None:
 
 def _plot_bars(axis, rows: Sequence[Row]) -> None:
     """Measured and ideal speed-up of each row."""
-    names = [f'{row["title"]}\n{row["case"]["mode"]}, batch {row["batch"]}, kept {row["kept"]:.2f}' for row in rows]
+    names = [f'{row["title"]}\n{mode_of(row)}, batch {row["batch"]}, kept {row["kept"]:.2f}' for row in rows]
     places = range(len(rows))
     axis.barh([place - 0.2 for place in places], [row['apt']['speedup'] for row in rows], 0.4, label='measured')
     axis.barh([place + 0.2 for place in places], [row['apt']['ideal'] for row in rows], 0.4, label='ideal')

@@ -24,7 +24,7 @@ from apt_dense.benchmark.measure import (
     seconds_of_stages,
     summary,
 )
-from apt_dense.benchmark.suites import PAPER
+from apt_dense.benchmark.suites import PAPER, PAPER_KEPT
 from apt_dense.benchmark.tome import TokenMerging
 from apt_dense.core.flops import dense_layout, multiply_adds
 
@@ -52,9 +52,11 @@ def run_case(case: Case, repeats: int, warmup: int = 1, with_tome: bool = False,
     Raises:
         ValueError: for token merging in a training step, or at a fraction or a depth that it cannot reach; for a
             checkpoint or a photograph that does not fit or cannot be read; for a GPU that is not there.
+        ImportError: if the package of an attention backend is not there.
     """
-    if with_tome and case.mode == 'train':
-        raise ValueError('token merging is compared in forward passes only: use mode forward')
+    if with_tome and (case.mode == 'train' or case.compiled):
+        raise ValueError('token merging is compared in forward passes that are not compiled: use mode forward, '
+                         'compiled 0')
     if case.on_gpu and not torch.cuda.is_available():
         raise ValueError(f'device={case.device!r}, but torch {torch.__version__} finds no GPU: use cpu')
     if case.compiled:
@@ -63,7 +65,7 @@ def run_case(case: Case, repeats: int, warmup: int = 1, with_tome: bool = False,
     with on_device, deterministic_algorithms(case.deterministic):
         row = _measure(case, repeats, warmup, with_tome, stages, memory, checkpoint)
     paper = PAPER.get((case.model, case.geometry, case.img_size))
-    if paper and case.mode == 'forward' and not case.no_reduction:
+    if paper and (case.mode, case.kept, case.depth) == ('forward', (PAPER_KEPT,), 0):
         row['paper'] = dict(dense=paper[0], apt=paper[1], speedup=paper[1] / paper[0])
     return row
 

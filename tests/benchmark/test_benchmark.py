@@ -15,8 +15,10 @@ from apt_dense.benchmark.cases import Case
 from apt_dense.benchmark.measure import STAGES, Marks, interleave, peak_memory, seconds_of_stages
 from apt_dense.benchmark.run import code_version, run_case
 from apt_dense.benchmark.suites import PAPER, SUITES
+from apt_dense.core.attention import _has_flash_attn
 from apt_dense.core.block import _compiled_parts
 from apt_dense.core.flops import ideal_speedup
+from apt_dense.core.importance import _compiled_scorer
 
 TINY = Case('tiny', 'demo', 256, kept=(0.6, 0.3))
 
@@ -89,6 +91,54 @@ def test_stages_add_up(monkeypatch):
     assert 'forward' not in vars(model.blocks[0]) and 'scorer' in vars(model), 'the model is as before'
 
 
+def test_stages_of_recomputed_blocks(monkeypatch):
+    """A tick a mark: each block takes one forward, one when it is recomputed, and splits backward once."""
+    ticks = iter(range(10**6))
+    monkeypatch.setitem(sys.modules['apt_dense.benchmark.measure'].CLOCKS, 'wall', lambda: next(ticks))
+    case = replace(TINY, mode='train', with_cp=True)
+    seconds = seconds_of_stages(case, case.build_model(False), case.build_input())
+    assert (seconds['blocks'], seconds['embed'], seconds['backward']) == (2 * 4, 2, 1 + 4 + 1)
+
+
+def test_a_failure_keeps_the_rows_before_it(tmp_path, monkeypatch, capsys):
+    module = sys.modules['apt_dense.benchmark.__main__']
+
+    def fail_at_the_end(case, *arguments):
+        if case.kept == (0.5,):
+            raise torch.cuda.OutOfMemoryError('too large')
+        if case.kept == (0.3,):
+            raise RuntimeError('the driver is gone')
+        return run_case(case, *arguments)
+
+    monkeypatch.setattr(module, 'run_case', fail_at_the_end)
+    target = tmp_path / 'rows.json'
+    with pytest.raises(RuntimeError, match='driver'):
+        main(['--model', 'tiny', '--geometry', 'demo', '--img-size', '256', '--kept', '0.7', '0.5', '0.9', '0.3',
+              '--repeats', '1', '--no-memory', '--json', str(target)])
+    content = json.loads(target.read_text())
+    assert [row['case']['kept'] for row in content['rows']] == [[0.7], [0.9]]
+    assert content['left_out'] == ['EVA-02-tiny demo 256, forward, batch 1, kept 0.5']
+    assert [path.name for path in tmp_path.iterdir()] == ['rows.json']
+
+
+@pytest.mark.parametrize(('words', 'package', 'said'), [
+    (['--plot', 'x.png'], 'matplotlib', '--plot needs matplotlib: pip install matplotlib'),
+    (['photo.jpg'], 'PIL', 'PHOTO needs PIL: pip install pillow')])
+def test_a_missing_package_is_told_before_anything_is_measured(words, package, said, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit):
+        parse_args(words)
+    assert said in capsys.readouterr().err
+
+
+def test_a_missing_backend(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'flash_attn', None)
+    _has_flash_attn.cache_clear()
+    assert main(['--model', 'tiny', '--geometry', 'demo', '--img-size', '256', '--backend', 'flash_attn']) == 2
+    assert "error: attn_backend='flash_attn' needs the package flash-attn" in capsys.readouterr().err
+    _has_flash_attn.cache_clear()
+
+
 def test_interleave_alternates_and_drops_the_warm_up():
     calls = []
     results = interleave({name: lambda name=name: calls.append(name) or len(calls) for name in 'ab'}, 2, 1)
@@ -108,7 +158,7 @@ def test_process_clock():
     marks.mark()
     sum(range(10**6))
     marks.mark()
-    assert 0 < marks.seconds()['other'] < 60
+    assert marks.seconds()['other'] > 0
 
 
 def test_command_line_with_photograph(photo, tmp_path, capsys):
@@ -174,7 +224,7 @@ def test_tables_and_growth_plot(tmp_path):
         row['scoring_memory'] = dict(total=110.0, extra=7.0)
     rows[0]['paper'] = dict(dense=2.0, apt=3.0, speedup=1.5)
     text = report.report(rows)
-    assert text.splitlines()[0].endswith('float32, attention auto, wall time')
+    assert text.splitlines()[0].endswith('float32, attention auto, wall time, 1 round')
     memory = [line.split() for line in report.memory_table(rows).splitlines()[2:]]
     assert [line[-14::2] for line in memory] == [['100', '50', '0.50', '200', '150', '0.75', '7'],
                                                  ['100', '80', '0.80', '200', '150', '0.75', '7']]
@@ -193,10 +243,12 @@ def test_a_compiled_row(monkeypatch):
         return function
 
     monkeypatch.setattr(torch, 'compile', compile_quickly)
-    _compiled_parts.cache_clear()
+    for function in (_compiled_parts, _compiled_scorer):
+        function.cache_clear()
     row = run_case(replace(TINY, compiled=True), 1, 0, stages=False, memory=False)
-    _compiled_parts.cache_clear()
-    assert compiled == ['patch_entropy'] * compiled.count('patch_entropy') + ['_before_attention', '_after_attention']
+    for function in (_compiled_parts, _compiled_scorer):
+        function.cache_clear()
+    assert compiled == ['patch_entropy', '_before_attention', '_after_attention']
     assert report.mode_of(row) == 'forward, compiled' and row['case']['compiled']
 
 
@@ -239,8 +291,22 @@ def test_code_version_tells_changed_code(tmp_path, monkeypatch):
     assert code_version(code) == ''
 
 
+def test_rows_of_one_run_can_be_told_apart():
+    rows = [run_case(case, 1, 0, memory=False)
+            for case in (replace(TINY, kept=(0.5,)), replace(TINY, kept=(0.5,), dtype='bfloat16'))]
+    assert [report.mode_of(row) for row in rows] == ['forward', 'forward, bfloat16']
+    for row in rows:
+        row['dense']['memory'] = row['apt']['memory'] = row['scoring_memory'] = dict(total=2.0, extra=1.0)
+    for table in (report.times_table, report.memory_table, report.stages_table):
+        found = ['forward, bfloat16' in line for line in table(rows).splitlines()[2:]]
+        assert sorted(found) == found and found.count(True) == found.count(False)
+    assert all('| 1 1 1 |' in ' '.join(line.split()) for line in report.memory_table(rows).splitlines()[2:])
+
+
 def test_needs_torch_only():
-    script = ('import sys; import apt_dense.benchmark.__main__; '
-              'print([name for name in sys.modules if name.split(".")[0] in ("mmengine", "mmdet", "mmcv", "mmseg", '
-              '"matplotlib", "PIL")])')
-    assert subprocess.run([sys.executable, '-c', script], capture_output=True, text=True).stdout.strip() == '[]'
+    others = ['mmengine', 'mmdet', 'mmcv', 'mmseg', 'matplotlib', 'PIL', 'numpy']
+    script = (f'import sys; sys.modules.update(dict.fromkeys({others})); '
+              'from apt_dense.benchmark.__main__ import main; sys.exit(main(sys.argv[1:]))')
+    words = ['--model', 'Ti', '--geometry', 'demo', '--img-size', '256', '--depth', '1', '--repeats', '1']
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and '| EVA-02-Ti first 1 blocks demo 256 | forward |' in done.stdout, done.stderr

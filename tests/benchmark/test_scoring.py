@@ -5,6 +5,7 @@ import torch
 
 from apt_dense.benchmark import scoring
 from apt_dense.benchmark.scoring import METHODS, build_image, main
+from apt_dense.core.layout import TokenLayout
 
 
 def test_methods_agree():
@@ -17,11 +18,17 @@ def test_methods_agree():
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(scoring, 'peak_of', lambda prepare, device: dict(total=9.0, extra=len(prepare()()) * 1.0))
+    monkeypatch.setattr(scoring, 'peak_of', lambda prepare, device: dict(total=9.0, extra=1.0 * isinstance(
+        prepare()(), TokenLayout)))
     assert main(['--img-size', '512', '--one-hot-size', '128', '--repeats', '1', '--json',
                  str(tmp_path / 'scoring.json')]) == 0
     rows = json.loads((tmp_path / 'scoring.json').read_text())['rows']
-    assert [(row['method'], row['img_size']) for row in rows] == [('one-hot', 128), ('histc', 512), ('apt_dense', 512)]
-    assert rows[0]['memory']['extra'] == 3.0 and rows[2]['layout_seconds'] > 0
+    assert [(row['method'], row['img_size'], row['memory']['extra']) for row in rows] == [
+        ('one-hot', 128, 0), ('histc', 512, 0), ('apt_dense', 512, 0), ('apt_dense, whole', 512, 1)]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith('| layout') and lines[-2].split()[-2] == '1.0'
+    assert 'wall time, 1 rounds' in lines[0] and lines[-2].split()[-2] == '1.0'
+
+
+def test_the_whole_way_keeps_the_wanted_tokens():
+    layout = METHODS['apt_dense, whole'](build_image(512, 'apt_dense, whole'))
+    assert abs(layout.num_tokens - 0.7 * 32**2) <= 1.5

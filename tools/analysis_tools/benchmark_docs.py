@@ -59,25 +59,35 @@ class Run:
 PHOTOS = ('astronaut.png', 'coffee.png', 'chelsea.png')
 RUNS = {
     'paper': Run(f'--suite paper --repeats 2 --no-memory --no-stages {BUSY}', ('paper', 'times')),
-    'overhead': Run(f'--suite overhead --mode forward --repeats 2 --no-memory {BUSY}', ('times', 'stages')),
+    'overhead': Run(f'--suite overhead --geometry det --mode forward --repeats 2 --no-memory {BUSY}',
+                    ('times', 'stages')),
     'overhead_512': Run('--suite overhead --model L --geometry seg --img-size 512 --mode forward --repeats 8 '
                         f'--no-memory {BUSY}', ('times', 'stages')),
-    'overhead_train': Run(f'--suite overhead --model B --mode train --depth 4 --repeats 1 --no-memory --no-stages '
-                          f'{BUSY}'),
+    'overhead_train': Run(f'--suite overhead --model B --mode train --warmup 2 --repeats 2 --no-memory '
+                          f'--no-stages {BUSY}'),
+    'overhead_train_l': Run('--suite overhead --model L --geometry det --mode train --with-cp 1 --depth 12 --repeats 1 '
+                            f'--no-memory --no-stages {BUSY}'),
+    'overhead_train_512': Run('--suite overhead --model L --geometry seg --img-size 512 --mode train --warmup 2 '
+                              f'--repeats 3 --no-memory --no-stages {BUSY}'),
     'kept': Run(f'--suite kept --mode forward --repeats 2 --no-memory {BUSY}', ('times', 'stages')),
-    'kept_train': Run(f'--suite kept --mode train --depth 4 --repeats 1 --no-memory --no-stages {BUSY}', ('times',)),
+    'kept_l': Run(f'--model L --kept 0.9 0.7 0.5 0.3 --repeats 1 --no-memory --no-stages {BUSY}'),
+    'kept_train': Run(f'--suite kept --mode train --repeats 1 --no-memory --no-stages {BUSY}'),
     'scoring': Run(BUSY, module='apt_dense.benchmark.scoring'),
-    'memory': Run(f'--suite memory --depth 4 --no-stages --warmup 0 --repeats 1 {BUSY}', ('memory',)),
+    'memory': Run(f'--suite memory --no-stages --warmup 0 --repeats 1 {BUSY}', ('memory',)),
     'deterministic': Run(f'--model B --depth 2 --mode forward train --deterministic 0 1 --no-memory --no-stages '
                          f'{BUSY}'),
-    'bfloat16': Run(f'--model B --depth 4 --kept 1.0 0.7 --dtype float32 bfloat16 --no-memory --no-stages {BUSY}'),
+    'bfloat16': Run(f'--model B --kept 1.0 0.7 --dtype float32 bfloat16 --no-memory --no-stages {BUSY}'),
+    'compiled': Run(f'--model B --depth 4 --compiled 0 1 --mode forward train --dtype float32 bfloat16 --no-memory '
+                    f'--no-stages {BUSY}'),
     'growth': Run(f'--suite growth --no-memory --no-stages {BUSY}', ('times',), has_plot=True),
     'unequal': Run(f'--suite unequal --no-stages {BUSY}', ('unequal', 'memory')),
     'tome': Run(f'--model S --geometry det seg --img-size 1024 --tome --no-memory --no-stages --repeats 2 {BUSY}',
                 ('times', 'distance'), photos=PHOTOS),
     'photograph': Run(f'--model B L --repeats 2 {BUSY}', ('times', 'stages', 'memory'), photos=('rocket.jpg',)),
     'gpu': Run('--suite gpu', ('times', 'memory')),
-    'gpu_kept': Run('--suite kept --device cuda --dtype bfloat16', ('times', 'stages')),
+    'gpu_kept': Run('--model B L --kept 1 0.9 0.7 0.5 0.3 --mode forward train --compiled 0 1 --device cuda '
+                    '--dtype bfloat16', ('times', 'stages', 'memory')),
+    'gpu_memory': Run('--suite memory --device cuda --dtype bfloat16', ('memory',)),
 }
 
 
