@@ -26,7 +26,8 @@ class KeptTokensHook(Hook):
     the fraction over the whole dataset, from all processes and all forward passes: the windows of slide inference and
     the scales of test-time augmentation count as often as they are computed.
 
-    Where the backbone has ``max_tokens``, ``over_budget`` is the share of the images whose thresholds it raised.
+    Where the backbone has ``max_tokens``, ``over_budget``, ``val_over_budget`` and ``test_over_budget`` are the share
+    of the images whose thresholds it raised.
 
     With several processes, the log lists every ``interval`` iterations, and at the end of training, each rank's mean
     number of tokens, and ``idle_share`` is the mean of 1 - (mean over the ranks) / (the largest rank's): the part of
@@ -43,7 +44,7 @@ class KeptTokensHook(Hook):
     def __init__(self, interval: int = 50):
         self.interval = interval
         self._started = 0.0
-        self._tokens = self._cells = 0
+        self._counts: list[int] = []  # of an epoch: tokens, cells, images over their budget, images
         self._handle = None
         self._rank_tokens: list[int] = []  # of this rank, since the last exchange
 
@@ -87,31 +88,33 @@ class KeptTokensHook(Hook):
                            f'idle share {idle:.3f}')
 
     def before_val_epoch(self, runner: Runner) -> None:
-        self._tokens = self._cells = 0
+        self._counts = [0, 0, 0, 0]
         self._handle = _backbone(runner.model).register_forward_hook(self._count)
 
     def _count(self, backbone: APTEVA02, inputs: tuple, outputs: tuple) -> None:
         """Add a forward pass."""
-        self._tokens += sum(backbone.last_layout.scale_counts)
-        self._cells += backbone.last_layout.num_cells
+        layout = backbone.last_layout
+        new = sum(layout.scale_counts), layout.num_cells, backbone.last_num_raised, layout.batch_size
+        self._counts = [old + more for old, more in zip(self._counts, new, strict=True)]
 
     def after_val_epoch(self, runner: Runner, metrics=None) -> None:
-        self._handle.remove()
-        runner.message_hub.update_scalar('val/val_kept_tokens', self._kept())
+        self._log_epoch(runner, 'val')
         self._started = 0.0  # validation is no part of a training iteration
 
     before_test_epoch = before_val_epoch
 
     def after_test_epoch(self, runner: Runner, metrics=None) -> None:
-        self._handle.remove()
-        runner.message_hub.update_scalar('test/test_kept_tokens', self._kept())
+        self._log_epoch(runner, 'test')
 
-    def _kept(self) -> float:
-        """The fraction since the epoch began, over all processes."""
-        counts = torch.tensor([self._tokens, self._cells], dtype=torch.float64, device=get_device())
+    def _log_epoch(self, runner: Runner, split: str) -> None:
+        """Log the fractions since the epoch began, over all processes."""
+        self._handle.remove()
+        counts = torch.tensor(self._counts, dtype=torch.float64, device=get_device())
         dist.all_reduce(counts)
-        tokens, cells = counts.tolist()
-        return tokens / max(cells, 1)
+        tokens, cells, raised, images = counts.tolist()
+        runner.message_hub.update_scalar(f'{split}/{split}_kept_tokens', tokens / max(cells, 1))
+        if _backbone(runner.model).max_tokens is not None:
+            runner.message_hub.update_scalar(f'{split}/{split}_over_budget', raised / max(images, 1))
 
 
 @HOOKS.register_module()

@@ -130,9 +130,13 @@ def test_train_and_evaluate(name, scenes, tmp_path):
 def test_a_budget_is_kept_and_logged(scenes, tmp_path):
     cfg = point_to(tiny(), scenes, tmp_path / 'work', max_iters=3)
     cfg.model.backbone.max_tokens = 20
-    Runner.from_cfg(cfg).train()
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    runner.test()
+    assert 0 < runner.message_hub.get_scalar('test/test_over_budget').current() <= 1
     train = [entry for entry in logged(tmp_path / 'work') if 'loss' in entry]
-    assert any(entry['over_budget'] > 0 for entry in train)
+    val = next(entry for entry in logged(tmp_path / 'work') if 'mIoU' in entry)
+    assert any(entry['over_budget'] > 0 for entry in train) and 0 < val['val_over_budget'] <= 1
     assert all(entry['kept_tokens'] <= 20 / 64 for entry in train)
 
 
