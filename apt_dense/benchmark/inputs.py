@@ -78,29 +78,18 @@ def normalise(image: Tensor) -> Tensor:
     return (image - mean) / std
 
 
-def load_photograph(path: str | Path, img_size: int) -> Tensor:
-    """A photograph as a detector sees it: (3, S, S), its longest side resized to S, normalised, padded with zeros.
-
-    Raises:
-        ValueError: if the file cannot be read as an image.
-    """
-    import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
-    try:
-        image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f'{path} cannot be read as an image: {error}') from error
-    ratio = img_size / max(image.size)
-    image = image.resize([max(1, round(side * ratio)) for side in image.size], Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
-    return F.pad(normalise(pixels), (0, img_size - image.width, 0, img_size - image.height))
-
-
 def build_batch(img_size: int, kept: Sequence[float] = (), photos: Sequence[str | Path] = (), num_scales: int = 4,
                 patch_size: int = 16) -> Tensor:
-    """One image for each of ``photos``, or else for each kept fraction of ``kept``: (B, 3, S, S), normalised."""
+    """One image for each of ``photos``, or else for each kept fraction of ``kept``: (B, 3, S, S), normalised.
+
+    Photographs are as a detector sees them: the longest side resized to S, padded after normalisation.
+
+    Raises:
+        ValueError: if a file cannot be read as an image, or a fraction cannot be reached.
+    """
     if photos:
-        return torch.stack([load_photograph(path, img_size) for path in photos])
+        from apt_dense.images import load_image, resize_longest, to_input  # takes more than torch
+        return torch.cat([to_input(resize_longest(load_image(path), img_size), img_size) for path in photos])
     side = img_size // patch_size
     return normalise(torch.stack([
         synthetic_image(synthetic_scales(fraction, side, side, num_scales, seed), patch_size, seed)

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from apt_dense import APTEVA02, TokenLayout
-from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, build_batch, load_photograph, synthetic_scales
+from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, build_batch, synthetic_scales
 
 
 def scorer_model(num_scales: int, img_size: int) -> APTEVA02:
@@ -48,7 +48,7 @@ def test_fractions_out_of_reach(kept):
 
 def test_photograph_is_normalised_and_padded_like_a_detectors(tmp_path):
     Image.fromarray(np.full((30, 60, 3), 124, np.uint8)).save(tmp_path / 'photo.png')
-    x = load_photograph(tmp_path / 'photo.png', 64)
+    x = build_batch(64, photos=[tmp_path / 'photo.png'])[0]
     assert x.shape == (3, 64, 64)
     assert x[:, 32:].abs().max() == 0
     torch.testing.assert_close(x[0, 5, 5], torch.tensor((124 - 123.675) / 58.395))
@@ -57,4 +57,4 @@ def test_photograph_is_normalised_and_padded_like_a_detectors(tmp_path):
 def test_a_file_that_is_no_photograph(tmp_path):
     (tmp_path / 'photo.png').write_text('no image')
     with pytest.raises(ValueError, match=r'photo.png cannot be read as an image'):
-        load_photograph(tmp_path / 'photo.png', 64)
+        build_batch(64, photos=[tmp_path / 'photo.png'])

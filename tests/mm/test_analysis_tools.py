@@ -109,7 +109,7 @@ def test_get_flops_of_a_folder(written, tmp_path, capsys):
     mean = np.mean([image['backbone'] for image in content['images']])
     assert float(line.split()[3]) == pytest.approx(mean / 1e9, abs=6e-4)
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(launch.LaunchError, match='has no image'):
+    with pytest.raises(launch.LaunchError, match='empty holds no image'):
         flops.main([written('apt_eva02_ti_demo_det'), '--images', str(tmp_path / 'empty')])
 
 

@@ -34,9 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.core.layout import TokenLayout
+from apt_dense.images import find_images
 from apt_dense.mm import compat, launch
 
-IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 PERCENTILES = (5, 50, 95)
 
 
@@ -58,15 +58,16 @@ def samples(cfg: Config, folder: Path | None, number: int) -> Iterator[dict[str,
     """The first images of the test dataset, or of the folder through the same pipeline without its annotations.
 
     Raises:
-        LaunchError: if the folder has no image.
+        LaunchError: if the folder is not there or has no image.
     """
     if folder is None:
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         yield from (dataset[index] for index in range(min(number, len(dataset))))
         return
-    paths = sorted(path for path in folder.glob('*') if path.suffix.lower() in IMAGE_SUFFIXES)[:number]
-    if not paths:
-        raise launch.LaunchError(f'{folder} has no image: name a folder of {", ".join(sorted(IMAGE_SUFFIXES))} files')
+    try:
+        paths = find_images([folder])[:number]
+    except ValueError as error:
+        raise launch.LaunchError(str(error)) from error
     pipeline = Compose([step for step in cfg.test_dataloader.dataset.pipeline
                         if step['type'] not in ('LoadAnnotations', 'LoadLabelMap')])
     for index, path in enumerate(paths):
