@@ -135,6 +135,18 @@ def paper_table(rows: Sequence[Row]) -> str:
                      'ideal'], lines)
 
 
+def whole_table(results: dict[str, dict[str, Any]]) -> str:
+    """Whole detectors or segmentors, as benchmark_model.py measures them: the speed-up of the first over the second."""
+    lines = []
+    for name, result in results.items():
+        thresholds, kept = result['thresholds'], result['kept']
+        spread = ' ({:.3f}-{:.3f})'.format(*result['speedup_range']) if 'speedup' in result else ''
+        lines.append([name, ' '.join(f'{threshold:g}' for threshold in thresholds) if thresholds else '-',
+                      f'{kept:.3f}' if kept else '-', f'{result["images_per_second"]:.3f}', _spread(result),
+                      f'{result["speedup"]:.3f}{spread}' if spread else '-'])
+    return markdown(['config', 'thresholds', 'kept', 'img/s', 'time of a batch', 'speed-up'], lines)
+
+
 def describe(rows: Sequence[Row]) -> str:
     """One line on what all rows share: device, dtype, backend, clock, rounds that count."""
     parts = []

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 
+from apt_dense.benchmark import report
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.mm import launch
 from tests.mm import conftest, test_seg
@@ -126,9 +127,15 @@ def test_inference_against_the_dense_twin(written, tmp_path, capsys, kind):
     out = tmp_path / 'speed.json'
     bench.main([apt, '--against', dense, '--max-iter', '2', '--num-warmup', '1', '--num-batches', '2', '--json',
                 str(out)])
-    results = json.loads(out.read_text())
+    content = json.loads(out.read_text())
+    results = content['results']
     assert list(results) == [apt, dense]
     assert results[apt]['kept'] < 1 and results[dense]['kept'] == 1
+    thresholds = list(Config.fromfile(apt).model.backbone.thresholds)
+    assert [results[name]['thresholds'] for name in (apt, dense)] == [thresholds, []]
+    assert content['setting'].startswith('inference, batch 1, float32, ') and apt in content['environment']['command']
+    table = report.whole_table(results).splitlines()
+    assert f'{results[apt]["speedup"]:.3f} (' in table[2] and table[3].split()[-2] == '-'
     for result in results.values():
         times = result['seconds']['times']
         assert len(times) == 2 and result['images_per_second'] == pytest.approx(2 / sum(times))

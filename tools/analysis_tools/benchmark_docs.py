@@ -16,11 +16,12 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from apt_dense.benchmark import report, scoring
+from apt_dense.benchmark import report, scoring, summary
 
 ROOT = Path(__file__).parents[2]
 BUSY = '--threads 1 --clock process'  # figures that other work on the machine changes least
@@ -28,32 +29,56 @@ BUSY = '--threads 1 --clock process'  # figures that other work on the machine c
 
 @dataclass(frozen=True)
 class Run:
-    """One call of the benchmark.
+    """One call of a benchmark.
 
     Attributes:
-        arguments: of ``python -m apt_dense.benchmark``.
-        tables: functions of ``report`` that show it.
+        arguments: of the program.
+        tables: functions of ``report`` that show its rows.
         has_plot: also write a picture.
         photos: files of skimage.data that it takes.
-        module: what runs, 'apt_dense.benchmark' or 'apt_dense.benchmark.scoring'.
+        program: what Python runs.
+        needs: files that other commands make, without which it is left out.
     """
     arguments: str
     tables: tuple[str, ...] = ('times',)
     has_plot: bool = False
     photos: tuple[str, ...] = ()
-    module: str = 'apt_dense.benchmark'
+    program: str = '-m apt_dense.benchmark'
+    needs: tuple[str, ...] = ()
 
     @property
     def on_gpu(self) -> bool:
         """True if it needs a GPU."""
         return '--device cuda' in self.arguments or '--suite gpu' in self.arguments
 
+    def obstacle(self) -> str | None:
+        """Why it cannot run here, or None."""
+        if self.on_gpu and not torch.cuda.is_available():
+            return 'needs a GPU'
+        if self.photos and find_spec('skimage') is None:
+            return 'takes photographs of scikit-image: pip install scikit-image'
+        missing = [name for name in self.needs if not (ROOT / name).is_file()]
+        return f'needs {", ".join(missing)}, see the page' if missing else None
+
     def command(self, name: str) -> list[str]:
-        """The arguments, with the files that are written."""
+        """What Python runs, with the files that are written."""
         photos = [f'{skimage_data()}/{photo}' for photo in self.photos]
-        outputs = ['--json', f'docs/benchmarks/{name}.json']
-        return [*photos, *shlex.split(self.arguments), *outputs,
-                *(['--plot', f'docs/benchmarks/{name}.png'] if self.has_plot else [])]
+        plot = ['--plot', f'docs/benchmarks/{name}.png'] if self.has_plot else []
+        return [*shlex.split(self.program), *photos, *shlex.split(self.arguments), '--json',
+                f'docs/benchmarks/{name}.json', *plot]
+
+
+SCORING = '-m apt_dense.benchmark.scoring'
+WHOLE = 'tools/analysis_tools/benchmark_model.py'
+DEMO = 'work_dirs/{}/iter_500.pth'  # what `make demo` and its kind train
+
+
+def _against_dense(kind: str) -> Run:
+    """The demo's detector or segmentor against its dense twin, on the demo's validation images."""
+    files = {name: DEMO.format(name) for name in (f'apt_eva02_ti_demo_{kind}', f'eva02_ti_demo_{kind}')}
+    (apt, apt_weights), (dense, dense_weights) = files.items()
+    return Run(f'configs/{apt}.py {apt_weights} --against configs/{dense}.py --against-checkpoint {dense_weights} '
+               f'--num-batches 50 --max-iter 50 {BUSY}', program=WHOLE, needs=(apt_weights, dense_weights))
 
 
 PHOTOS = ('astronaut.png', 'coffee.png', 'chelsea.png')
@@ -72,7 +97,7 @@ RUNS = {
     'kept': Run(f'--suite kept --mode forward --repeats 2 --no-memory {BUSY}', ('times', 'stages')),
     'kept_l': Run(f'--model L --kept 0.9 0.7 0.5 0.3 --repeats 1 --no-memory --no-stages {BUSY}'),
     'kept_train': Run(f'--suite kept --mode train --repeats 1 --no-memory --no-stages {BUSY}'),
-    'scoring': Run(BUSY, module='apt_dense.benchmark.scoring'),
+    'scoring': Run(BUSY, program=SCORING),
     'memory': Run(f'--suite memory --no-stages --warmup 0 --repeats 1 {BUSY}', ('memory',)),
     'deterministic': Run(f'--model B --depth 2 --mode forward train --deterministic 0 1 --no-memory --no-stages '
                          f'{BUSY}'),
@@ -83,6 +108,12 @@ RUNS = {
     'unequal': Run(f'--suite unequal --no-stages {BUSY}', ('unequal', 'memory')),
     'tome': Run(f'--model S --geometry det seg --img-size 1024 --tome --no-memory --no-stages --repeats 2 {BUSY}',
                 ('times', 'distance'), photos=PHOTOS),
+    'tome_demo': Run('data/demo/val/000000.jpg data/demo/val/000008.jpg --model Ti --geometry seg --img-size 256 '
+                     '--thresholds 3.5 3.5 3 --tome --no-memory --no-stages --repeats 9 '
+                     f'--checkpoint {DEMO.format("apt_eva02_ti_demo_seg")} {BUSY}', ('times', 'distance'),
+                     program='tools/analysis_tools/benchmark.py', needs=(DEMO.format('apt_eva02_ti_demo_seg'),)),
+    'demo_det': _against_dense('det'),
+    'demo_seg': _against_dense('seg'),
     'photograph': Run(f'--model B L --repeats 2 {BUSY}', ('times', 'stages', 'memory'), photos=('rocket.jpg',)),
     'gpu': Run('--suite gpu', ('times', 'memory')),
     'gpu_kept': Run('--model B L --kept 1 0.9 0.7 0.5 0.3 --mode forward train --compiled 0 1 --device cuda '
@@ -93,17 +124,13 @@ RUNS = {
 
 def skimage_data() -> Path:
     """The folder of scikit-image's photographs, without importing it."""
-    from importlib.util import find_spec
-    spec = find_spec('skimage')
-    if spec is None:
-        raise SystemExit('error: this run takes photographs of scikit-image: pip install scikit-image')
-    return Path(spec.origin).parent / 'data'
+    return Path(find_spec('skimage').origin).parent / 'data'
 
 
 def shown_command(run: Run) -> str:
     """The command as the page shows it."""
     photos = ' '.join(f'$PHOTOS/{photo}' for photo in run.photos)
-    words = ' '.join(part for part in (f'python -m {run.module}', photos, run.arguments) if part)
+    words = ' '.join(part for part in ('python', run.program, photos, run.arguments) if part)
     return f'```bash\n{words}\n```'
 
 
@@ -113,11 +140,17 @@ def section(name: str, run: Run, folder: Path) -> str:
     if not path.is_file():
         return f'Not measured. The command:\n\n{shown_command(run)}'
     content = json.loads(path.read_text(encoding='utf-8'))
-    rows, environment = content['rows'], content['environment']
-    of_scoring = run.module == 'apt_dense.benchmark.scoring'
-    description = scoring.describe(rows) if of_scoring else report.describe(rows)
-    tables = [scoring.table(rows)] if of_scoring else [getattr(report, f'{table}_table')(rows) for table in run.tables]
+    environment = content['environment']
+    if run.program == WHOLE:
+        description, tables = content['setting'], [report.whole_table(content['results'])]
+    elif run.program == SCORING:
+        description, tables = scoring.describe(content['rows']), [scoring.table(content['rows'])]
+    else:
+        description = report.describe(content['rows'])
+        tables = [getattr(report, f'{table}_table')(content['rows']) for table in run.tables]
     parts = [shown_command(run), f'{environment["date"]}, {description}, torch {environment["torch"]}:', *tables]
+    if content.get('left_out'):
+        parts.append(f'Did not fit the GPU: {"; ".join(content["left_out"])}.')
     if run.has_plot:
         parts.append(f'![{name}](benchmarks/{name}.png)')
     return '\n\n'.join(parts)
@@ -141,22 +174,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--only', nargs='+', choices=RUNS, default=list(RUNS), help='these runs')
     parser.add_argument('--no-run', action='store_true', help='measure nothing, only write the tables')
     args = parser.parse_args(arguments)
+    failed = []
     for name in () if args.no_run else args.only:
         run = RUNS[name]
-        if run.on_gpu and not torch.cuda.is_available():
-            print(f'[{name}] needs a GPU: left out', flush=True)
+        if run.obstacle():
+            print(f'[{name}] left out: {run.obstacle()}', flush=True)
             continue
         print(f'[{name}] {run.arguments}', flush=True)
-        command = [sys.executable, '-m', run.module, *run.command(name)]
-        status = subprocess.run(command, cwd=ROOT).returncode
-        if status:
-            return status
+        if subprocess.run([sys.executable, *run.command(name)], cwd=ROOT).returncode:
+            failed.append(name)
     page = ROOT / 'docs/benchmarks.md'
     text = page.read_text(encoding='utf-8')
     for name, run in RUNS.items():
         text = rewrite(text, name, section(name, run, page.parent / 'benchmarks'))
-    page.write_text(text, encoding='utf-8')
-    return 0
+    page.write_text(rewrite(text, 'summary', summary.table(page.parent / 'benchmarks')), encoding='utf-8')
+    if failed:
+        print(f'error: {", ".join(failed)} failed, see above; the page has the other figures', file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == '__main__':

@@ -28,8 +28,9 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor, nn
 
-from apt_dense.benchmark.measure import Marks, interleave, summary
+from apt_dense.benchmark.measure import Marks, interleave, keep_freed_memory, summary
 from apt_dense.benchmark.report import format_seconds
+from apt_dense.benchmark.run import device_name, environment
 from apt_dense.mm import compat, launch
 
 
@@ -74,6 +75,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         'alone; bfloat16 on a CPU, else float16')
     parser.add_argument('--clock', choices=['wall', 'process'], default='wall',
                         help='CPU only; process: processor time of this process')
+    parser.add_argument('--threads', type=int, help='of a CPU')
     parser.add_argument('--json', type=Path, help='write the figures here')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='change settings of both configs')
@@ -156,8 +158,9 @@ def compare(contestants: dict[str, Contestant], batches: list[dict[str, Any]], m
     """Run the models in turns over the batches.
 
     Returns:
-        For each name its 'seconds' of a batch, 'images_per_second' (images over the sum of the times), 'kept' (None for
-        another backbone) and, on a GPU, 'peak_mib', the most that a step took beyond what was there.
+        For each name its 'seconds' of a batch, 'images_per_second' (images over the sum of the times), 'kept' and
+        'thresholds' (None for another backbone), and, on a GPU, 'peak_mib', the most that a step took beyond what was
+        there; for the first of two 'speedup' and 'speedup_range', over the second, of the batches.
     """
     images = len(batches[0]['inputs'])
     turns = dict.fromkeys(contestants, 0)
@@ -180,9 +183,14 @@ def compare(contestants: dict[str, Contestant], batches: list[dict[str, Any]], m
     results = {}
     for name, contestant in contestants.items():
         results[name] = dict(seconds=summary(times[name]), images_per_second=images * max_iter / sum(times[name]),
-                             kept=contestant.tokens / contestant.cells if contestant.cells else None)
+                             kept=contestant.tokens / contestant.cells if contestant.cells else None,
+                             thresholds=getattr(getattr(contestant.model, 'backbone', None), 'thresholds', None))
         if peaks[name]:
             results[name]['peak_mib'] = peaks[name] / 2**20
+    if len(times) == 2:
+        (name, first), (_, second) = times.items()
+        ratios = [b / a for a, b in zip(first, second, strict=True)]
+        results[name] |= dict(speedup=statistics.median(ratios), speedup_range=[min(ratios), max(ratios)])
     return results
 
 
@@ -200,19 +208,21 @@ def describe(results: dict[str, dict[str, Any]]) -> str:
     for name, result in results.items():
         seconds = result['seconds']
         kept = '' if result['kept'] is None else f', kept tokens {result["kept"]:.3f}'
+        thresholds = f', thresholds {result["thresholds"]}' if result['thresholds'] else ''
         peak = f', peak {result["peak_mib"]:.0f} MiB' if 'peak_mib' in result else ''
         lines.append(f'{name}: {result["images_per_second"]:.3f} img/s, a batch {format_seconds(seconds["median"])} '
-                     f'({format_seconds(seconds["min"])} - {format_seconds(seconds["max"])}){kept}{peak}')
-    if len(results) == 2:
-        first, second = (result['seconds']['times'] for result in results.values())
-        ratios = [b / a for a, b in zip(first, second, strict=True)]
-        lines.append(f'speed-up: {statistics.median(ratios):.3f} (median over the batches)')
+                     f'({format_seconds(seconds["min"])} - {format_seconds(seconds["max"])}){kept}{thresholds}{peak}')
+    lines += [f'speed-up: {result["speedup"]:.3f} (median over the batches)' for result in results.values()
+              if 'speedup' in result]
     return '\n'.join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     compat.filter_library_warnings()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    keep_freed_memory()
     chosen = [(args.config, args.checkpoint), *([(args.against, args.against_checkpoint)] if args.against else [])]
     configs = [launch.load_config(argparse.Namespace(**{**vars(args), 'config': path})) for path, _ in chosen]
     contestants: dict[str, Contestant] = {}
@@ -222,12 +232,14 @@ def main(arguments: list[str] | None = None) -> None:
             name = path if path not in contestants else f'{path} (again)'
             contestants[name] = build(cfg, checkpoint, args)
         results = compare(contestants, batches, args.max_iter, args.num_warmup, args.clock)
-    print(f'{args.task}, batch {len(batches[0]["inputs"])}, {"mixed precision" if args.amp else "float32"}, '
-          f'{get_device()}, {torch.get_num_threads()} threads, {args.clock} time, torch {torch.__version__}')
-    print(describe(results))
+    setting = (f'{args.task}, batch {len(batches[0]["inputs"])}, {"mixed precision" if args.amp else "float32"}, '
+               f'{device_name(get_device())}, {args.clock} time, {args.max_iter} batches')
+    print(f'{setting}, torch {torch.__version__}\n{describe(results)}')
     if args.json:
+        words = ['python tools/analysis_tools/benchmark_model.py', *(arguments or sys.argv[1:])]
+        content = dict(environment=environment(words), setting=setting, results=results)
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+        args.json.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -31,6 +31,7 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from apt_dense.benchmark.run import environment
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.core.layout import TokenLayout
@@ -177,10 +178,14 @@ def main(arguments: list[str] | None = None) -> None:
             counts.append(count_backbone(model, data))
             if index < args.head_images:
                 rest.append(count_rest(model, data))
+    print(f'{cfg.filename}, thresholds {model.backbone.thresholds}, batch 1')
     print(summarise(counts, rest, sum(parameter.numel() for parameter in model.parameters())))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(dict(images=counts, neck_and_heads=rest), indent=1) + '\n', encoding='utf-8')
+        words = ['python tools/analysis_tools/get_flops.py', *(arguments or sys.argv[1:])]
+        content = dict(environment=environment(words), thresholds=model.backbone.thresholds, images=counts,
+                       neck_and_heads=rest)
+        args.json.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,101 @@
+"""What the files of docs/benchmarks say about the goals of speed and memory."""
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from apt_dense.benchmark.report import markdown, mode_of
+from apt_dense.benchmark.run import Row
+
+MAX_SCORING_PERCENT = {'B': 2.0, 'L': 1.0}  # of the dense forward pass at 1536 px
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A line of the summary.
+
+    Attributes:
+        title, wanted: in words.
+        files: names of JSON files.
+        figure: a row -> what it is of, the value, the value in words.
+        is_met: whether a value of a row will do.
+    """
+    title: str
+    wanted: str
+    files: tuple[str, ...]
+    figure: Callable[[Row], tuple[str, float, str]]
+    is_met: Callable[[float, Row], bool]
+
+
+def table(folder: Path) -> str:
+    """The goals, what the rows of the folder's NAME.json say, and whether all of them meet the goal."""
+    lines = []
+    for goal in GOALS:
+        rows = [row for name in goal.files for row in _rows(folder / f'{name}.json')]
+        measured: dict[str, list[str]] = {}
+        for label, _, text in map(goal.figure, rows):
+            measured.setdefault(label, []).append(text)
+        met = ('yes' if all(goal.is_met(goal.figure(row)[1], row) for row in rows) else 'no') if rows else '-'
+        words = '; '.join(f'{label}: {", ".join(texts)}' for label, texts in measured.items()) or 'not measured'
+        lines.append([goal.title, goal.wanted, words, met])
+    return markdown(['', 'goal', 'measured', 'met'], lines)
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """The rows of a benchmark; of scoring, each with its time per pixel over that of apt_dense."""
+    rows = json.loads(path.read_text(encoding='utf-8'))['rows'] if path.is_file() else []
+    times = {row['method']: row['seconds'] / row['img_size']**2 for row in rows if 'method' in row}
+    yield from (row | dict(times_own=times[row['method']] / times['apt_dense']) if times else row for row in rows)
+
+
+def _name(row: Row) -> str:
+    return row['title'].removeprefix('EVA-02-')
+
+
+def _speedup(row: Row) -> tuple[str, float, str]:
+    value = row['apt']['speedup']
+    return _name(row), value, f'{value:.3f}'
+
+
+def _of_ideal(row: Row) -> tuple[str, float, str]:
+    value = row['apt']['speedup'] / row['apt']['ideal']
+    return _name(row), value, f'{value:.3f} (kept {row["kept"]:.1f})'
+
+
+def _scoring_percent(row: Row) -> tuple[str, float, str]:
+    stages = row['apt']['stages']
+    value = 100 * (stages['score'] + stages['layout']) / row['dense']['seconds']['median']
+    return _name(row), value, f'{value:.2f} %'
+
+
+def _scoring_memory(row: Row) -> tuple[str, float, str]:
+    value = row['memory']['extra'] * 2**20 / 1e6
+    return f'{row["method"]}, {row["img_size"]} px', value, f'{value:.0f} MB'
+
+
+def _scoring_time(row: Row) -> tuple[str, float, str]:
+    return row['method'], row['times_own'], f'{row["times_own"]:.1f} times'
+
+
+def _training_memory(row: Row) -> tuple[str, float, str]:
+    value = row['apt']['memory']['extra'] / row['dense']['memory']['extra']
+    return f'{_name(row)}, {mode_of(row)}', value, f'{value:.2f}'
+
+
+GOALS = (
+    Goal('Throughput without reduction, forward', 'at least 0.98 of dense', ('overhead', 'overhead_512'), _speedup,
+         lambda value, row: value >= 0.98),
+    Goal('Throughput without reduction, training', 'at least 0.98 of dense',
+         ('overhead_train', 'overhead_train_l', 'overhead_train_512'), _speedup, lambda value, row: value >= 0.98),
+    Goal('Speed-up over ideal, forward', 'at least 0.97 on a CPU', ('kept', 'kept_l'), _of_ideal,
+         lambda value, row: value >= 0.97),
+    Goal('Speed-up over ideal, training', 'at least 0.9', ('kept_train',), _of_ideal, lambda value, row: value >= 0.9),
+    Goal('Scoring and layout, of the dense forward pass', 'at most 2 % (B), 1 % (L)', ('overhead',), _scoring_percent,
+         lambda value, row: value <= MAX_SCORING_PERCENT[row['case']['model']]),
+    Goal('Memory of scoring and layout', 'less than 64 MB', ('scoring',), _scoring_memory,
+         lambda value, row: value < 64 or not row['method'].startswith('apt_dense')),
+    Goal('Time of other ways to score, per pixel', 'one-hot at least 30 times, histc not less', ('scoring',),
+         _scoring_time, lambda value, row: value >= {'one-hot': 30, 'histc': 1}.get(row['method'], 0)),
+    Goal('Memory of a training step over weights and gradients, kept 0.7', 'at most 0.75 of dense', ('memory',),
+         _training_memory, lambda value, row: value <= 0.75),
+)
