@@ -96,7 +96,7 @@ RUNS = {
                               f'--repeats 3 --no-memory --no-stages {BUSY}'),
     'kept': Run(f'--suite kept --mode forward --repeats 2 --no-memory {BUSY}', ('times', 'stages')),
     'kept_l': Run(f'--model L --kept 0.9 0.7 0.5 0.3 --repeats 1 --no-memory --no-stages {BUSY}'),
-    'kept_train': Run(f'--suite kept --mode train --repeats 1 --no-memory --no-stages {BUSY}'),
+    'kept_train': Run(f'--suite kept --mode train --warmup 2 --repeats 1 --no-memory --no-stages {BUSY}'),
     'scoring': Run(BUSY, program=SCORING),
     'memory': Run(f'--suite memory --no-stages --warmup 0 --repeats 1 {BUSY}', ('memory',)),
     'deterministic': Run(f'--model B --depth 2 --mode forward train --deterministic 0 1 --no-memory --no-stages '
