@@ -15,16 +15,16 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import get_worker_info
 
-from apt_dense.mm.errors import BadSampleError, NotFiniteError
+from apt_dense.mm.errors import BadSampleError, DataError, NotFiniteError
 
 POLICIES = ('raise', 'skip')
 MAX_WORKERS = 256  # of a data loader, that are counted apart
 
 
 def check_policy(name: str, policy: str) -> None:
-    """Raise ValueError unless the policy is 'raise' or 'skip'."""
+    """Raise DataError unless the policy is 'raise' or 'skip'."""
     if policy not in POLICIES:
-        raise ValueError(f"{name}={policy!r}: choose 'raise' (stop with the file's name) or 'skip' (count and go on)")
+        raise DataError(f"{name}={policy!r}: choose 'raise' (stop with the file's name) or 'skip' (count and go on)")
 
 
 @TRANSFORMS.register_module()

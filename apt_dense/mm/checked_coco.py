@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from apt_dense.mm.bad_data import check_policy
+from apt_dense.mm.errors import DataError
 
 
 @DATASETS.register_module()
@@ -23,7 +24,7 @@ class CheckedCocoDataset(CocoDataset):
         args, kwargs: of ``mmdet.CocoDataset``.
 
     Raises:
-        ValueError: for a bad annotation, naming the file, the image and the annotation's id; for a class that the file
+        DataError: for a bad annotation, naming the file, the image and the annotation's id; for a class that the file
             does not define.
     """
 
@@ -51,7 +52,7 @@ class CheckedCocoDataset(CocoDataset):
             names = {category['name'] for category in self.coco.cats.values()}
             missing = [name for name in self.metainfo['classes'] if name not in names]
             if missing:
-                raise ValueError(f'{self.ann_file} defines no category {missing}: metainfo.classes must be names of '
+                raise DataError(f'{self.ann_file} defines no category {missing}: metainfo.classes must be names of '
                                  f'the file, {sorted(names)}')
         image = raw_data_info['raw_img_info']
         good = []
@@ -63,7 +64,7 @@ class CheckedCocoDataset(CocoDataset):
             kind, details = reason
             where = f'annotation {annotation.get("id")} of {image["file_name"]}, {details}'
             if self.on_bad_annotation == 'raise' and kind != 'of other classes':
-                raise ValueError(f"{self.ann_file}: {where}: {kind}. Correct it, or set on_bad_annotation='skip'")
+                raise DataError(f"{self.ann_file}: {where}: {kind}. Correct it, or set on_bad_annotation='skip'")
             self._bad[kind] += 1
             self._examples.setdefault(kind, where)
         return super().parse_data_info({**raw_data_info, 'raw_ann_info': good})

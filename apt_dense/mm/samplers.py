@@ -35,10 +35,10 @@ def balanced_steps(tokens: np.ndarray, num_ranks: int, batch_size: int, pool_ste
         (num_ranks, batch_size) indices of images.
 
     Raises:
-        ValueError: if there are no images.
+        DataError: if there are no images.
     """
     if not len(tokens):
-        raise ValueError('the dataset has no image to train with')
+        raise DataError('the dataset has no image to train with')
     size, order = num_ranks * batch_size * pool_steps, np.empty(0, dtype=np.int64)
     for pool in count():
         rng = np.random.default_rng((seed, pool))
@@ -79,17 +79,17 @@ class TokenBalancedBatchSampler:
         pool_steps: see ``balanced_steps``.
 
     Raises:
-        ValueError: if the sampler is another or does not shuffle, an argument is below 1, or the file is of another
+        DataError: if the sampler is another or does not shuffle, an argument is below 1, or the file is of another
             dataset.  Whether its thresholds and pipeline are the model's is checked at the start of the training, by
             KeptTokensHook (``check_token_settings``).
     """
 
     def __init__(self, sampler: InfiniteSampler, batch_size: int, token_counts: str, pool_steps: int = 16):
         if not isinstance(sampler, InfiniteSampler) or not sampler.shuffle:
-            raise ValueError(f'got a {type(sampler).__name__}, wanted sampler=dict(type="InfiniteSampler", '
+            raise DataError(f'got a {type(sampler).__name__}, wanted sampler=dict(type="InfiniteSampler", '
                              'shuffle=True): TokenBalancedBatchSampler is endless and shuffles')
         if batch_size < 1 or pool_steps < 1:
-            raise ValueError(f'batch_size={batch_size} and pool_steps={pool_steps} must be 1 or more')
+            raise DataError(f'batch_size={batch_size} and pool_steps={pool_steps} must be 1 or more')
         self.sampler = sampler
         self.batch_size = batch_size
         self.pool_steps = pool_steps
@@ -109,12 +109,15 @@ class TokenBalancedBatchSampler:
 
 def _tokens_of(dataset: Any, path: Path) -> np.ndarray:
     """(N,) expected tokens of a dataset's images, in its order."""
-    _, tokens = load_token_counts(path)
+    try:
+        _, tokens = load_token_counts(path)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     paths = [dataset.get_data_info(index)['img_path'] for index in range(len(dataset))]
     for what, names in (('lacks images of the dataset', set(paths) - tokens.keys()),
                         ('holds images that the dataset has not', tokens.keys() - set(paths))):
         if names:
-            raise ValueError(f'{path} {what}: {len(names)} of {len(set(paths))}, such as {min(names)}. Make it again '
+            raise DataError(f'{path} {what}: {len(names)} of {len(set(paths))}, such as {min(names)}. Make it again '
                              'with tools/analysis_tools/calibrate_thresholds.py --save-tokens')
     return np.array([tokens[name] for name in paths], dtype=np.float64)
 

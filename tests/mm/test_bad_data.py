@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
+from apt_dense.mm import launch
 from apt_dense.mm.bad_data import BadDataHook, GuardSamples, LoadCheckedImage, find_guards
 from tests.mm.conftest import CLASSES, point_to
 from tests.mm.test_training import losses_of, run
@@ -212,6 +213,15 @@ def test_a_class_that_the_file_lacks(tmp_path):
     cfg = write_annotations(tmp_path, [GOOD], classes=('ball', 'kite'))
     with pytest.raises(ValueError, match=r"a\.json defines no category \['crate', 'lifebuoy', 'starfish'\]: metainfo"):
         DATASETS.build(cfg)
+
+
+@pytest.mark.parametrize(('classes', 'policy', 'said'), [(('ball', 'kite'), 'raise', 'defines no category'),
+                                                         (CLASSES, 'ignore', "choose 'raise'")])
+def test_the_tools_print_one_message(classes, policy, said, tmp_path, capsys):
+    cfg = write_annotations(tmp_path, [GOOD], classes) | dict(on_bad_annotation=policy)
+    assert launch.run_tool(lambda: DATASETS.build(cfg)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and said in error
 
 
 def test_an_image_with_nothing_but_a_crowd(tiny_config, tmp_path):
