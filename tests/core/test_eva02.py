@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt_dense import APTEVA02, TokenLayout
-from apt_dense.core.block import Block, DropPath, _compiled_parts
+from apt_dense.core.block import Block, DropPath, _add_branch, _compiled_parts
 from apt_dense.core.embed import DETAIL_BRANCHES
 from apt_dense.core.eva02 import PRESETS
 from apt_dense.core.importance import _compiled_scorer
@@ -168,6 +168,13 @@ def test_block_draws_for_each_residual_branch_and_by_image_not_by_window():
     drawn = [part[:, :2].round(decimals=4).unique(dim=0).tolist() for part in added.split(images.lengths)]
     assert all(len(rows) == 1 for rows in drawn)
     assert {tuple(row) for rows in drawn for row in rows} == {(0, 0), (0, 2), (2, 0), (2, 2)}
+
+
+def test_gradient_of_a_dropped_branch():
+    torch.manual_seed(0)
+    x, branch = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    factor = torch.tensor([[0.0], [2.0], [2.0], [0.0]])
+    assert torch.autograd.gradcheck(lambda x, branch: _add_branch(x, branch, factor), (x, branch))
 
 
 @pytest.mark.parametrize('rate', [-0.1, 1.0, 2])
