@@ -120,7 +120,6 @@ class _Scale(torch.autograd.Function):
         return branch * factor
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.factor, None
 
