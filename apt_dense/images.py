@@ -9,6 +9,9 @@ from torch import Tensor
 
 from apt_dense.core.eva02 import IMAGENET_MEAN, IMAGENET_STD
 
+# Of photographs: Pillow also opens documents and films.
+IMAGE_SUFFIXES = frozenset(('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'))
+
 
 def load_image(path: Path) -> Image.Image:
     """Read an image of any mode as RGB, turned as the data loaders turn it (EXIF).
@@ -42,13 +45,13 @@ def find_images(paths: list[Path]) -> list[Path]:
     Raises:
         ValueError: for a path that is not there, or a folder without an image.
     """
-    suffixes = Image.registered_extensions().keys()
     result = []
     for path in paths:
         if path.is_dir():
-            found = sorted(file for file in path.rglob('*') if file.suffix.lower() in suffixes and file.is_file())
+            found = sorted(file for file in path.rglob('*') if file.suffix.lower() in IMAGE_SUFFIXES and
+                           file.is_file())
             if not found:
-                raise ValueError(f'{path} holds no image')
+                raise ValueError(f'{path} holds no image, no {", ".join(sorted(IMAGE_SUFFIXES))} file')
             result += found
         elif path.exists():
             result.append(path)

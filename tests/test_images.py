@@ -41,7 +41,7 @@ def test_input_is_padded_after_normalisation():
 
 
 def test_images_of_folders_in_order(tmp_path):
-    for name in ('b.jpg', 'a.txt', 'sub/c.PNG', 'a.webp'):
+    for name in ('b.jpg', 'a.txt', 'sub/c.PNG', 'a.webp', 'manual.pdf'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [path.name for path in find_images([tmp_path, tmp_path / 'a.txt'])] == ['a.webp', 'b.jpg', 'c.PNG', 'a.txt']

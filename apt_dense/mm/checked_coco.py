@@ -53,7 +53,7 @@ class CheckedCocoDataset(CocoDataset):
             missing = [name for name in self.metainfo['classes'] if name not in names]
             if missing:
                 raise DataError(f'{self.ann_file} defines no category {missing}: metainfo.classes must be names of '
-                                 f'the file, {sorted(names)}')
+                                f'the file, {sorted(names)}')
         image = raw_data_info['raw_img_info']
         good = []
         for annotation in raw_data_info['raw_ann_info']:

@@ -1,8 +1,10 @@
-"""Errors of a training's data, which the tools print as one message."""
+"""Errors of a training's data and its settings, which the tools print as one message."""
 
 
 class DataError(ValueError):
-    """Something is wrong with the data, or with what was made from it: the message says all, a traceback would hide it.
+    """Something is wrong with the data, with what was made from it or with how it is to be read.
+
+    The message says all, a traceback would hide it.
     """
 
 

@@ -27,7 +27,7 @@ class KeptTokensHook(Hook):
     the scales of test-time augmentation count as often as they are computed.
 
     Where the backbone has ``max_tokens``, ``over_budget``, ``val_over_budget`` and ``test_over_budget`` are the share
-    of the images whose thresholds it raised.
+    of the images whose thresholds it raised; each window of slide inference is an image.
 
     With several processes, the log lists every ``interval`` iterations, and at the end of training, each rank's mean
     number of tokens, and ``idle_share`` is the mean of 1 - (mean over the ranks) / (the largest rank's): the part of

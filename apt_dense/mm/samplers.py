@@ -87,7 +87,7 @@ class TokenBalancedBatchSampler:
     def __init__(self, sampler: InfiniteSampler, batch_size: int, token_counts: str, pool_steps: int = 16):
         if not isinstance(sampler, InfiniteSampler) or not sampler.shuffle:
             raise DataError(f'got a {type(sampler).__name__}, wanted sampler=dict(type="InfiniteSampler", '
-                             'shuffle=True): TokenBalancedBatchSampler is endless and shuffles')
+                            'shuffle=True): TokenBalancedBatchSampler is endless and shuffles')
         if batch_size < 1 or pool_steps < 1:
             raise DataError(f'batch_size={batch_size} and pool_steps={pool_steps} must be 1 or more')
         self.sampler = sampler
@@ -107,18 +107,23 @@ class TokenBalancedBatchSampler:
         return len(self.tokens) // (self.sampler.world_size * self.batch_size)
 
 
-def _tokens_of(dataset: Any, path: Path) -> np.ndarray:
-    """(N,) expected tokens of a dataset's images, in its order."""
+def _load(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """A file's settings and tokens; raises DataError if it is missing or no such file."""
     try:
-        _, tokens = load_token_counts(path)
+        return load_token_counts(path)
     except ValueError as error:
         raise DataError(str(error)) from error
+
+
+def _tokens_of(dataset: Any, path: Path) -> np.ndarray:
+    """(N,) expected tokens of a dataset's images, in its order."""
+    _, tokens = _load(path)
     paths = [dataset.get_data_info(index)['img_path'] for index in range(len(dataset))]
     for what, names in (('lacks images of the dataset', set(paths) - tokens.keys()),
                         ('holds images that the dataset has not', tokens.keys() - set(paths))):
         if names:
             raise DataError(f'{path} {what}: {len(names)} of {len(set(paths))}, such as {min(names)}. Make it again '
-                             'with tools/analysis_tools/calibrate_thresholds.py --save-tokens')
+                            'with tools/analysis_tools/calibrate_thresholds.py --save-tokens')
     return np.array([tokens[name] for name in paths], dtype=np.float64)
 
 
@@ -128,7 +133,7 @@ def check_token_settings(path: Path, cfg: Config) -> None:
     Raises:
         DataError: if not, naming what differs.
     """
-    found, _ = load_token_counts(path)
+    found, _ = _load(path)
     pipeline = 'train' if found.get('training') else 'test' if cfg.get('test_dataloader') else 'val'
     settings = input_settings(cfg, 'train', pipeline, seed=found.get('seed'))
     try:
