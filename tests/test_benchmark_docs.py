@@ -55,7 +55,9 @@ def test_a_failed_run_costs_no_other(tmp_path, monkeypatch, capsys):
     page.write_text('<!-- good -->\n<!-- end of good -->\n<!-- bad -->\n<!-- end of bad -->\n<!-- gpu -->\n'
                     '<!-- end of gpu -->\n<!-- summary -->\n<!-- end of summary -->\n')
     small = '--model Ti --geometry demo --img-size 256 --depth 1 --repeats 1 --no-memory --no-stages'
-    monkeypatch.setattr(tool, 'RUNS', {'bad': tool.Run(f'{small} --kept 0'), 'good': tool.Run(small),
+    (tmp_path / 'docs/benchmarks/bad.json').write_text(json.dumps(dict(rows=[], environment=dict(
+        date='long ago', torch='1.0'), left_out=['a row'])))
+    monkeypatch.setattr(tool, 'RUNS', {'bad': tool.Run(f'{small} --kept 0.7 0'), 'good': tool.Run(small),
                                        'gpu': tool.Run('--suite gpu', needs=('nowhere.pth',))})
     monkeypatch.setattr(tool, 'ROOT', tmp_path)
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
@@ -63,24 +65,27 @@ def test_a_failed_run_costs_no_other(tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert 'error: bad failed' in captured.err and '[gpu] left out: needs' in captured.out
     good, bad = page.read_text().split('<!-- bad -->')
-    assert '| EVA-02-Ti first 1 blocks demo 256 |' in good and 'Not measured.' in bad
+    assert '| EVA-02-Ti first 1 blocks demo 256 |' in good and 'long ago, no row' in bad and 'a row.' in bad
+    assert len(json.loads((tmp_path / 'docs/benchmarks/bad.json.part').read_text())['rows']) == 1
 
 
 def test_summary_of_rows_and_of_nothing(tmp_path):
     def row(model, speedup, **others):
-        return dict(title=f'EVA-02-{model} det 1536', kept=0.7, case=dict(model=model, mode='forward'), **others,
+        return dict(title=f'EVA-02-{model} det 1536', kept=0.7, case=asdict(Case(model)), **others,
                     apt=dict(speedup=speedup, ideal=2.0, stages=dict(score=0.1, layout=0.05)),
                     dense=dict(seconds=dict(median=10.0)))
 
     nothing = summary.table(tmp_path)
-    assert set(cells(nothing, 2)) == {'not measured'} and set(cells(nothing, 3)) == {'-'}
+    assert all(words.endswith('not measured') for words in cells(nothing, 2)) and set(cells(nothing, 3)) == {'-'}
     for name, rows in dict(overhead=[row('B', 0.99), row('L', 0.97)], kept=[row('B', 1.95)]).items():
         (tmp_path / f'{name}.json').write_text(json.dumps(dict(rows=rows)))
     found = summary.table(tmp_path)
     assert [cells(found, 2)[index] for index in (0, 2, 4)] == [
-        'B det 1536: 0.990; L det 1536: 0.970', 'B det 1536: 0.975 (kept 0.7)',
-        'B det 1536: 1.50 %; L det 1536: 1.50 %']
-    assert [cells(found, 3)[index] for index in (0, 1, 2, 4)] == ['no', '-', 'yes', 'no']
+        'B det 1536: 0.990; L det 1536: 0.970; overhead_512: not measured',
+        'B det 1536: 0.975 (kept 0.7); kept_l: not measured', 'B det 1536: 1.50 %; L det 1536: 1.50 %']
+    assert [cells(found, 3)[index] for index in (0, 1, 2, 4)] == ['no', '-', '-', 'no']
+    (tmp_path / 'kept_l.json').write_text(json.dumps(dict(rows=[row('L', 1.94)])))
+    assert cells(summary.table(tmp_path), 3)[2] == 'yes'
 
 
 def cells(table: str, column: int) -> list[str]:

@@ -19,6 +19,7 @@ import itertools
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,12 +28,13 @@ import torch
 from apt_dense.benchmark import report
 from apt_dense.benchmark.cases import DETECTION_THRESHOLDS, DTYPES, GEOMETRIES, MODES, Case
 from apt_dense.benchmark.measure import CLOCKS, keep_freed_memory, profile
-from apt_dense.benchmark.run import Row, environment, run_case
+from apt_dense.benchmark.run import Row, check_tome, environment, run_case
 from apt_dense.benchmark.suites import SUITES
 from apt_dense.core.attention import BACKENDS
 from apt_dense.core.eva02 import PRESETS
 
 PACKAGES = {'PIL': 'pillow'}
+
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='python -m apt_dense.benchmark', description=__doc__,
@@ -70,7 +72,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--profile', action='store_true', help="only torch's table of the operators, dense and APT")
     parser.add_argument('--no-stages', dest='stages', action='store_false', help='do not split the time')
     parser.add_argument('--no-memory', dest='memory', action='store_false', help='do not measure peak memory')
-    parser.add_argument('--json', type=Path, help='write the rows here')
+    parser.add_argument('--json', type=Path, help='write the rows here; FILE.part until all are measured')
     parser.add_argument('--plot', type=Path, help='draw them here')
     args = parser.parse_args(arguments)
     if args.suite and args.photos:
@@ -79,8 +81,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('photographs keep what --thresholds let them: leave --kept out')
     if args.profile and (args.json or args.plot):
         parser.error('--profile prints, and measures nothing: leave --json and --plot out')
-    if args.tome and ('train' in (args.mode or ()) or 1 in (args.compiled or ())):
-        parser.error('--tome compares forward passes that are not compiled: leave --mode train and --compiled 1 out')
     for option, wanted in (('PHOTO', args.photos and ('numpy', 'PIL')), ('--plot', args.plot and ('matplotlib',))):
         for package in wanted or ():
             if find_spec(package) is None:
@@ -97,8 +97,8 @@ def cases_of(args: argparse.Namespace) -> list[tuple[str, Case]]:
     """The wanted rows, each with the name of its group.
 
     Raises:
-        ValueError: if the choice leaves no row of a suite, or images of unequal fractions are asked for in a batch of
-            another size.
+        ValueError: if the choice leaves no row of a suite, images of unequal fractions are asked for in a batch of
+            another size, or token merging in a row that it does not have.
     """
     chosen = dict(model=args.model, geometry=args.geometry, img_size=args.img_size, mode=args.mode)
     settings = dict(dtype=args.dtype, backend=args.backend)
@@ -118,6 +118,9 @@ def cases_of(args: argparse.Namespace) -> list[tuple[str, Case]]:
         cases = [('rows', case) for case in base.variants(**chosen)]
     cases = [(group, variant) for group, case in cases for images in _images(args, case)
              for variant in case.variants(**{name: [value] for name, value in images.items()}, **settings)]
+    if args.tome:
+        for _, case in cases:
+            check_tome(case)
     return list(dict.fromkeys(cases))
 
 
@@ -146,7 +149,8 @@ def _print_profiles(args: argparse.Namespace) -> None:
             print(f'{case.title}, {case.mode}, batch {case.batch}, {kind}:\n{profile(case, model, x)}')
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = 'python -m apt_dense.benchmark') -> int:
+    """Run the command line; ``program`` is the name under which the figures' file has it."""
     args = parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -157,38 +161,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.profile:
             _print_profiles(args)
             return 0
-        rows = _run(args, list(arguments or sys.argv[1:]))
+        rows = _run(args, [program, *(arguments or sys.argv[1:])])
     except (ValueError, ImportError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     print(report.report(rows))
-    if args.plot:
+    if args.plot and rows:
         report.plot(args.plot, rows)
     return 0
 
 
 def _run(args: argparse.Namespace, words: list[str]) -> list[Row]:
-    """Measure the rows, and write them to the file after each, so that no failure loses those before it."""
+    """Measure the rows.  After each they are written to a file that takes the right name when all are there."""
     # Photographs by their names: where they lie says nothing to others.
-    words = [Path(word).name if Path(word) in args.photos else word for word in words]
-    surroundings = environment(['python -m apt_dense.benchmark', *words])
+    words = [Path(word).name if Path(word).is_absolute() and Path(word) in args.photos else word for word in words]
+    surroundings = environment(words)
+    part = args.json and args.json.with_name(f'{args.json.name}.part')
     rows: list[Row] = []
     left_out: list[str] = []
     for group, case in cases_of(args):
         repeats = args.repeats or (20 if case.on_gpu else 3)
         warmup = (5 if case.on_gpu else 1) if args.warmup is None else args.warmup
-        name = f'{case.title}, {case.mode}, batch {case.batch}'
+        name = f'{case.title}, {report.mode_of(dict(case=asdict(case)))}, batch {case.batch}'
         try:
             row = run_case(case, repeats, warmup, args.tome, args.stages, args.memory, args.checkpoint)
         except torch.cuda.OutOfMemoryError:
-            left_out.append(f'{name}, kept {max(case.kept, default=0):g}')
-            print(f'{name}: does not fit the GPU, left out', file=sys.stderr)
+            name += f', kept {" ".join(f"{kept:g}" for kept in case.kept)}' if case.kept else ''
+            left_out.append(name)
+            print(f'{name}: does not fit the GPU, left out', file=sys.stderr, flush=True)
         else:
             rows.append(row | dict(group=group))
             print(f'{name}, kept {row["kept"]:.3f}: {row["apt"]["speedup"]:.3f} times as fast, ideal '
                   f'{row["apt"]["ideal"]:.3f}', file=sys.stderr, flush=True)
-        if args.json:
-            report.save_json(args.json, rows, surroundings, left_out)
+        if part:
+            report.save_json(part, rows, surroundings, left_out)
+    if part:
+        part.replace(args.json)
     return rows
 
 

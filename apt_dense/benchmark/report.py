@@ -128,7 +128,7 @@ def unequal_table(rows: Sequence[Row]) -> str:
 
 def paper_table(rows: Sequence[Row]) -> str:
     """The paper's speed-ups beside those measured: theirs of the whole model on a GPU, these of the backbone."""
-    lines = [[row['title'], f'{row["paper"]["dense"]:.2f}', f'{row["paper"]["apt"]:.2f}',
+    lines = [[f'{row["title"]}, {mode_of(row)}', f'{row["paper"]["dense"]:.2f}', f'{row["paper"]["apt"]:.2f}',
               f'{row["paper"]["speedup"]:.2f}', f'{row["kept"]:.3f}', f'{row["apt"]["speedup"]:.2f}',
               f'{row["apt"]["ideal"]:.2f}'] for row in rows if 'paper' in row]
     return markdown(['model', 'paper: dense img/s', 'APT img/s', 'speed-up', 'here: kept', 'backbone speed-up',
@@ -144,7 +144,7 @@ def whole_table(results: dict[str, dict[str, Any]]) -> str:
         lines.append([name, ' '.join(f'{threshold:g}' for threshold in thresholds) if thresholds else '-',
                       f'{kept:.3f}' if kept else '-', f'{result["images_per_second"]:.3f}', _spread(result),
                       f'{result["speedup"]:.3f}{spread}' if spread else '-'])
-    return markdown(['config', 'thresholds', 'kept', 'img/s', 'time of a batch', 'speed-up'], lines)
+    return markdown(['config', 'thresholds', 'kept', 'img/s', 'time of a batch (over the images)', 'speed-up'], lines)
 
 
 def describe(rows: Sequence[Row]) -> str:
@@ -154,14 +154,19 @@ def describe(rows: Sequence[Row]) -> str:
         values = dict.fromkeys(row['device'] if name == 'device' else row['case'][name] for row in rows)
         parts.append(f'{"attention " if name == "backend" else ""}{" and ".join(values)}'
                      f'{" time" if name == "clock" else ""}')
-    rounds = [rounds_of(row['dense']) for row in rows]
-    fewest, most = min(rounds), max(rounds)
-    parts.append(f'{fewest if fewest == most else f"{fewest} to {most}"} round{"s" if most > 1 else ""}')
+    parts.append(' and '.join(dict.fromkeys(count(rounds_of(row['dense']), 'round') for row in rows)))
     return ', '.join(parts)
+
+
+def count(number: int, what: str) -> str:
+    """'1 round', '3 rounds'."""
+    return f'{number} {what}{"" if number == 1 else "s"}'
 
 
 def report(rows: Sequence[Row]) -> str:
     """All tables that the rows have something for."""
+    if not rows:
+        return 'no row was measured'
     tables = [describe(rows), times_table(rows)]
     for table, present in ((stages_table, any('stages' in row['apt'] for row in rows)),
                            (memory_table, any('memory' in row['apt'] for row in rows)),
@@ -178,9 +183,9 @@ def save_json(path: str | Path, rows: Sequence[Row], environment: dict[str, str]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = dict(environment=environment, rows=list(rows)) | (dict(left_out=list(left_out)) if left_out else {})
-    part = path.with_name(f'{path.name}.part')
-    part.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
-    part.replace(path)
+    new = path.with_name(f'{path.name}.new')
+    new.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    new.replace(path)
 
 
 def plot(path: str | Path, rows: Sequence[Row]) -> None:

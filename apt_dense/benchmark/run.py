@@ -54,9 +54,8 @@ def run_case(case: Case, repeats: int, warmup: int = 1, with_tome: bool = False,
             checkpoint or a photograph that does not fit or cannot be read; for a GPU that is not there.
         ImportError: if the package of an attention backend is not there.
     """
-    if with_tome and (case.mode == 'train' or case.compiled):
-        raise ValueError('token merging is compared in forward passes that are not compiled: use mode forward, '
-                         'compiled 0')
+    if with_tome:
+        check_tome(case)
     if case.on_gpu and not torch.cuda.is_available():
         raise ValueError(f'device={case.device!r}, but torch {torch.__version__} finds no GPU: use cpu')
     if case.compiled:
@@ -68,6 +67,13 @@ def run_case(case: Case, repeats: int, warmup: int = 1, with_tome: bool = False,
     if paper and (case.mode, case.kept, case.depth) == ('forward', (PAPER_KEPT,), 0):
         row['paper'] = dict(dense=paper[0], apt=paper[1], speedup=paper[1] / paper[0])
     return row
+
+
+def check_tome(case: Case) -> None:
+    """Raise ValueError for a row that token merging does not have."""
+    if case.mode == 'train' or case.compiled:
+        raise ValueError('token merging is compared in forward passes that are not compiled: use --mode forward, '
+                         '--compiled 0')
 
 
 def _measure(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool, memory: bool,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, normalise, synthetic_image, synthetic_scales
 from apt_dense.benchmark.measure import CLOCKS, Marks, keep_freed_memory, peak_of
-from apt_dense.benchmark.report import format_seconds, markdown
+from apt_dense.benchmark.report import count, format_seconds, markdown
 from apt_dense.benchmark.run import device_name, environment
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.importance import LUMA_WEIGHTS, patch_entropy
@@ -112,7 +112,7 @@ def measure(method: str, img_size: int, repeats: int, device: str, clock: str) -
 
 def describe(rows: Sequence[dict]) -> str:
     """Where and how the rows were measured."""
-    return f'{rows[0]["device"]}, float32, batch 1, {rows[0]["clock"]} time, {rows[0]["repeats"]} rounds'
+    return f'{rows[0]["device"]}, float32, batch 1, {rows[0]["clock"]} time, {count(rows[0]["repeats"], "round")}'
 
 
 def table(rows: Sequence[dict]) -> str:

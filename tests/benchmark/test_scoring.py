@@ -26,7 +26,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert [(row['method'], row['img_size'], row['memory']['extra']) for row in rows] == [
         ('one-hot', 128, 0), ('histc', 512, 0), ('apt_dense', 512, 0), ('apt_dense, whole', 512, 1)]
     lines = capsys.readouterr().out.splitlines()
-    assert 'wall time, 1 rounds' in lines[0] and lines[-2].split()[-2] == '1.0'
+    assert 'wall time, 1 round' in lines[0] and lines[-2].split()[-2] == '1.0'
 
 
 def test_the_whole_way_keeps_the_wanted_tokens():
