@@ -85,7 +85,7 @@ def _against_dense(kind: str) -> Run:
 PHOTOS = ('astronaut.png', 'coffee.png', 'chelsea.png')
 RUNS = {
     'paper': Run(f'--suite paper --repeats 2 --no-memory --no-stages {BUSY}', ('paper', 'times')),
-    'overhead': Run(f'--suite overhead --geometry det --mode forward --repeats 2 --no-memory {BUSY}',
+    'overhead': Run(f'--suite overhead --geometry det --mode forward --repeats 4 --no-memory {BUSY}',
                     ('times', 'stages')),
     'overhead_512': Run('--suite overhead --model L --geometry seg --img-size 512 --mode forward --repeats 8 '
                         f'--no-memory {BUSY}', ('times', 'stages')),
