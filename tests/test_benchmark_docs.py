@@ -86,6 +86,8 @@ def test_summary_of_rows_and_of_nothing(tmp_path):
     assert [cells(found, 3)[index] for index in (0, 1, 2, 4)] == ['no', '-', '-', 'no']
     (tmp_path / 'kept_l.json').write_text(json.dumps(dict(rows=[row('L', 1.94)])))
     assert cells(summary.table(tmp_path), 3)[2] == 'yes'
+    (tmp_path / 'kept_l.json').write_text(json.dumps(dict(rows=[])))  # nothing fitted the GPU
+    assert cells(summary.table(tmp_path), 3)[2] == '-'
 
 
 def cells(table: str, column: int) -> list[str]:

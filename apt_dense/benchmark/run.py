@@ -146,7 +146,7 @@ def _cpu_name() -> str:
 
 
 def environment(command: Sequence[str]) -> dict[str, str]:
-    """What the figures depend on besides the cases: versions and command."""
+    """What the figures depend on besides the cases: date, versions, commit and command."""
     return dict(date=datetime.date.today().isoformat(), torch=torch.__version__, python=platform.python_version(),
                 commit=code_version(Path(__file__).parents[1]), command=' '.join(command))
 

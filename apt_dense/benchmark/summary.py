@@ -32,7 +32,7 @@ class Goal:
 def table(folder: Path) -> str:
     """The goals, what the rows of the folder's NAME.json say, and whether all of them meet the goal.
 
-    Goals of which a file is not there are not met yet, or are missed already.
+    Goals of which a file is not there or has no row are not met yet, or are missed already.
     """
     lines = []
     for goal in GOALS:
@@ -43,7 +43,7 @@ def table(folder: Path) -> str:
         for label, _, text in figures:
             measured.setdefault(label, []).append(text)
         words = [f'{label}: {", ".join(texts)}' for label, texts in measured.items()]
-        missing = [path.stem for path in paths if not path.is_file()]
+        missing = [path.stem for path in paths if not any(_rows(path))]
         if missing:
             words.append(f'{", ".join(missing)}: not measured')
         is_missed = not all(goal.is_met(value, row) for (_, value, _), row in zip(figures, rows, strict=True))
