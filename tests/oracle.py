@@ -73,7 +73,7 @@ def patch_scores(image: Tensor, scorer: str, patch_size: int, num_scales: int, b
         maps.append(torch.zeros(batch, math.ceil(height / side), math.ceil(width / side)))
         for i in range(batch):
             if scorer == 'upsampling_error':
-                pixels = upsampling_error(image[i] / 255, (0.5, 0.5, 0.25, 0.25)[min(scale, 3)])
+                pixels = upsampling_error(image[i] / 255, 0.5 if side <= 32 else 0.25)
             elif scorer.startswith('laplacian'):
                 pixels = laplacian(luma(image[i]) / 255)
             else:
@@ -261,9 +261,7 @@ def scale_map(x: Tensor, settings: dict) -> Tensor:
     mean, std = (torch.tensor(settings[key], dtype=torch.float64).reshape(3, 1, 1) for key in ('img_mean', 'img_std'))
     image = (x.detach().double() * std + mean).mul(1000).round() / 1000  # padding is at the mean: three decimals
     patch, num_scales = settings['patch_size'], settings['num_scales']
-    merged = patch_scores(image, settings['scorer'], patch * 2, num_scales - 1) if num_scales > 1 else []
-    base = torch.zeros(x.shape[0], x.shape[2] // patch, x.shape[3] // patch)
-    return select_scales([base, *merged], settings['thresholds'])
+    return select_scales(patch_scores(image, settings['scorer'], patch, num_scales), settings['thresholds'])
 
 
 def oracle_backbone(state: dict[str, Tensor], x: Tensor, **arguments) -> tuple[Tensor, ...]:

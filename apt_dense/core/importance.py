@@ -11,7 +11,7 @@ Source: APT (arXiv 2510.18091, section 3.1) and the three measures of its public
 """
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LUMA_WEIGHTS = (0.2989, 0.5870, 0.1140)
+UPSAMPLING_FACTORS = {16: 0.5, 32: 0.5, 64: 0.25, 128: 0.25}  # side of the patch in pixels -> the public code's factor
 INCOMPLETE_PATCH_ENTROPY = 1e6  # of a patch that reaches over the border: above every threshold, never merged
 
 
@@ -94,14 +95,17 @@ def patch_laplacian(image: Tensor, patch_size: int = 16, num_scales: int = 4, re
 
 
 def patch_upsampling_error(image: Tensor, patch_size: int = 16, num_scales: int = 4,
-                           factors: Sequence[float] = (0.5, 0.5, 0.25, 0.25), *, check: bool = True) -> list[Tensor]:
+                           factors: Mapping[int, float] | Sequence[float] = UPSAMPLING_FACTORS, *,
+                           check: bool = True) -> list[Tensor]:
     """Mean squared error of the 0..1 RGB image after down- and upsampling, over each patch.
 
     Args:
         image: (B, 3, H, W), RGB in 0..255.
         patch_size: side of the finest patch in pixels.
         num_scales: number of maps; patch sides double from one to the next.
-        factors: downsampling factor of each scale, fine to coarse; the last one serves all coarser scales.
+        factors: side of a patch in pixels -> its downsampling factor.  A side that is not named takes the factor of
+            the one that is nearest in ratio.  So a patch's score does not depend on which other sizes are scored.
+            (Or a sequence: one factor for each map, fine to coarse; the last one serves all coarser maps.)
         check: see the module docstring.
 
     Returns:
@@ -112,15 +116,20 @@ def patch_upsampling_error(image: Tensor, patch_size: int = 16, num_scales: int 
 
     Source: the upsampling measure of the public code (bilinear both ways, align_corners False, no antialias).
     """
-    if not factors or not all(0 < factor <= 1 for factor in factors):
-        raise ValueError(f'factors={tuple(factors)} must be one or more numbers in (0, 1]')
+    values = tuple(factors.values() if isinstance(factors, Mapping) else factors)
+    if not values or not all(0 < factor <= 1 for factor in values):
+        raise ValueError(f'factors={values} must be one or more numbers in (0, 1]')
     image = _checked_image(image, check) / 255
     maps, errors = [], {}
     for scale in range(num_scales):
-        factor = factors[min(scale, len(factors) - 1)]
+        side_px = patch_size << scale
+        if isinstance(factors, Mapping):
+            factor = factors[min(factors, key=lambda side: abs(math.log(side / side_px)))]
+        else:
+            factor = factors[min(scale, len(factors) - 1)]
         if factor not in errors:
             errors[factor] = _upsampling_error(image, factor)
-        maps.append(_reduce_patches(errors[factor], patch_size << scale, 'mean'))
+        maps.append(_reduce_patches(errors[factor], side_px, 'mean'))
     return maps
 
 

@@ -97,6 +97,25 @@ def test_upsampling_error_worked_numbers():
     torch.testing.assert_close(scores[2], patch_upsampling_error(image, 16, 1, factors=(0.5,))[0])
 
 
+@pytest.mark.parametrize('patch_size', [8, 14, 16, 32])
+@pytest.mark.parametrize('scorer', sorted(SCORERS))
+def test_a_score_depends_on_the_side_of_its_patch_only(scorer, patch_size):
+    """Not on the size at which scoring begins: models leave out the base patches."""
+    image = random_image(2, 3, 8 * patch_size, 12 * patch_size)
+    every, merged = get_scorer(scorer)(image, patch_size, 4), get_scorer(scorer)(image, 2 * patch_size, 3)
+    torch.testing.assert_close(merged, every[1:], atol=1e-5, rtol=1e-5)
+
+
+def test_upsampling_factors_follow_the_public_code():
+    """0.5 for the base patch and twice its side, 0.25 for four and eight times, also with base patches of 14 px."""
+    for patch_size in (14, 16):
+        image = random_image(2, 3, 8 * patch_size, 16 * patch_size)
+        by_position = patch_upsampling_error(image, patch_size, 4, factors=(0.5, 0.5, 0.25, 0.25))
+        assert all(map(torch.equal, patch_upsampling_error(image, patch_size, 4), by_position))
+    scores = patch_upsampling_error(image, 16, 2, factors={16: 1, 32: 0.25})
+    assert (scores[0] == 0).all() and (scores[1] > 0).any()
+
+
 @pytest.mark.parametrize('scorer', sorted(SCORERS))
 def test_dtype_of_the_image_does_not_matter(scorer):
     image = random_image(2, 3, 24, 40)
@@ -165,7 +184,7 @@ def test_bad_arguments():
         patch_laplacian(image, 4, 2, 'sum')
     with pytest.raises(ValueError, match=r'needs an image of at least 2 x 2 pixels, got \(1, 24\): pad it first'):
         patch_laplacian(image[:, :, :1], 4, 2)
-    for factors in ((), (0.5, 0), (1.5,), (-0.5,)):
+    for factors in ((), (0.5, 0), (1.5,), (-0.5,), {}, {16: 0.5, 32: 1.5}):
         with pytest.raises(ValueError, match=r'factors=\(.*\) must be one or more numbers in \(0, 1\]'):
             patch_upsampling_error(image, 4, 2, factors)
     with pytest.raises(ValueError, match="unknown scorer 'edges': choose one of .*'entropy', 'laplacian_max'"):
