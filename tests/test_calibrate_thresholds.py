@@ -125,13 +125,13 @@ def test_a_broken_image_is_named_and_the_rest_goes_on(run, photos, tmp_path):
 def test_saved_tokens(run, photos, tmp_path):
     file = tmp_path / 'cache/tokens.json'
     assert run(photos, '--size', 128, '--thresholds', 1, 1, '--save-tokens', file)[0] == 0
-    tokens = read_token_counts(file, dict(size=128, fit='crop', scorer='entropy', num_scales=3, patch_size=16,
-                                          thresholds=(1.0, 1.0)))
+    tokens = read_token_counts(file, dict(size=128, fit='crop', resampling='opencv', scorer='entropy', num_scales=3,
+                                          patch_size=16, thresholds=(1.0, 1.0)))
     assert tokens == {str(photos / 'a.png'): 64, str(photos / 'below/b.PNG'): 34, str(photos / 'c.png'): 4}
     assert [path.name for path in file.parent.iterdir()] == ['tokens.json']
     with pytest.raises(ValueError, match=r'other settings: thresholds was \[1.0, 1.0\], is \[2.0, 1.0\]'):
-        read_token_counts(file, dict(size=128, fit='crop', scorer='entropy', num_scales=3, patch_size=16,
-                                     thresholds=(2.0, 1.0)))
+        read_token_counts(file, dict(size=128, fit='crop', resampling='opencv', scorer='entropy', num_scales=3,
+                                     patch_size=16, thresholds=(2.0, 1.0)))
     (tmp_path / 'other.json').write_text('[]')
     with pytest.raises(ValueError, match='no cache of token counts'):
         read_token_counts(tmp_path / 'other.json', {})

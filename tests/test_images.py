@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from apt_dense.images import crop_square, find_images, load_image, resize_longest, to_input
+from apt_dense.images import crop_square, find_images, load_image, resize, resize_longest, to_input
 
 
 def test_sixteen_bits_become_eight(tmp_path):
@@ -21,16 +21,34 @@ def test_turned_as_its_camera_says(tmp_path):
     assert load_image(tmp_path / 'turned.jpg').size == (20, 40)
 
 
+def test_the_two_ways_of_shrinking_are_those_of_the_libraries():
+    """OpenCV rounds its weights to 1 / 2048: a grey level up or down."""
+    cv2 = pytest.importorskip('cv2')
+    image = np.random.default_rng(0).integers(0, 256, (90, 131, 3), np.uint8)
+    for size in ((60, 40), (33, 90), (262, 180)):
+        ours = np.asarray(resize(Image.fromarray(image), size, 'opencv')).astype(int)
+        assert abs(ours - cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)).max() <= 1
+        ours = np.asarray(resize(Image.fromarray(image), size, 'pillow'))
+        assert (ours == mmcv_resize(image, size)).all()
+    with pytest.raises(ValueError, match="resampling='nearest': choose one of"):
+        resize(Image.fromarray(image), (10, 10), 'nearest')
+
+
+def mmcv_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """As the COCO configs do."""
+    return pytest.importorskip('mmcv').imresize(image, size, backend='pillow')
+
+
 def test_sizes():
     image = Image.new('RGB', (1000, 3))
-    assert resize_longest(image, 128).size == (128, 1)
-    assert crop_square(image, 64).size == (64, 64)
+    assert resize_longest(image, 128, 'pillow').size == (128, 1)
+    assert crop_square(image, 64, 'opencv').size == (64, 64)
 
 
 def test_the_square_in_the_middle():
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, 10:20] = 255
-    assert np.asarray(crop_square(Image.fromarray(image), 10)).min() == 255
+    assert np.asarray(crop_square(Image.fromarray(image), 10, 'pillow')).min() == 255
 
 
 def test_input_is_padded_after_normalisation():

@@ -46,12 +46,32 @@ def test_padding_to_the_detectors_square(tool, tmp_path, half_noise, capsys):
     assert '67 tokens of 256 cells' in capsys.readouterr().out  # two more patches of 128 px below
 
 
-def test_settings_of_a_config(tool):
-    args = tool.parse_args(['a.png', '--config', str(CONFIG)])
-    assert (args.img_size, args.scorer, args.patch_size) == (256, 'entropy', 16)
-    assert tuple(args.thresholds) == (3.5, 3.5, 3.0)
-    args = tool.parse_args(['a.png', '--config', str(CONFIG), '--thresholds', '1', '2'])
-    assert args.thresholds == [1.0, 2.0]
+@pytest.mark.parametrize('resampling', ['pillow', 'opencv'])
+def test_the_resampling_is_said_and_matters(tool, tmp_path, capsys, resampling):
+    """Lines of 1 px, 4 times smaller: an average is smooth, four pixels of them are not."""
+    image = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (512, 512, 1)).repeat(3, 2)
+    Image.fromarray(image).save(tmp_path / 'noise.png')
+    tool.main([str(tmp_path / 'noise.png'), '--img-size', '128', '--scorer', 'laplacian_mean', '--thresholds', '1', '1',
+               '1', '--resampling', resampling, '--out-dir', str(tmp_path)])
+    first, second = capsys.readouterr().out.splitlines()
+    assert f'longest side to 128 px by {resampling}' in first
+    assert ('1 tokens of 64 cells' if resampling == 'pillow' else '64 tokens of 64 cells') in second
+
+
+def test_options_that_a_config_has_itself(tool, capsys):
+    for option in (['--img-size', '256'], ['--resampling', 'opencv'], ['--patch-size', '16']):
+        with pytest.raises(SystemExit):
+            tool.parse_args(['a.png', '--config', str(CONFIG), *option])
+        assert f'{option[0]} has no meaning with --config' in capsys.readouterr().err
+
+
+def test_thresholds_over_those_of_a_config(tool, tmp_path, half_noise, capsys):
+    Image.fromarray(half_noise).save(tmp_path / 'scene.png')
+    arguments = [str(tmp_path / 'scene.png'), '--config', str(CONFIG), '--out-dir', str(tmp_path)]
+    assert tool.main(arguments) == 0
+    assert 'without padding 65 of 128 (50.8% kept)' in capsys.readouterr().out
+    assert tool.main([*arguments, '--thresholds', '-1', '--scorer', 'laplacian_max']) == 0
+    assert '256 tokens of 256 cells' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', 'CMYK', '1'])

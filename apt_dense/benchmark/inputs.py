@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.core.eva02 import IMAGENET_MEAN, IMAGENET_STD
+from apt_dense.core.chooser import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.layout import check_grid
 
 # Entropies of a synthetic image: 0 over a patch to be merged, at least 2 bits over any other.
@@ -89,7 +89,7 @@ def build_batch(img_size: int, kept: Sequence[float] = (), photos: Sequence[str 
     """
     if photos:
         from apt_dense.images import load_image, resize_longest, to_input  # takes more than torch
-        return torch.cat([to_input(resize_longest(load_image(path), img_size), img_size) for path in photos])
+        return torch.cat([to_input(resize_longest(load_image(path), img_size, 'pillow'), img_size) for path in photos])
     side = img_size // patch_size
     return normalise(torch.stack([
         synthetic_image(synthetic_scales(fraction, side, side, num_scales, seed), patch_size, seed)

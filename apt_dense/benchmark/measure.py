@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from torch.profiler import ProfilerActivity
 
 from apt_dense.benchmark.cases import Case
 from apt_dense.core.eva02 import APTEVA02
-from apt_dense.core.layout import TokenLayout
 
-STAGES = ('score', 'layout', 'embed', 'blocks', 'expand', 'other', 'backward')
+STAGES = ('score', 'layout', 'embed', 'blocks', 'expand', 'other', 'backward')  # expand: of older files
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+MMAP_THRESHOLD = 'MALLOC_MMAP_THRESHOLD_'
 CLOCKS = {'wall': time.perf_counter, 'process': time.process_time}
 
 
@@ -49,9 +49,23 @@ class Marks:
         self._stack.append(name)
         try:
             yield
-        finally:  # activation checkpointing ends what it recomputes by an exception
+        finally:
             self.mark()
             self._stack.pop()
+
+    def hook(self, name: str, module: nn.Module) -> list[Any]:
+        """Let a module's forward passes count for this stage; returns the handles that end it."""
+        stages = []
+
+        def begin(*_: object) -> None:
+            stages.append(self.stage(name))
+            stages[-1].__enter__()
+
+        def end(*_: object) -> None:
+            stages.pop().__exit__(None, None, None)
+
+        # Also after the exception by which activation checkpointing ends what it recomputes.
+        return [module.register_forward_pre_hook(begin), module.register_forward_hook(end, always_call=True)]
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each stage between the first mark and the last."""
@@ -109,27 +123,29 @@ def seconds_of_pass(case: Case, model: nn.Module, x: Tensor) -> float:
 
 
 def seconds_of_stages(case: Case, model: APTEVA02, x: Tensor) -> dict[str, float]:
-    """Seconds of each stage of one pass: score, layout, embed, blocks, expand, backward, and other, the rest.
+    """Seconds of each stage of one pass: score, layout, embed, blocks, backward, and other, the rest.
 
     What activation checkpointing recomputes counts for its own stage, not for backward.
     """
     marks = Marks(case.device, case.clock)
     model.zero_grad()
 
-    def wrap(name: str, function: Callable) -> Callable:
-        def wrapped(*args, **kwargs):
-            with marks.stage(name):
-                return function(*args, **kwargs)
-        return wrapped
+    def forward(x: Tensor) -> tuple[Tensor, ...]:
+        if model.num_scales == 1:
+            with marks.stage('layout'):
+                layout = model.chooser.layout(x)
+        else:
+            with marks.stage('score'):
+                scores = model.chooser.scores(x)
+            with marks.stage('layout'):
+                layout = model.chooser.choose(scores)
+        return model.forward_layout(x, layout)
 
     with ExitStack() as stack:
-        for name, attribute in (('score', '_restore_image'), ('score', 'scorer'), ('layout', 'make_layout'),
-                                ('embed', 'embed')):
-            stack.enter_context(patch.object(model, attribute, wrap(name, getattr(model, attribute))))
-        stack.enter_context(patch.object(TokenLayout, 'expand', wrap('expand', TokenLayout.expand)))
-        for block in model.blocks:
-            stack.enter_context(patch.object(block, 'forward', wrap('blocks', block.forward)))
-        run_once(case, model, x, marks)
+        for name, module in (('embed', model.patch_embed), *(('blocks', block) for block in model.blocks)):
+            for handle in marks.hook(name, module):
+                stack.callback(handle.remove)
+        run_once(case, forward, x, marks)
     return marks.seconds()
 
 
@@ -203,9 +219,15 @@ def peak_of(prepare: Callable[[], Callable[[], object]], device: torch.device | 
     if torch.device(device).type == 'cuda':
         return _peak_on_gpu(prepare)
     # A fixed threshold makes glibc return every freed tensor at once, so the peak is what was alive, not what was kept.
-    with (patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536'),
-          multiprocessing.get_context('spawn').Pool(1) as pool):
-        return pool.apply(_peak_on_cpu, (prepare, torch.get_num_threads()))
+    before = os.environ.get(MMAP_THRESHOLD)
+    os.environ[MMAP_THRESHOLD] = '65536'  # glibc reads it when the process starts
+    try:
+        with multiprocessing.get_context('spawn').Pool(1) as pool:
+            return pool.apply(_peak_on_cpu, (prepare, torch.get_num_threads()))
+    finally:
+        os.environ.pop(MMAP_THRESHOLD)
+        if before is not None:
+            os.environ[MMAP_THRESHOLD] = before
 
 
 def _peak_on_gpu(prepare: Callable[[], Callable[[], object]]) -> dict[str, float]:

@@ -24,11 +24,12 @@ from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, normalise, synthetic
 from apt_dense.benchmark.measure import CLOCKS, Marks, keep_freed_memory, peak_of
 from apt_dense.benchmark.report import count, format_seconds, markdown
 from apt_dense.benchmark.run import device_name, environment
-from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.importance import LUMA_WEIGHTS, patch_entropy
 from apt_dense.core.layout import TokenLayout
 
 PATCH_SIZE, NUM_SCALES, BINS = 32, 3, 512  # of the merged scales: 32, 64 and 128 px
+CHOOSER = PatchChooser(NUM_SCALES + 1, (SYNTHETIC_THRESHOLD,) * NUM_SCALES, window_size=32)  # as in EVA-02's detectors
 
 
 def one_hot_entropy(image: Tensor) -> list[Tensor]:
@@ -63,16 +64,9 @@ def own_entropy(image: Tensor) -> list[Tensor]:
     return patch_entropy(image, PATCH_SIZE, NUM_SCALES, BINS)
 
 
-@functools.cache
-def _model() -> APTEVA02:
-    """A small one: its sizes do not matter for the layout."""
-    return APTEVA02(embed_dims=16, num_heads=1, depth=1, global_block_indexes=(), num_scales=NUM_SCALES + 1,
-                    thresholds=(SYNTHETIC_THRESHOLD,) * NUM_SCALES)
-
-
 def make_layout(image: Tensor) -> TokenLayout:
     """A normalised image (1, 3, H, W) -> the layout of a detector's tokens."""
-    return _model().make_layout(image)
+    return CHOOSER.layout(image)
 
 
 def _grey(image: Tensor) -> Tensor:
@@ -92,7 +86,6 @@ def build_image(img_size: int, method: str = 'apt_dense', device: str = 'cpu') -
 
 def _prepare(method: str, img_size: int, device: str) -> Callable[[], object]:
     """For ``peak_of``, in whatever process."""
-    _model()  # no part of what is measured
     return functools.partial(METHODS[method], build_image(img_size, method, device))
 
 

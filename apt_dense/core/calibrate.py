@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.quadtree import check_thresholds
 
 STACK_INPUTS = 512  # inputs of one shape that are counted at once
@@ -19,61 +18,34 @@ DIGITS = 4  # significant digits of the thresholds that are found
 BISECTIONS = 20
 
 
-class InputScorer:
-    """Score what a backbone is given as the backbone itself does, without running its blocks.
-
-    Args:
-        backbone: its parameters are not looked at, they may be on the meta device.  Its scorer is replaced by one that
-            keeps the maps.
-
-    Raises:
-        ValueError: if it has one scale only.
-    """
-
-    def __init__(self, backbone: APTEVA02):
-        if backbone.num_scales < 2:
-            raise ValueError('num_scales=1 leaves nothing to merge: use 2 or more')
-        self.backbone = backbone
-        self._score = backbone.scorer
-        self._maps: list[Tensor] = []
-        backbone.scorer = self._record
-
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        """(1, 3, H, W), normalised and padded -> S - 1 maps (H / (2**s P), W / (2**s P)), fine to coarse.
-
-        Raises:
-            ValueError: where the backbone refuses the input (see ``APTEVA02.make_layout``), or it is not one image.
-        """
-        if len(x) != 1:
-            raise ValueError(f'got a batch of {len(x)} images, wanted 1')
-        self.backbone.make_layout(x)
-        return [scores[0] for scores in self._maps]
-
-    def _record(self, image: Tensor, patch_size: int, num_scales: int, **options: bool) -> list[Tensor]:
-        self._maps = self._score(image, patch_size, num_scales, **options)
-        return self._maps
-
-
 class ScoreMaps:
     """Score maps of many inputs, of one shape or several.
 
     An input is what the backbone gets at once: an image, or one window of slide inference.
 
     Args:
-        num_scales: S, at least 2.
+        num_scales: S.
+
+    Raises:
+        ValueError: if S is less than 2.
     """
 
     def __init__(self, num_scales: int):
+        if num_scales < 2:
+            raise ValueError(f'num_scales={num_scales} leaves nothing to merge: use 2 or more')
         self.num_scales = num_scales
         self.num_inputs = 0
+        self._content: list[tuple[int, int]] = []  # rows and columns of cells, of each input
         self._stacks: list[tuple[list[int], list[Tensor]]] = []  # indexes, and for each scale (N, H, W)
         self._pending: dict[tuple[int, ...], list[tuple[int, Sequence[Tensor]]]] = {}  # shape -> index, maps
 
-    def add(self, maps: Sequence[Tensor]) -> None:
+    def add(self, maps: Sequence[Tensor], content_cells: tuple[int, int] | None = None) -> None:
         """Add the maps of one input.
 
         Args:
-            maps: S - 1 maps (H / 2**s, W / 2**s), s = 1 to S - 1, fine to coarse, of a grid of H x W cells.
+            maps: S - 1 maps (H / 2**s, W / 2**s), s = 1 to S - 1, fine to coarse, of a grid of H x W cells
+                (``PatchChooser.scores``).
+            content_cells: rows and columns of cells, at the top left, that are no padding; by default all.
 
         Raises:
             ValueError: if there are not S - 1 maps, or a map is not half of the one before it.
@@ -87,6 +59,11 @@ class ScoreMaps:
             if tuple(scores.shape) != wanted:
                 raise ValueError(f'score map {index} has shape {tuple(scores.shape)}, wanted {wanted}: half of the map '
                                  'before it; pad the image to a multiple of the largest patch')
+        grid = tuple(2 * side for side in maps[0].shape)
+        content_cells = content_cells or grid
+        if not all(0 < content <= side for content, side in zip(content_cells, grid, strict=True)):
+            raise ValueError(f'content_cells={content_cells} is not within the grid {grid}')
+        self._content.append(content_cells)
         pending = self._pending.setdefault(shape, [])
         pending.append((self.num_inputs, maps))
         self.num_inputs += 1
@@ -106,6 +83,11 @@ class ScoreMaps:
         return self._stacks
 
     @property
+    def num_content_cells(self) -> Tensor:
+        """(N,) int64: the cells of each input that are no padding."""
+        return torch.tensor(self._content).prod(1)
+
+    @property
     def num_cells(self) -> Tensor:
         """(N,) int64: the cells of each input, in the order of adding: its tokens in the dense model."""
         cells = torch.zeros(self.num_inputs, dtype=torch.int64)
@@ -118,21 +100,24 @@ class ScoreMaps:
         """The highest score of a patch."""
         return max(scores.max().item() for _, maps in self.stacks() for scores in maps)
 
-    def count_tokens(self, thresholds: Sequence[float]) -> Tensor:
+    def count_tokens(self, thresholds: Sequence[float], content_only: bool = False) -> Tensor:
         """(N, S) int64: each input's tokens of each scale, fine to coarse, in the order of adding.
 
         The same numbers as ``quadtree.select_scales`` and ``TokenLayout.from_scales`` give, without class tokens.
 
         Args:
             thresholds: S - 1 numbers, fine to coarse.
+            content_only: leave out tokens that lie in the padding.  (One that covers content and padding counts.)
 
         Raises:
             ValueError: if they are not S - 1 numbers.
         """
         check_thresholds(thresholds, self.num_scales)
         counts = torch.zeros(self.num_inputs, self.num_scales, dtype=torch.int64)
+        content = torch.tensor(self._content)
         for indexes, maps in self.stacks():
-            counts[indexes] = _count_tokens(maps, thresholds)
+            limits = content[indexes] if content_only else torch.tensor(maps[0].shape[1:]) * 2
+            counts[indexes] = _count_tokens(maps, thresholds, limits.expand(len(indexes), 2))
         return counts
 
     def positive_scores(self) -> list[Tensor]:
@@ -149,18 +134,27 @@ class ScoreMaps:
         return result
 
 
-def _count_tokens(maps: Sequence[Tensor], thresholds: Sequence[float]) -> Tensor:
-    """S - 1 maps (n, H / 2**s, W / 2**s) -> (n, S) tokens; a coarser patch wins, base patches are the rest."""
+def _count_tokens(maps: Sequence[Tensor], thresholds: Sequence[float], limits: Tensor) -> Tensor:
+    """S - 1 maps (n, H / 2**s, W / 2**s) -> (n, S) tokens; a coarser patch wins, base patches are the rest.
+
+    Args:
+        limits: (n, 2) rows and columns of cells; tokens whose top-left cell is beyond do not count.
+    """
     num_scales = len(maps) + 1
     counts = torch.zeros(len(maps[0]), num_scales, dtype=torch.int64)
     covered = torch.zeros_like(maps[-1], dtype=torch.bool)
-    counts[:, 0] = 4 * maps[0][0].numel()
     for scale in range(num_scales - 1, 0, -1):
         merged = (maps[scale - 1] < thresholds[scale - 1]) & ~covered
-        counts[:, scale] = merged.sum((1, 2))
-        counts[:, 0] -= counts[:, scale] << 2 * scale
+        counts[:, scale] = (merged & _within(merged.shape, limits, scale)).sum((1, 2))
         covered = (covered | merged).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    counts[:, 0] = (~covered & _within(covered.shape, limits, 0)).sum((1, 2))
     return counts
+
+
+def _within(shape: tuple[int, ...], limits: Tensor, scale: int) -> Tensor:
+    """(n, h, w) bool: True where the top-left cell of a patch of this scale is within the limits (n, 2)."""
+    rows, cols = (torch.arange(side) << scale for side in shape[1:])
+    return (rows[None, :, None] < limits[:, 0, None, None]) & (cols[None, None, :] < limits[:, 1, None, None])
 
 
 @dataclass(frozen=True)

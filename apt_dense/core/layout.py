@@ -10,6 +10,7 @@ the root.  Three properties follow, and everything else rests on them:
 * The order of the cells is one reshape and permute: no sort, no gather.
 * The cells of a token are consecutive, and start at a multiple of its area.
 """
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -247,6 +248,24 @@ class TokenLayout:
         y = order_cells(rows[:, None].expand(shape), self.window_size, self.num_scales)
         x = order_cells(cols.expand(shape), self.window_size, self.num_scales)
         return y[self.starts], x[self.starts]
+
+    def covers_content(self, content_cells: Sequence[tuple[int, int]]) -> Tensor:
+        """Which tokens are no mere padding: (T,) bool, False for class tokens.
+
+        Args:
+            content_cells: of each image, how many rows and columns of cells, at the top left, hold a pixel of it; what
+                is below and to the right is padding.  A token that covers content and padding is content.
+
+        Raises:
+            ValueError: if there is not one pair for each image, or one is outside the grid.
+        """
+        if len(content_cells) != self.batch_size or not all(
+                0 < rows <= self.height and 0 < cols <= self.width for rows, cols in content_cells):
+            raise ValueError(f'content_cells={list(content_cells)}: wanted {self.batch_size} pairs of rows and columns '
+                             f'within the grid {self.height}x{self.width}')
+        limits = self.images.spread(torch.tensor(content_cells, device=self.starts.device))
+        y, x = self.cell_yx
+        return (y < limits[:, 0]) & (x < limits[:, 1]) & (self.scales >= 0)
 
     def order(self, cells: Tensor, scale: int = 0) -> Tensor:
         """(B, H / 2**s, W / 2**s, ...) -> (B * H * W / 4**s, ...) in the tokens' order; copies.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from apt_dense.mm import checked_coco, compat, transforms  # noqa: F401  importing them registers classes
 from apt_dense.mm.freeze import FreezeMixin
+from apt_dense.mm.normalisation import check_model_normalisation
 
 compat.keep_rois_in_float32()
 compat.keep_anchors_in_float32()
@@ -19,7 +20,15 @@ compat.keep_anchors_in_float32()
 
 @MODELS.register_module()
 class APTCascadeRCNN(FreezeMixin, CascadeRCNN):
-    """``mmdet.CascadeRCNN`` with the argument ``trainable`` (see ``FreezeMixin``)."""
+    """``mmdet.CascadeRCNN`` with the argument ``trainable`` (see ``FreezeMixin``).
+
+    Raises:
+        ValueError: if the data preprocessor normalises otherwise than the backbone assumes.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        check_model_normalisation(self)
 
 
 @MODELS.register_module()

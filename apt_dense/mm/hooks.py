@@ -12,6 +12,7 @@ from torch import nn
 
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.mm.errors import DataError
+from apt_dense.mm.normalisation import check_model_normalisation
 from apt_dense.mm.samplers import TokenBalancedBatchSampler, check_token_settings
 
 
@@ -20,11 +21,13 @@ class KeptTokensHook(Hook):
     """Log the kept-token fraction and the tokens processed per second.
 
     ``kept_tokens`` is the number of tokens over the number of cells (base patches, padding included) of the batch; 1
-    for the dense model; class tokens do not count.  ``tokens_per_second`` counts the tokens of this process over the
-    whole training iteration, data loading included.  Both are scalars of the message hub, so the log and all
-    visualisation backends show them.  After validation and testing, ``val_kept_tokens`` and ``test_kept_tokens`` are
-    the fraction over the whole dataset, from all processes and all forward passes: the windows of slide inference and
-    the scales of test-time augmentation count as often as they are computed.
+    for the dense model; class tokens do not count.  ``kept_tokens_content`` leaves the padding out: tokens that cover a
+    pixel of an image over cells that hold one.  It says what APT saves on the images themselves, since padding merges
+    nearly for free.  ``tokens_per_second`` counts the tokens of this process over the whole training iteration, data
+    loading included.  All are scalars of the message hub, so the log and all visualisation backends show them.  After
+    validation and testing, ``val_kept_tokens``, ``test_kept_tokens`` and the same with ``_content`` are the fractions
+    over the whole dataset, from all processes and all forward passes: the windows of slide inference and the scales of
+    test-time augmentation count as often as they are computed.
 
     Where the backbone has ``max_tokens``, ``over_budget``, ``val_over_budget`` and ``test_over_budget`` are the share
     of the images whose thresholds it raised; each window of slide inference is an image.
@@ -44,9 +47,30 @@ class KeptTokensHook(Hook):
     def __init__(self, interval: int = 50):
         self.interval = interval
         self._started = 0.0
-        self._counts: list[int] = []  # of an epoch: tokens, cells, images over their budget, images
+        self._counts: list[float] = []  # of an epoch, see _count
         self._handle = None
+        self._sizes_px: list[tuple[int, int]] = []  # of the images of the batch, before padding
         self._rank_tokens: list[int] = []  # of this rank, since the last exchange
+
+    def before_run(self, runner: Runner) -> None:
+        model = _unwrapped(runner.model)
+        check_model_normalisation(model)
+        model.data_preprocessor.register_forward_pre_hook(self._note_sizes)
+
+    def _note_sizes(self, preprocessor: nn.Module, args: tuple) -> None:
+        self._sizes_px = [tuple(image.shape[-2:]) for image in args[0]['inputs']]
+
+    def _count(self, backbone: APTEVA02) -> tuple[float, ...]:
+        """Of a forward pass: tokens, cells, both of the content alone, images over their budget, images."""
+        layout, side_px = backbone.last_layout, backbone.patch_size
+        if len(self._sizes_px) == layout.batch_size:
+            # A window of slide inference lies inside the image, unless that is smaller.
+            content = [(min(-(-height_px // side_px), layout.height), min(-(-width_px // side_px), layout.width))
+                       for height_px, width_px in self._sizes_px]
+        else:  # a model that makes another batch of what it is given
+            content = [(layout.height, layout.width)] * layout.batch_size
+        return (sum(layout.scale_counts), layout.num_cells, int(layout.covers_content(content).sum()),
+                sum(rows * cols for rows, cols in content), backbone.chooser.last_num_raised, layout.batch_size)
 
     def before_train(self, runner: Runner) -> None:
         sampler = runner.train_dataloader.batch_sampler
@@ -58,12 +82,12 @@ class KeptTokensHook(Hook):
         self._started = self._started or time.perf_counter()
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        layout = _backbone(runner.model).last_layout
-        tokens, now = sum(layout.scale_counts), time.perf_counter()
-        runner.message_hub.update_scalar('train/kept_tokens', tokens / layout.num_cells)
-        backbone = _backbone(runner.model)
-        if backbone.max_tokens is not None:
-            runner.message_hub.update_scalar('train/over_budget', backbone.last_num_raised / layout.batch_size)
+        backbone, now = _backbone(runner.model), time.perf_counter()
+        tokens, cells, content_tokens, content_cells, raised, images = self._count(backbone)
+        runner.message_hub.update_scalar('train/kept_tokens', tokens / cells)
+        runner.message_hub.update_scalar('train/kept_tokens_content', content_tokens / content_cells)
+        if backbone.chooser.max_tokens is not None:
+            runner.message_hub.update_scalar('train/over_budget', raised / images)
         runner.message_hub.update_scalar('train/tokens_per_second', tokens / (now - self._started))
         self._started = now
         self._rank_tokens.append(tokens)
@@ -88,14 +112,11 @@ class KeptTokensHook(Hook):
                            f'idle share {idle:.3f}')
 
     def before_val_epoch(self, runner: Runner) -> None:
-        self._counts = [0, 0, 0, 0]
-        self._handle = _backbone(runner.model).register_forward_hook(self._count)
+        self._counts = [0.0] * 6
+        self._handle = _backbone(runner.model).register_forward_hook(self._add_pass)
 
-    def _count(self, backbone: APTEVA02, inputs: tuple, outputs: tuple) -> None:
-        """Add a forward pass."""
-        layout = backbone.last_layout
-        new = sum(layout.scale_counts), layout.num_cells, backbone.last_num_raised, layout.batch_size
-        self._counts = [old + more for old, more in zip(self._counts, new, strict=True)]
+    def _add_pass(self, backbone: APTEVA02, inputs: tuple, outputs: tuple) -> None:
+        self._counts = [old + more for old, more in zip(self._counts, self._count(backbone), strict=True)]
 
     def after_val_epoch(self, runner: Runner, metrics=None) -> None:
         self._log_epoch(runner, 'val')
@@ -111,10 +132,12 @@ class KeptTokensHook(Hook):
         self._handle.remove()
         counts = torch.tensor(self._counts, dtype=torch.float64, device=get_device())
         dist.all_reduce(counts)
-        tokens, cells, raised, images = counts.tolist()
-        runner.message_hub.update_scalar(f'{split}/{split}_kept_tokens', tokens / max(cells, 1))
-        if _backbone(runner.model).max_tokens is not None:
-            runner.message_hub.update_scalar(f'{split}/{split}_over_budget', raised / max(images, 1))
+        tokens, cells, content_tokens, content_cells, raised, images = counts.tolist()
+        scalars = {'kept_tokens': tokens / max(cells, 1), 'kept_tokens_content': content_tokens / max(content_cells, 1)}
+        if _backbone(runner.model).chooser.max_tokens is not None:
+            scalars['over_budget'] = raised / max(images, 1)
+        for name, value in scalars.items():
+            runner.message_hub.update_scalar(f'{split}/{split}_{name}', value)
 
 
 @HOOKS.register_module()

@@ -1,7 +1,8 @@
-"""What the backbone of a config's model is given for each image of a dataset, without training or weights."""
-import copy
+"""What the backbone of a config's model is given for each image of a dataset, without the model."""
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,20 +12,40 @@ from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from torch import Tensor, nn
+from torch import Tensor
 
-from apt_dense.core.calibrate import InputScorer
+from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.eva02 import APTEVA02
+from apt_dense.mm.normalisation import check_normalisation
 
 SPLITS = ('train', 'val', 'test')
 MAX_DRAWS = 100  # of the training pipeline, until one of an image keeps an object
 
 
+@dataclass(frozen=True)
+class BackboneInput:
+    """What the backbone gets at once: an image, or one window of slide inference.
+
+    Attributes:
+        x: (1, 3, H, W), normalised and padded.
+        content_px: height and width of the image in it; what is below and to the right is padding.
+        corner_px: row and column of the window in the image that the pipeline gives; (0, 0) for a whole image.
+    """
+    x: Tensor
+    content_px: tuple[int, int]
+    corner_px: tuple[int, int] = (0, 0)
+
+    def content_cells(self, patch_size: int) -> tuple[int, int]:
+        """Rows and columns of cells that hold a pixel of the image."""
+        height_px, width_px = self.content_px
+        return -(-height_px // patch_size), -(-width_px // patch_size)
+
+
 class ConfigInputs:
-    """Score maps of what a config's model gets in training or testing, image by image.
+    """What the backbone of a config's model gets in training or testing, image by image.
 
     The dataset, the pipeline, the data preprocessor with its padding and, for segmentation, the windows of slide
-    inference are the config's own.  Test pipelines run without their annotations.
+    inference are the config's own.  Test pipelines run without their annotations.  No model is built.
 
     Args:
         cfg: as ``Config.fromfile`` reads it; it is not changed.
@@ -32,82 +53,146 @@ class ConfigInputs:
             over: each image counts once.
         pipeline: whose pipeline the images go through; by default ``split``.  With 'train' each image is drawn once,
             by its index and ``seed``.
-        num_scales: in place of the backbone's.
+        num_scales: in place of the backbone's, with thresholds of 0.
         seed: of the training pipeline's random choices.
+        images: files in place of the dataset's, through a test pipeline.
+
+    Attributes:
+        chooser: the backbone's, see ``PatchChooser``.
+        settings: everything that the scores follow from, see ``input_settings``.
 
     Raises:
-        ValueError: if the config has no such data loader, or no APTEVA02 backbone with two scales or more.
+        ValueError: if the config has no such data loader, or no APTEVA02 backbone, or its backbone undoes another
+            normalisation than the data preprocessor's.
     """
 
     def __init__(self, cfg: Config, split: str = 'test', pipeline: str | None = None, num_scales: int | None = None,
-                 seed: int = 0):
-        self.training = (pipeline or split) == 'train'
+                 seed: int = 0, images: Sequence[Path] | None = None):
+        pipeline = pipeline or split
+        if images is not None and pipeline == 'train':
+            raise ValueError('a training pipeline needs annotations, which image files have not: take the test '
+                             'pipeline')
+        self.training = pipeline == 'train'
         self.seed = seed
         init_default_scope(cfg.get('default_scope', 'mmengine'))
-        self.model, self.preprocessor = _build(cfg, num_scales)
-        self.scorer = InputScorer(self.model.backbone)
-        self.num_scales, self.patch_size = self.scorer.backbone.num_scales, self.scorer.backbone.patch_size
-        self._maps: list[list[Tensor]] = []
-        self._take_the_network_out()
-        parts = [_build_dataset(leaf) for leaf in _leaves(_dataset_config(cfg, split))]
-        self._images = [(part, index) for part in parts for index in range(len(part))]
-        self._transforms = _transforms(cfg, pipeline or split)
+        self.chooser = chooser_of(cfg, num_scales)
+        self.preprocessor = MODELS.build(_preprocessor_config(cfg))
+        check_normalisation(self.preprocessor, self.chooser)
         self.settings = input_settings(cfg, split, pipeline, num_scales, seed)
+        self._model_class = MODELS.get(cfg.model.type)
+        self._test_cfg = cfg.model.get('test_cfg')
+        self._transforms = _transforms(cfg, pipeline)
+        self._samples: list[tuple[Any, int]] = []  # dataset and position, or what the pipeline begins with
+        if images is None:
+            parts = [_build_dataset(leaf) for leaf in _leaves(_dataset_config(cfg, split))]
+            self._samples = [(part.get_data_info, index) for part in parts for index in range(len(part))]
+        else:
+            self._samples = [(_image_info, (str(path), index)) for index, path in enumerate(images)]
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._samples)
 
     def path(self, index: int) -> str:
         """The image's path as the dataset gives it."""
-        dataset, position = self._images[index]
-        return dataset.get_data_info(position)['img_path']
+        return self._info(index)['img_path']
 
-    @torch.no_grad()
-    def score(self, index: int) -> list[list[Tensor]]:
-        """The score maps (see ``InputScorer``) of each input that the image gives: one, or one for each slide window.
+    def sample(self, index: int) -> dict:
+        """What the pipeline gives for the image: a batch of one for the data preprocessor.
 
         Raises:
-            ValueError: if the image cannot be read, does not fit the backbone, or no draw of the training pipeline
-                keeps an object.
+            ValueError: if no draw of the training pipeline keeps an object.
         """
-        try:
-            batch = self.preprocessor(pseudo_collate([self._draw(index)]), self.training)
-        except (OSError, AssertionError, cv2.error) as error:  # mmcv asserts that an image was decoded
-            raise ValueError(f'{self.path(index)} cannot be read: {error}') from error
-        self._maps = []
-        try:
-            if hasattr(self.model, 'slide_inference') and not self.training:
-                self.model.inference(batch['inputs'], [sample.metainfo for sample in batch['data_samples']])
-            else:
-                self.model.extract_feat(batch['inputs'])
-        except ValueError as error:
-            raise ValueError(f'{self.path(index)}: {error}') from error
-        return self._maps
-
-    def _draw(self, index: int) -> dict:
-        """The image and its annotations after the pipeline."""
         random.seed(self.seed + index)
         np.random.seed((self.seed + index) % 2**32)
         torch.manual_seed(self.seed + index)
-        dataset, position = self._images[index]
         for _ in range(MAX_DRAWS):  # in training, mmengine takes another image where a draw loses all objects
-            data = self._transforms(dataset.get_data_info(position))
+            data = self._transforms(self._info(index))
             if data is not None:
-                return data
+                return pseudo_collate([data])
         raise ValueError(f'{self.path(index)}: {MAX_DRAWS} draws of the pipeline left no object')
 
-    def _take_the_network_out(self) -> None:
-        """Let the model's own inference run with a backbone that only scores and a head that says nothing."""
+    @torch.no_grad()
+    def inputs(self, index: int) -> list[BackboneInput]:
+        """The inputs that the image gives: one, or one for each slide window.
 
-        def extract_feat(inputs: Tensor, *args: Any) -> tuple[Tensor]:
-            self._maps.append(self.scorer(inputs))
-            return (inputs,)
+        Raises:
+            ValueError: if the image cannot be read, or no draw of the training pipeline keeps an object.
+        """
+        try:
+            data = self.sample(index)
+            size_px = tuple(data['inputs'][0].shape[-2:])
+            x = self.preprocessor(data, self.training)['inputs']
+        except (OSError, AssertionError, cv2.error) as error:  # mmcv asserts that an image was decoded
+            raise ValueError(f'{self.path(index)} cannot be read: {error}') from error
+        corners = [(slice(None), slice(None))]
+        if not self.training and hasattr(self._model_class, 'slide_inference') and self._test_cfg.mode == 'slide':
+            corners = slide_windows(tuple(x.shape[2:]), self._test_cfg.crop_size, self._test_cfg.stride)
+        return [self._input(x, size_px, *corner) for corner in corners]
 
-        self.model.extract_feat = extract_feat
-        if hasattr(self.model, 'slide_inference'):
-            self.model.out_channels = 1
-            self.model.decode_head.predict = lambda features, metas, test_cfg: features[0].new_zeros(
-                len(features[0]), 1, *features[0].shape[2:])
+    def _input(self, x: Tensor, size_px: tuple[int, int], rows: slice, cols: slice) -> BackboneInput:
+        """The part of the preprocessed image (1, 3, H, W), of which ``size_px`` is no padding, that a window is."""
+        x = x[:, :, rows, cols]
+        corner = rows.start or 0, cols.start or 0
+        content = tuple(max(0, min(side, whole - start))
+                        for side, whole, start in zip(x.shape[2:], size_px, corner, strict=True))
+        if not self.training and getattr(self._model_class, 'pads_to_size_divisor', False):
+            x = self.chooser.pad(x)
+        return BackboneInput(x, content, corner)
+
+    def score(self, index: int) -> list[tuple[list[Tensor], tuple[int, int]]]:
+        """Of each of the image's inputs, the score maps (H, W) and the cells that hold content, rows and columns.
+
+        Raises:
+            ValueError: as ``inputs``, or if the image does not fit the backbone.
+        """
+        try:
+            return [([scores[0] for scores in self.chooser.scores(one.x)],
+                     one.content_cells(self.chooser.patch_size)) for one in self.inputs(index)]
+        except ValueError as error:
+            path = self.path(index)
+            raise error if path in str(error) else ValueError(f'{path}: {error}') from error
+
+    def _info(self, index: int) -> dict:
+        get, argument = self._samples[index]
+        return get(argument)
+
+
+def chooser_of(cfg: Config, num_scales: int | None = None) -> PatchChooser:
+    """The chooser of a config's backbone, without the backbone.
+
+    Args:
+        num_scales: in place of the backbone's, with thresholds of 0.
+
+    Raises:
+        ValueError: if the backbone is no APTEVA02, or one of its settings is wrong.
+    """
+    arguments = dict(cfg.model.backbone)
+    kind = arguments.pop('type')
+    arguments.pop('init_cfg', None)
+    if not issubclass(MODELS.get(kind) or object, APTEVA02):
+        raise ValueError(f'{cfg.filename}: model.backbone is {kind}, wanted APTEVA02')
+    if num_scales:
+        arguments.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1))
+    return APTEVA02.build_chooser(**arguments)
+
+
+def resampling_of(cfg: Config, split: str = 'train') -> str:
+    """How the pipeline of a split resizes images, one of ``apt_dense.images.RESAMPLINGS``."""
+    return 'pillow' if any(step.get('backend') == 'pillow' for step in _pipeline(cfg, split)) else 'opencv'
+
+
+def slide_windows(size_px: tuple[int, int], crop_px: tuple[int, int],
+                  stride_px: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """Rows and columns of the windows of mmsegmentation's slide inference, in its order.
+
+    The last window of a row or column is moved back into the image; an image smaller than the crop is one window.
+    """
+    starts = []
+    for size, crop, stride in zip(size_px, crop_px, stride_px, strict=True):
+        count = max(size - crop + stride - 1, 0) // stride + 1
+        starts.append([slice(max(min(index * stride + crop, size) - crop, 0), min(index * stride + crop, size))
+                       for index in range(count)])
+    return [(rows, cols) for rows in starts[0] for cols in starts[1]]
 
 
 def input_settings(cfg: Config, split: str = 'test', pipeline: str | None = None, num_scales: int | None = None,
@@ -127,19 +212,6 @@ def input_settings(cfg: Config, split: str = 'test', pipeline: str | None = None
         'num_scales': num_scales or backbone.get('num_scales'),
         **{name: backbone.get(name) for name in names},
     }
-
-
-def _build(cfg: Config, num_scales: int | None) -> tuple[nn.Module, nn.Module]:
-    """The model, on the meta device, and the data preprocessor."""
-    model_cfg = copy.deepcopy(cfg.model)
-    model_cfg.pop('trainable', None)
-    if num_scales:
-        model_cfg.backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1))
-    with torch.device('meta'):
-        model = MODELS.build(model_cfg).eval()
-    if not isinstance(getattr(model, 'backbone', None), APTEVA02):
-        raise ValueError(f'{cfg.filename}: model.backbone is {model_cfg.backbone.get("type")}, wanted APTEVA02')
-    return model, MODELS.build(_preprocessor_config(cfg))
 
 
 def _preprocessor_config(cfg: Config) -> ConfigDict:
@@ -175,6 +247,12 @@ def _transforms(cfg: Config, split: str) -> Compose:
     if split != 'train':
         pipeline.transforms = [step for step in pipeline.transforms if not isinstance(step, LoadAnnotations)]
     return pipeline
+
+
+def _image_info(path_and_index: tuple[str, int]) -> dict:
+    """What a dataset without annotations would give for a file."""
+    path, index = path_and_index
+    return dict(img_path=path, img_id=index, seg_fields=[], reduce_zero_label=False)
 
 
 def _build_dataset(leaf: ConfigDict) -> Any:

@@ -2,13 +2,13 @@
 import mmcv
 import mmengine.fileio as fileio
 import numpy as np
-import torch.nn.functional as F
 from mmengine.registry import MODELS, TRANSFORMS
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor
 
 from apt_dense.mm.freeze import FreezeMixin
+from apt_dense.mm.normalisation import check_model_normalisation
 
 IGNORE = 255
 
@@ -17,16 +17,25 @@ IGNORE = 255
 class APTEncoderDecoder(FreezeMixin, EncoderDecoder):
     """``mmseg.EncoderDecoder`` with the argument ``trainable`` (see ``FreezeMixin``), for images of any size.
 
-    The backbone wants whole patches of the largest size.  In testing, a whole image or a window of slide inference (of
-    an image smaller than the window) has any size: it is padded at the bottom and right with zeros, the mean colour,
-    and the logits of the padding are cut off.  Images of a training batch are padded by the data preprocessor.
+    The backbone wants whole windows, or whole patches of the largest size.  In testing, a whole image or a window of
+    slide inference (of an image smaller than the window) has any size: it is padded at the bottom and right with zeros,
+    the mean colour, and the logits of the padding are cut off.  Images of a training batch are padded by the data
+    preprocessor.
+
+    Raises:
+        ValueError: if the data preprocessor normalises otherwise than the backbone assumes.
     """
+
+    pads_to_size_divisor = True
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        check_model_normalisation(self)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """(B, 3, H, W), normalised -> logits (B, classes, H, W)."""
         height_px, width_px = inputs.shape[2:]
-        largest_px = self.backbone.patch_size << self.backbone.num_scales - 1
-        padded = F.pad(inputs, (0, -width_px % largest_px, 0, -height_px % largest_px))
+        padded = self.backbone.chooser.pad(inputs)
         # A torch.Size here is what mmseg's heads take for the size of the logits.
         metas = [dict(meta, img_shape=padded.shape[2:]) for meta in batch_img_metas]
         return super().encode_decode(padded, metas)[..., :height_px, :width_px]

@@ -2,9 +2,9 @@
 import pytest
 import torch
 
-from apt_dense import APTEVA02
 from apt_dense.core import calibrate
-from apt_dense.core.calibrate import InputScorer, ScoreMaps, find_thresholds, quantile_family, ratio_family
+from apt_dense.core.calibrate import ScoreMaps, find_thresholds, quantile_family, ratio_family
+from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.quadtree import select_scales
 from tests.core.toys import image_of, normalise, random_scales
@@ -40,26 +40,35 @@ def test_counts_are_those_of_the_layout(num_scales, stack, monkeypatch):
             assert tuple(row.tolist()) == TokenLayout.from_scales(chosen, num_scales=num_scales).scale_counts
 
 
-def test_maps_are_those_that_the_backbone_counts_with():
-    arguments = dict(img_size=64, patch_size=4, embed_dims=8, depth=1, num_heads=1, window_size=0, out_indices=(0,),
-                     global_block_indexes=(0,), num_scales=3, thresholds=(3.0, 2.5), with_cls_token=True)
-    images = normalise(image_of(random_scales([0.4, 0.8], 16, 24, 3)))
-    real = APTEVA02(**arguments).eval()
-    with torch.device('meta'):
-        scorer = InputScorer(APTEVA02(**arguments))
+def test_counts_of_the_content_are_those_of_the_layout():
+    scores, inputs = scored()
+    with_padding, contents = ScoreMaps(4), [(16, 5), (3, 24), (1, 1), (8, 8), (9, 7)]
+    for maps, content in zip(inputs, contents, strict=True):
+        with_padding.add(maps, content)
+    assert with_padding.num_content_cells.tolist() == [rows * cols for rows, cols in contents]
+    thresholds = (4.0, 5.0, 3.0)
+    counts = with_padding.count_tokens(thresholds, content_only=True)
+    for (height, width), maps, content, row in zip(SHAPES, inputs, contents, counts, strict=True):
+        chosen = select_scales([torch.empty(1, height, width), *(scores[None] for scores in maps)], thresholds)
+        layout = TokenLayout.from_scales(chosen, num_scales=4)
+        covering = layout.scales[layout.covers_content([content])]
+        assert row.tolist() == [(covering == scale).sum() for scale in range(4)]
+    assert torch.equal(with_padding.count_tokens(thresholds), scores.count_tokens(thresholds))
+    assert torch.equal(scores.count_tokens(thresholds, content_only=True), scores.count_tokens(thresholds))
+    with pytest.raises(ValueError, match=r'content_cells=\(17, 8\) is not within the grid \(16, 8\)'):
+        with_padding.add(inputs[0], (17, 8))
+
+
+def test_scores_of_a_chooser_give_the_counts_of_its_layout():
+    chooser = PatchChooser(3, (3.0, 2.5), patch_size=4, has_cls_token=True)
+    x = normalise(image_of(random_scales([0.4, 0.8], 16, 24, 3)))
     scores = ScoreMaps(3)
-    for image in images:
-        scores.add(scorer(image[None]))
-    for image, counts in zip(images, scores.count_tokens((3.0, 2.5)).tolist(), strict=True):
-        real(image[None])
-        assert tuple(counts) == real.last_layout.scale_counts
-        assert min(counts) > 0  # every scale is there
-    with pytest.raises(ValueError, match='batch of 2'):
-        scorer(images)
-    with pytest.raises(ValueError, match='not a multiple of the largest patch'):
-        scorer(images[:1, :, :40])
+    for maps in zip(*chooser.scores(x), strict=True):
+        scores.add(maps)
+    counts = scores.count_tokens(chooser.thresholds)
+    assert counts.sum(0).tolist() == list(chooser.layout(x).scale_counts) and counts.min() > 0
     with pytest.raises(ValueError, match='nothing to merge'):
-        InputScorer(APTEVA02(**{**arguments, 'num_scales': 1, 'thresholds': ()}))
+        ScoreMaps(1)
 
 
 @pytest.mark.parametrize('make', [lambda scores: ratio_family(scores, [0.9, 0.5]),

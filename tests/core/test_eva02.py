@@ -14,7 +14,7 @@ from apt_dense.core.eva02 import PRESETS
 from apt_dense.core.importance import _compiled_scorer
 from apt_dense.core.layout import Runs
 
-from .toys import SPLIT, image_of, normalise, random_scales, toy_model
+from .toys import SPLIT, image_of, normalise, random_scales, scales_of, toy_model
 
 TOY = {'patch_size': 4, 'embed_dims': 16, 'depth': 3, 'num_heads': 2, 'pretrain_img_size': 20, 'img_size': (32, 48),
        'window_size': 4, 'global_block_indexes': (1,), 'num_scales': 3, 'thresholds': (SPLIT, SPLIT)}
@@ -29,11 +29,6 @@ MAPS = {
     'empty_scale_1': random_scales([0.3, 0.8], 8, 12, 3, skipped=(1,)),
     'empty_scale_2': random_scales([0.3, 0.8], 8, 12, 3, skipped=(2,)),
 }
-
-
-def scales_of(layout: TokenLayout) -> torch.Tensor:
-    """Layout -> (B, H, W), the scale map."""
-    return layout.expand(layout.scales[:, None].float())[:, 0].long()
 
 
 # --- Modes that must agree ---
@@ -269,8 +264,8 @@ def test_gradients_under_autocast():
 def test_the_scored_image_is_the_raw_one(model_dtype, input_dtype):
     """All 256 levels of each channel come back exactly from the normalised input, in every precision."""
     model = APTEVA02(**TOY).to(model_dtype)
-    scored, scorer = [], model.scorer
-    model.scorer = lambda image, *sizes, **options: scored.append(image) or scorer(image, *sizes, **options)
+    scored, scorer = [], model.chooser.scorer
+    model.chooser.scorer = lambda image, *sizes, **options: scored.append(image) or scorer(image, *sizes, **options)
     levels = torch.arange(256).repeat(2).view(1, 1, 16, 32)
     image = torch.cat([levels, 255 - levels]).expand(2, 3, 16, 32).to(torch.uint8)
     model.make_layout(normalise(image).to(input_dtype))
@@ -281,8 +276,8 @@ def test_the_scored_image_is_the_raw_one(model_dtype, input_dtype):
 def test_fractions_of_grey_levels_are_scored_too():
     """An image that was resized in floating point: a bin of the entropy is half a level, 1/1024 is enough."""
     model = APTEVA02(**TOY)
-    scored, scorer = [], model.scorer
-    model.scorer = lambda image, *sizes, **options: scored.append(image) or scorer(image, *sizes, **options)
+    scored, scorer = [], model.chooser.scorer
+    model.chooser.scorer = lambda image, *sizes, **options: scored.append(image) or scorer(image, *sizes, **options)
     image = 255 * torch.rand(2, 3, 32, 48)
     model.make_layout(normalise(image))
     torch.testing.assert_close(scored[0], image, atol=1e-3, rtol=0)
@@ -292,7 +287,7 @@ def test_fractions_of_grey_levels_are_scored_too():
 @torch.no_grad()
 def test_scores_of_the_input_are_those_of_the_raw_image(dtype):
     image, model = graded_image(), APTEVA02(**TOY)
-    scores = model.scorer(image, 8, 2)
+    scores = model.chooser.scorer(image, 8, 2)
     model.thresholds = tuple(float(score.median()) for score in scores)
     wanted = model.make_layout(normalise(image))
     assert min(wanted.scale_counts) > 0 and not wanted.images.equal
@@ -467,12 +462,12 @@ def test_max_tokens_per_image(settings):
     model = toy_model(**settings, max_tokens=budget)
     model(x)
     kept = [length - class_tokens for length in model.last_layout.images.lengths]
-    assert max(kept) <= budget < max(counts) and model.last_num_raised == 1
+    assert max(kept) <= budget < max(counts) and model.chooser.last_num_raised == 1
     assert all(after == before for after, before in zip(kept, counts, strict=True) if before <= budget)
     again = model.make_layout(x)
     assert torch.equal(again.scales, model.last_layout.scales)
     model(x[counts.index(min(counts))][None])
-    assert model.last_num_raised == 0
+    assert model.chooser.last_num_raised == 0
 
 
 @torch.no_grad()
@@ -512,7 +507,7 @@ def test_deterministic_algorithms(settings):
             runs.append((*outputs, *gradients))
     finally:
         torch.use_deterministic_algorithms(False)
-    assert model.last_num_raised
+    assert model.chooser.last_num_raised
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 

@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor
 
-from apt_dense import APTEVA02
+from apt_dense import APTEVA02, TokenLayout
 from tests.oracle import MEAN, STD
 
 SPLIT = 1.5  # bits: threshold between the two-colour patches of ``image_of`` and everything else
@@ -87,3 +87,8 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> None:
 def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries whose keys begin with the prefix, without it."""
     return {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def scales_of(layout: TokenLayout) -> Tensor:
+    """Layout -> (B, H, W), the scale map."""
+    return layout.expand(layout.scales[:, None].float())[:, 0].long()

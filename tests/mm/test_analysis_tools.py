@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 
 from apt_dense.benchmark import report
@@ -59,38 +58,36 @@ def build(path: str, **backbone):
 
 def test_detector_backbone_is_counted_without_running(written, monkeypatch):
     cfg, model = build(written('apt_eva02_ti_demo_det'))
-    data = pseudo_collate(list(flops.samples(cfg, None, 1)))
+    inputs = flops.open_inputs(cfg, None)
     with torch.no_grad():
-        model.test_step(data)
+        model.test_step(inputs.sample(0))
     layout = model.backbone.last_layout
     monkeypatch.setattr(type(model.backbone.blocks[0]), 'forward', None)  # would fail if a block ran
-    counts = flops.count_backbone(model, data)
+    counts = flops.count_backbone(model.backbone, inputs.inputs(0))
     assert counts == dict(backbone=multiply_adds(model.backbone, layout).total, kept=layout.num_tokens / 64,
-                          dense_backbone=multiply_adds(model.backbone, dense_layout(layout)).total)
-    assert 0 < counts['kept'] < 1
+                          dense_backbone=multiply_adds(model.backbone, dense_layout(layout)).total,
+                          kept_content=int(layout.covers_content([(6, 8)]).sum()) / 48)
+    assert 0 < counts['kept'] < counts['kept_content'] < 1
 
 
 def test_every_window_of_a_segmentor_counts(written, mmseg_scope):
     cfg, model = build(written('apt_eva02_ti_demo_seg'), thresholds=(-1.0, -1.0))
-    _, sample = flops.samples(cfg, None, 2)
-    with flops.layouts_only(model) as layouts, torch.no_grad():
-        model.test_step(pseudo_collate([sample]))
-    assert len(layouts) == 2, '128 x 180 px in windows of 128, 85 apart'
-    counts = flops.count_backbone(model, pseudo_collate([sample]))
-    one = multiply_adds(model.backbone, layouts[0]).total
-    assert counts == dict(backbone=2 * one, dense_backbone=2 * one, kept=1)
-    assert model.backbone.forward.__name__ == 'forward' and model.test_step is not None
+    inputs = flops.open_inputs(cfg, None).inputs(1)
+    assert len(inputs) == 2, '128 x 180 px in windows of 128, 85 apart'
+    counts = flops.count_backbone(model.backbone, inputs)
+    one = multiply_adds(model.backbone, model.backbone.chooser.layout(inputs[0].x)).total
+    assert counts == dict(backbone=2 * one, dense_backbone=2 * one, kept=1, kept_content=1)
 
 
 def test_neck_and_heads_of_a_segmentor(written, mmseg_scope):
     """The neck alone is counted by hand: 2 + 1 transposed convolutions; the heads are in the same sum."""
     cfg, model = build(written('eva02_ti_demo_seg'))
-    sample = next(flops.samples(cfg, None, 1))
+    inputs = flops.open_inputs(cfg, None)
     with torch.no_grad():
-        rest = flops.count_rest(model, pseudo_collate([sample]))
+        rest = flops.count_rest(model, inputs.sample(0))
         model.neck.forward = lambda maps: [
             torch.zeros(1, 32, side, side) for side in (32, 16, 8, 4)]  # the same shapes for nothing
-        without_neck = flops.count_rest(model, pseudo_collate([sample]))
+        without_neck = flops.count_rest(model, inputs.sample(0))
     assert rest - without_neck == 32 * 32 * 4 * (8 * 8 + 16 * 16 + 8 * 8)
 
 
@@ -117,8 +114,8 @@ def test_get_flops_of_a_folder(written, tmp_path, capsys):
 def test_other_backbones_are_refused(written):
     cfg = Config.fromfile(written('apt_eva02_ti_demo_det'))
     cfg.model.backbone = dict(type='mmdet.ResNet', depth=18)
-    with pytest.raises(launch.LaunchError, match='no APTEVA02'):
-        flops.build_model(cfg, None)
+    with pytest.raises(launch.LaunchError, match='wanted APTEVA02'):
+        flops.open_inputs(cfg, None)
 
 
 @pytest.mark.parametrize('kind', ['det', 'seg'])

@@ -34,9 +34,9 @@ def counted(inputs: ConfigInputs, thresholds: tuple[float, ...]) -> list[list[tu
     """For each image, for each of its inputs: tokens of each scale."""
     result = []
     for index in range(len(inputs)):
-        scores = ScoreMaps(inputs.num_scales)
-        for maps in inputs.score(index):
-            scores.add(maps)
+        scores = ScoreMaps(inputs.chooser.num_scales)
+        for maps, content in inputs.score(index):
+            scores.add(maps, content)
         result.append([tuple(row) for row in scores.count_tokens(thresholds).tolist()])
     return result
 
@@ -104,7 +104,8 @@ def test_another_number_of_scales_and_wrapped_datasets(det_config):
     det_config.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[repeated, leaf])
     inputs = ConfigInputs(det_config, num_scales=2)
     assert len(inputs) == 12 and inputs.path(0) == inputs.path(6)
-    maps, = inputs.score(0)
+    (maps, content), = inputs.score(0)
+    assert content == (6, 8)
     assert [tuple(scores.shape) for scores in maps] == [(4, 4)]
 
 
@@ -118,8 +119,6 @@ def test_errors(det_config):
     with pytest.raises(ValueError, match=f'{path.name} cannot be read'):
         inputs.score(1)
     assert inputs.score(0)
-    with pytest.raises(ValueError, match='nothing to merge'):
-        ConfigInputs(det_config, num_scales=1)
     det_config.val_dataloader = None
     with pytest.raises(ValueError, match='no val_dataloader'):
         ConfigInputs(det_config, 'val')

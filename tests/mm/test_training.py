@@ -52,6 +52,22 @@ def test_train_and_evaluate(name, tiny_config, coco_root, tmp_path):
     assert {'kept_tokens', 'val_kept_tokens', 'tokens_per_second', 'loss'} <= set(accumulator.Tags()['scalars'])
 
 
+@pytest.mark.parametrize(('name', 'kept'), [('apt_eva02_ti_demo_det', 12 / 48), ('eva02_ti_demo_det', 1)])
+def test_kept_tokens_without_padding(name, kept, tiny_config, tmp_path):
+    """Constant images of 96 x 128 px, padded to 128 x 128: 6 x 8 of 8 x 8 cells, 3 x 4 of 4 x 4 patches of 32 px."""
+    grey = np.full((96, 128, 3), 90, np.uint8)
+    write_coco(tmp_path / 'data', [(f'{index}.png', grey, [[10, 10, 30, 30]]) for index in range(2)])
+    cfg = point_to(tiny_config(name), tmp_path / 'data', tmp_path / 'work', max_iters=1)
+    cfg.train_dataloader.dataset.pipeline = cfg.train_dataloader.dataset.pipeline[:2] + [dict(type='PackDetInputs')]
+    if kept < 1:
+        cfg.model.backbone.thresholds = (3.0, -1.0)  # no patches of 64 px
+    run(cfg)
+    train, val = (next(entry for entry in logged_scalars(tmp_path / 'work') if key in entry)
+                  for key in ('loss', 'coco/bbox_mAP'))
+    assert train['kept_tokens_content'] == val['val_kept_tokens_content'] == pytest.approx(kept)
+    assert train['kept_tokens'] == val['val_kept_tokens'] == pytest.approx(16 / 64 if kept < 1 else 1)
+
+
 def test_short_fine_tuning_changes_nothing_else(tiny_config, coco_root, tmp_path):
     cfg = point_to(tiny_config(), coco_root, tmp_path / 'work', max_iters=2)
     cfg.model.trainable = ADDED
@@ -154,9 +170,10 @@ def test_idle_share_of_a_resumed_run(monkeypatch):
     def logged_from(start: int) -> dict[int, tuple[float, str]]:
         found, hook = {}, hooks.KeptTokensHook(interval=3)
         for iteration in range(start, 9):
-            layout = SimpleNamespace(scale_counts=(10 * iteration,), num_cells=100)
+            layout = SimpleNamespace(scale_counts=(10 * iteration,), num_cells=100, batch_size=1, height=10, width=10,
+                                     covers_content=lambda content: torch.ones(10))
             monkeypatch.setattr(hooks, '_backbone', lambda model, layout=layout: SimpleNamespace(
-                last_layout=layout, max_tokens=None))
+                last_layout=layout, patch_size=16, chooser=SimpleNamespace(max_tokens=None, last_num_raised=0)))
             scalars, lines = {}, []
             hook.after_train_iter(SimpleNamespace(
                 model=None, iter=iteration, message_hub=SimpleNamespace(update_scalar=scalars.__setitem__),

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from apt_dense.core.calibrate import Family, InputScorer, ScoreMaps, find_thresholds, quantile_family, ratio_family
-from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.calibrate import Family, ScoreMaps, find_thresholds, quantile_family, ratio_family
+from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.importance import SCORERS
-from apt_dense.images import crop_square, find_images, load_image, resize_longest, to_input
+from apt_dense.images import RESAMPLINGS, crop_square, find_images, load_image, resize_longest, to_input
 from apt_dense.token_counts import write_token_counts
 
 
@@ -36,6 +36,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     source.add_argument('--fit', choices=['crop', 'pad'], default='crop',
                         help='crop: shortest side to SIZE, square in the middle (segmentation; default). '
                              'pad: longest side to SIZE, padded (detection)')
+    source.add_argument('--resampling', choices=RESAMPLINGS, help='pillow averages where an image shrinks, as the COCO '
+                        'configs do; opencv looks at four pixels, as the ADE20K configs do, and keeps more tokens '
+                        '(default: opencv with --fit crop, pillow with --fit pad)')
     source.add_argument('--scorer', choices=sorted(SCORERS), default='entropy')
     source.add_argument('--config', help='dataset, pipeline, padding, slide windows, scorer and number of scales')
     source.add_argument('--split', choices=['train', 'val', 'test'], default='test', help="the config's dataset")
@@ -46,6 +49,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     goal.add_argument('--kept', type=float, help='tokens over cells, of all images together: 0.7 saves 30 %%')
     goal.add_argument('--max-tokens', type=int, help='for the largest input: an image, or a window of slide testing')
     goal.add_argument('--thresholds', type=float, nargs='+', help='fine to coarse: report only')
+    parser.add_argument('--content', action='store_true', help='--kept and --max-tokens leave out padding: tokens that '
+                        'cover a pixel of the image, over cells that hold one')
     how = parser.add_argument_group('thresholds')
     how.add_argument('--num-scales', type=int, help="sizes of patches (default: the config's; 3)")
     family = how.add_mutually_exclusive_group()
@@ -63,14 +68,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error('give images, or --config')
     if args.images and not args.size:
         parser.error('images need a --size')
-    unused = {'images': ('split', 'pipeline', 'cfg_options', 'seed'), 'config': ('size', 'fit', 'scorer'),
-              'thresholds': ('ratio', 'quantile')}
+    unused = {'images': ('split', 'pipeline', 'cfg_options', 'seed'), 'config': ('size', 'fit', 'resampling', 'scorer'),
+              'thresholds': ('ratio', 'quantile', 'content')}
     for given, names in unused.items():
         for name in names if getattr(args, given) else ():
             if getattr(args, name) != parser.get_default(name):
                 what = {'images': 'image files', 'config': '--config, which has its own',
                         'thresholds': '--thresholds, which looks for none'}[given]
                 parser.error(f'--{name.replace("_", "-")} has no meaning with {what}')
+    if args.images and args.resampling is None:
+        args.resampling = 'opencv' if args.fit == 'crop' else 'pillow'
     if args.num_images is not None and args.num_images < 1:
         parser.error(f'--num-images {args.num_images}: wanted 1 or more')
     if args.save_tokens and args.num_images:
@@ -89,15 +96,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 class Photographs:
     """Score maps of image files at one size; what ``apt_dense.mm.inputs.ConfigInputs`` is for configs."""
 
-    def __init__(self, paths: list[Path], size: int, fit: str, scorer: str, num_scales: int):
-        with torch.device('meta'):  # only its scores and its checks are wanted
-            backbone = APTEVA02(img_size=size, embed_dims=4, depth=1, num_heads=1, window_size=0, out_indices=(0,),
-                                global_block_indexes=(0,), num_scales=num_scales, scorer=scorer,
-                                thresholds=(0.0,) * (num_scales - 1))
-        self.scorer = InputScorer(backbone)
-        self.num_scales, self.patch_size = num_scales, backbone.patch_size
-        self._paths, self._size, self._fit = find_images(paths), size, fit
-        self.settings = dict(size=size, fit=fit, scorer=scorer, num_scales=num_scales, patch_size=self.patch_size)
+    def __init__(self, paths: list[Path], size: int, fit: str, resampling: str, scorer: str, num_scales: int):
+        self.chooser = PatchChooser(num_scales, (0.0,) * (num_scales - 1), scorer)
+        self._paths, self._size, self._fit, self._resampling = find_images(paths), size, fit, resampling
+        self.settings = dict(size=size, fit=fit, resampling=resampling, scorer=scorer, num_scales=num_scales,
+                             patch_size=self.chooser.patch_size)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -105,16 +108,17 @@ class Photographs:
     def path(self, index: int) -> str:
         return str(self._paths[index])
 
-    def score(self, index: int) -> list[list[Tensor]]:
-        image = load_image(self._paths[index])
+    def score(self, index: int) -> list[tuple[list[Tensor], tuple[int, int]]]:
         resize = crop_square if self._fit == 'crop' else resize_longest
-        return [self.scorer(to_input(resize(image, self._size), self._size))]
+        image = resize(load_image(self._paths[index]), self._size, self._resampling)
+        maps = [scores[0] for scores in self.chooser.scores(to_input(image, self._size))]
+        return [(maps, tuple(-(-side // self.chooser.patch_size) for side in (image.height, image.width)))]
 
 
 def open_source(args: argparse.Namespace) -> Any:
     """The images that the command names: ``Photographs`` or ``ConfigInputs``."""
     if args.images:
-        return Photographs(args.images, args.size, args.fit, args.scorer, args.num_scales or 3)
+        return Photographs(args.images, args.size, args.fit, args.resampling, args.scorer, args.num_scales or 3)
     import cv2
     from mmengine.config import DictAction
 
@@ -153,10 +157,10 @@ class _Scores(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.indexes)
 
-    def __getitem__(self, position: int) -> tuple[str, list[list[np.ndarray]], str]:
+    def __getitem__(self, position: int) -> tuple[str, list[tuple[list[np.ndarray], tuple[int, int]]], str]:
         index = self.indexes[position]
         try:
-            maps = [[scores.numpy() for scores in one] for one in self.source.score(index)]
+            maps = [([scores.numpy() for scores in one], content) for one, content in self.source.score(index)]
         except ValueError as error:
             return self.source.path(index), [], str(error)
         return self.source.path(index), maps, ''
@@ -172,13 +176,13 @@ def score_images(source: Any, num_images: int | None, num_workers: int) -> Score
     indexes = [position * len(source) // count for position in range(count)]
     loader = DataLoader(_Scores(source, indexes), collate_fn=lambda batch: batch[0], worker_init_fn=_start_worker,
                         num_workers=min(num_workers, count), multiprocessing_context='fork' if num_workers else None)
-    maps, owners, paths, errors = ScoreMaps(source.num_scales), [], [], []
+    maps, owners, paths, errors = ScoreMaps(source.chooser.num_scales), [], [], []
     for path, inputs, error in tqdm(loader, unit='image', desc='scoring'):
         if error:
             errors.append(error)
             continue
-        for one in inputs:
-            maps.add([torch.from_numpy(scores) for scores in one])
+        for one, content in inputs:
+            maps.add([torch.from_numpy(scores) for scores in one], content)
         owners += [len(paths)] * len(inputs)
         paths.append(path)
     return Scored(maps, torch.tensor(owners, dtype=torch.int64), paths, errors)
@@ -191,48 +195,57 @@ def choose(args: argparse.Namespace, maps: ScoreMaps) -> tuple[tuple[float, ...]
         return given, Family(lambda factor: tuple(factor * threshold for threshold in given), 2.0, 'given')
     family = quantile_family(maps) if args.quantile else ratio_family(maps, args.ratio)
     if args.kept is not None:
-        cells = maps.num_cells.sum().item()
-        return find_thresholds(family, lambda found: maps.count_tokens(found).sum().item() / cells, args.kept), family
-    return find_thresholds(family, lambda found: maps.count_tokens(found).sum(1).max().item(), args.max_tokens), family
+        cells = (maps.num_content_cells if args.content else maps.num_cells).sum().item()
+        return find_thresholds(family, lambda found: maps.count_tokens(found, args.content).sum().item() / cells,
+                               args.kept), family
+    return find_thresholds(family, lambda found: maps.count_tokens(found, args.content).sum(1).max().item(),
+                           args.max_tokens), family
 
 
 def describe(source: Any, scored: Scored, thresholds: tuple[float, ...]) -> str:
     """The table: kept tokens in percent of the cells, over the images."""
-    counts = scored.maps.count_tokens(thresholds)
+    counts, chooser = scored.maps.count_tokens(thresholds), source.chooser
     tokens, cells = scored.per_image(counts), scored.per_image(scored.maps.num_cells)
-    sides = [f'{source.patch_size << scale} px' for scale in range(source.num_scales)]
-    lines = [f'num_scales={source.num_scales}, thresholds={thresholds} (fine to coarse)',
+    sides = [f'{chooser.patch_size << scale} px' for scale in range(chooser.num_scales)]
+    lines = [f'num_scales={chooser.num_scales}, thresholds={thresholds} (fine to coarse)',
              f'{len(tokens)} images, {len(counts)} inputs; tokens of the largest input: {counts.sum(1).max()} of '
              f'{scored.maps.num_cells.max()}',
              'tokens in % of the cells of an image; mean: of all images together; area: the share that they cover',
              f'{"":8}{"mean":>8}{"5 %":>8}{"50 %":>8}{"95 %":>8}{"area":>8}']
-    rows = [('all', tokens.sum(1), 100.0)]
     total = cells.sum().item()
-    rows += [(side, tokens[:, scale], 100 * (tokens[:, scale].sum().item() << 2 * scale) / total)
+    content_cells = scored.per_image(scored.maps.num_content_cells)
+    rows = [('all', tokens.sum(1), cells, 100.0),
+            ('content', scored.per_image(scored.maps.count_tokens(thresholds, content_only=True)).sum(1), content_cells,
+             100 * content_cells.sum().item() / total)]
+    rows += [(side, tokens[:, scale], cells, 100 * (tokens[:, scale].sum().item() << 2 * scale) / total)
              for scale, side in enumerate(sides)]
-    for name, kept, area in rows:
-        fractions = 100 * kept.double() / cells
-        numbers = [100 * kept.sum().item() / total, *np.percentile(fractions, [5, 50, 95]), area]
+    for name, kept, of_cells, area in rows:
+        fractions = 100 * kept.double() / of_cells
+        numbers = [100 * kept.sum().item() / of_cells.sum().item(), *np.percentile(fractions, [5, 50, 95]), area]
         lines.append(f'{name:8}' + ''.join(f'{number:8.1f}' for number in numbers))
+    lines.append('content: without padding, in % of the cells that hold a pixel of the image')
     return '\n'.join(lines)
 
 
-def draw(path: Path, scored: Scored, thresholds: tuple[float, ...], family: Family, target: float | None) -> None:
+def draw(path: Path, scored: Scored, thresholds: tuple[float, ...], family: Family, target: float | None,
+         content: bool) -> None:
     """Left: the kept fractions' cumulative distribution over the images.  Right: their mean at other thresholds."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot
-    cells = scored.per_image(scored.maps.num_cells)
+    maps = scored.maps
+    cells = scored.per_image(maps.num_content_cells if content else maps.num_cells)
+    label = 'kept tokens, % of the cells that hold content' if content else 'kept tokens, % of the cells'
 
     def kept(values: tuple[float, ...]) -> tuple[np.ndarray, float]:
-        tokens = scored.per_image(scored.maps.count_tokens(values)).sum(1)
+        tokens = scored.per_image(maps.count_tokens(values, content)).sum(1)
         return (100 * tokens / cells).numpy(), (100 * tokens.sum() / cells.sum()).item()
 
     fractions, mean = kept(thresholds)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
     left.ecdf(fractions, color='#2b5fb3', label=f'{len(fractions)} images')
     left.axvline(mean, color='#c8502d', label=f'mean {mean:.1f} %')
-    left.set(xlim=(0, 100), xlabel='kept tokens, % of the cells', ylabel='share of the images that keep no more',
+    left.set(xlim=(0, 100), xlabel=label, ylabel='share of the images that keep no more',
              title=f'thresholds {" ".join(f"{threshold:g}" for threshold in thresholds)}')
     shown = [number for number in np.linspace(0, family.highest, 1001)
              if family.thresholds(number)[0] <= 2 * thresholds[0]]
@@ -245,7 +258,7 @@ def draw(path: Path, scored: Scored, thresholds: tuple[float, ...], family: Fami
     right.fill_between(finest, low, high, color='#2b5fb3', alpha=0.18, lw=0, label='5 % to 95 % of the images')
     right.plot(finest, average, color='#2b5fb3', label='all images together')
     right.plot(thresholds[0], mean, 'o', color='#c8502d', label='these thresholds')
-    right.set(ylim=(0, 101), xlabel='finest threshold', ylabel='kept tokens, % of the cells', title=family.name)
+    right.set(ylim=(0, 101), xlabel='finest threshold', ylabel=label, title=family.name)
     if target is not None:
         left.axvline(100 * target, color='black', ls=':', label=f'target {100 * target:g} %')
         right.axhline(100 * target, color='black', ls=':')
@@ -259,13 +272,14 @@ def draw(path: Path, scored: Scored, thresholds: tuple[float, ...], family: Fami
 def snippet(args: argparse.Namespace, source: Any, family: Family, thresholds: tuple[float, ...], table: str) -> str:
     """A config with the thresholds, and how they came about."""
     where = (f'--config {args.config} --split {args.split} --pipeline {args.pipeline or args.split}' if args.config else
-             f'{args.images[0]}{" ..." * (len(args.images) > 1)} --size {args.size} --fit {args.fit}')
+             f'{args.images[0]}{" ..." * (len(args.images) > 1)} --size {args.size} --fit {args.fit} '
+             f'--resampling {args.resampling}')
     goal = (f', --kept {args.kept:g}' if args.kept is not None else
-            f', --max-tokens {args.max_tokens}' if args.max_tokens is not None else '')
+            f', --max-tokens {args.max_tokens}' if args.max_tokens is not None else '') + ' --content' * args.content
     lines = [f'tools/analysis_tools/calibrate_thresholds.py {where}', f'thresholds: {family.name}{goal}',
              *table.split('\n')]
     return '\n'.join(f'# {line}'.rstrip() for line in lines) + (
-        f'\nmodel = dict(backbone=dict(num_scales={source.num_scales}, thresholds={thresholds}))\n')
+        f'\nmodel = dict(backbone=dict(num_scales={source.chooser.num_scales}, thresholds={thresholds}))\n')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -275,9 +289,11 @@ def run(args: argparse.Namespace) -> int:
         print(f'calibrate_thresholds: {error}', file=sys.stderr)
     thresholds, family = choose(args, scored.maps)
     table = describe(source, scored, thresholds)
+    if args.images:
+        print(f'{args.fit} to {args.size} px, resampling by {args.resampling}')
     print(table)
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    draw(args.out_dir / 'thresholds.png', scored, thresholds, family, args.kept)
+    draw(args.out_dir / 'thresholds.png', scored, thresholds, family, args.kept, args.content)
     (args.out_dir / 'thresholds.py').write_text(snippet(args, source, family, thresholds, table))
     print(f'-> {args.out_dir / "thresholds.png"}, {args.out_dir / "thresholds.py"}')
     if args.save_tokens:

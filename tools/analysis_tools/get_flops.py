@@ -14,29 +14,26 @@ a FLOP.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from apt_dense.benchmark.run import environment
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.flops import dense_layout, multiply_adds
-from apt_dense.core.layout import TokenLayout
 from apt_dense.images import find_images
 from apt_dense.mm import compat, launch
+from apt_dense.mm.inputs import BackboneInput, ConfigInputs
 
 PERCENTILES = (5, 50, 95)
 
@@ -55,66 +52,29 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def samples(cfg: Config, folder: Path | None, number: int) -> Iterator[dict[str, Any]]:
-    """The first images of the test dataset, or of the folder through the same pipeline without its annotations.
+def open_inputs(cfg: Config, folder: Path | None) -> ConfigInputs:
+    """The images of the test dataset, or of the folder, through the config's test pipeline.
 
     Raises:
-        LaunchError: if the folder is not there or has no image.
+        LaunchError: if the folder is not there or has no image, or the config's backbone is no APTEVA02.
     """
-    if folder is None:
-        dataset = DATASETS.build(cfg.test_dataloader.dataset)
-        yield from (dataset[index] for index in range(min(number, len(dataset))))
-        return
     try:
-        paths = find_images([folder])[:number]
+        return ConfigInputs(cfg, images=None if folder is None else find_images([folder]))
     except ValueError as error:
         raise launch.LaunchError(str(error)) from error
-    pipeline = Compose([step for step in cfg.test_dataloader.dataset.pipeline
-                        if step['type'] not in ('LoadAnnotations', 'LoadLabelMap')])
-    for index, path in enumerate(paths):
-        yield pipeline(dict(img_path=str(path), img_id=index))
 
 
-@contextmanager
-def layouts_only(model: nn.Module) -> Iterator[list[TokenLayout]]:
-    """Inside, a prediction stops at the backbone: it notes the layout of its input, and blocks and heads do not run.
-
-    A segmentor's sliding window calls the backbone several times for an image; its logits are zeros then.
-    """
-    layouts: list[TokenLayout] = []
-
-    def note(inputs: Tensor) -> tuple[Tensor, ...]:
-        layouts.append(model.backbone.make_layout(inputs))
-        raise StopAtBackbone
-
-    def zero_logits(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        try:
-            encode_decode(self, inputs, batch_img_metas)
-        except StopAtBackbone:
-            return inputs.new_zeros(len(inputs), self.out_channels, *inputs.shape[2:])
-        raise RuntimeError('the segmentor has not called its backbone')
-
-    with patch.object(model.backbone, 'forward', note):
-        if hasattr(model, 'encode_decode'):
-            encode_decode = type(model).encode_decode
-            with patch.object(type(model), 'encode_decode', zero_logits):
-                yield layouts
-        else:
-            yield layouts
-
-
-class StopAtBackbone(Exception):
-    """Ends a prediction where the backbone would begin."""
-
-
-def count_backbone(model: nn.Module, data: dict[str, Any]) -> dict[str, float]:
-    """One image -> its backbone's multiply-adds, those of the dense twin, and the kept-token fraction."""
-    with layouts_only(model) as layouts, suppress(StopAtBackbone):
-        model.test_step(data)
-    apt = sum(multiply_adds(model.backbone, layout).total for layout in layouts)
-    dense = sum(multiply_adds(model.backbone, dense_layout(layout)).total for layout in layouts)
+def count_backbone(backbone: APTEVA02, inputs: Sequence[BackboneInput]) -> dict[str, float]:
+    """An image's inputs -> the backbone's multiply-adds, those of the dense twin, and the kept-token fractions."""
+    layouts = [backbone.chooser.layout(one.x) for one in inputs]
+    content = [one.content_cells(backbone.patch_size) for one in inputs]
     tokens = sum(sum(layout.scale_counts) for layout in layouts)
-    return dict(backbone=apt, dense_backbone=dense, kept=tokens / sum(layout.num_cells for layout in layouts))
+    content_tokens = sum(int(layout.covers_content([cells]).sum())
+                         for layout, cells in zip(layouts, content, strict=True))
+    return dict(backbone=sum(multiply_adds(backbone, layout).total for layout in layouts),
+                dense_backbone=sum(multiply_adds(backbone, dense_layout(layout)).total for layout in layouts),
+                kept=tokens / sum(layout.num_cells for layout in layouts),
+                kept_content=content_tokens / sum(rows * cols for rows, cols in content))
 
 
 def count_rest(model: nn.Module, data: dict[str, Any]) -> int:
@@ -127,14 +87,8 @@ def count_rest(model: nn.Module, data: dict[str, Any]) -> int:
 
 
 def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
-    """The config's model in eval mode.
-
-    Raises:
-        LaunchError: if its backbone is not APTEVA02.
-    """
+    """The config's model in eval mode."""
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval().requires_grad_(False).to(get_device())
-    if not isinstance(getattr(model, 'backbone', None), APTEVA02):
-        raise launch.LaunchError(f'{cfg.filename}: the backbone is no APTEVA02, use the get_flops.py of its project')
     if checkpoint:
         launch.check_checkpoint(checkpoint, 'the second argument')
         load_checkpoint(model, checkpoint, map_location='cpu')
@@ -152,6 +106,7 @@ def summarise(counts: list[dict[str, float]], rest: list[int], num_parameters: i
 
     apt, dense = ([count[name] for count in counts] for name in ('backbone', 'dense_backbone'))
     add('kept-token fraction', [count['kept'] for count in counts], 1)
+    add('kept-token fraction, no padding', [count['kept_content'] for count in counts], 1)
     add('backbone, G multiply-adds', apt, 1e9)
     add('backbone of the dense twin, G', dense, 1e9)
     add('dense / APT, backbone', [a / b for a, b in zip(dense, apt, strict=True)], 1)
@@ -171,13 +126,13 @@ def main(arguments: list[str] | None = None) -> None:
     if args.images is None:
         launch.check_dataset_files(cfg, 'test')
     with DefaultScope.overwrite_default_scope(launch.scope_of(cfg)):
+        inputs = open_inputs(cfg, args.images)
         model = build_model(cfg, args.checkpoint)
         counts, rest = [], []
-        for index, sample in enumerate(samples(cfg, args.images, args.num_images)):
-            data = pseudo_collate([sample])
-            counts.append(count_backbone(model, data))
+        for index in range(min(args.num_images, len(inputs))):
+            counts.append(count_backbone(model.backbone, inputs.inputs(index)))
             if index < args.head_images:
-                rest.append(count_rest(model, data))
+                rest.append(count_rest(model, inputs.sample(index)))
     print(f'{cfg.filename}, thresholds {model.backbone.thresholds}, batch 1')
     print(summarise(counts, rest, sum(parameter.numel() for parameter in model.parameters())))
     if args.json:

@@ -18,12 +18,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
-from apt_dense.core.eva02 import APTEVA02
-from apt_dense.images import find_images, load_image, to_input
+from apt_dense.images import RESAMPLINGS, find_images, load_image, resize, to_input
 from apt_dense.mm.samplers import balanced_steps
 from apt_dense.token_counts import load_token_counts
 
@@ -34,6 +32,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--token-counts', type=Path, metavar='FILE.json', help='in place of photographs')
     parser.add_argument('--config', help='thresholds, number of scales and scorer (with photographs)')
     parser.add_argument('--size', type=int, default=512, help='px: side of the square that the model sees (512)')
+    parser.add_argument('--resampling', choices=RESAMPLINGS, help="how photographs shrink (default: the config's way)")
     parser.add_argument('--ratio-range', type=float, nargs=2, default=(0.5, 2.0), metavar=('LOW', 'HIGH'),
                         help='of the longest side to SIZE, drawn at random (0.5 2.0, segmentation; 0.1 2.0: LSJ)')
     parser.add_argument('--num-crops', type=int, default=500, help='images of the made dataset (500)')
@@ -61,10 +60,10 @@ def random_crop(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
     return photo.crop((left, top, left + width, top + height))
 
 
-def augment(image: Image.Image, size: int, ratio: float, rng: np.random.Generator) -> Image.Image:
+def augment(image: Image.Image, size: int, ratio: float, resampling: str, rng: np.random.Generator) -> Image.Image:
     """Longest side to size * ratio, then a random crop of at most size x size: random resizing as in training."""
     factor = size * ratio / max(image.size)
-    image = image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.BILINEAR)
+    image = resize(image, tuple(max(1, round(side * factor)) for side in image.size), resampling)
     left, top = (rng.integers(max(side - size, 0) + 1) for side in image.size)
     return image.crop((left, top, min(left + size, image.width), min(top + size, image.height)))
 
@@ -72,19 +71,21 @@ def augment(image: Image.Image, size: int, ratio: float, rng: np.random.Generato
 def count_draws(args: argparse.Namespace) -> np.ndarray:
     """(images, draws) tokens of random crops of the photographs, padded to the square."""
     from mmengine.config import Config
-    settings = Config.fromfile(args.config).model.backbone
-    with torch.device('meta'):  # only its layouts are wanted
-        backbone = APTEVA02(img_size=args.size, embed_dims=4, depth=1, num_heads=1, window_size=0,
-                            global_block_indexes=(0,), num_scales=settings.num_scales, thresholds=settings.thresholds,
-                            scorer=settings.get('scorer', 'entropy'), patch_size=settings.patch_size)
+
+    import apt_dense.mm  # noqa: F401  registers the backbone
+    from apt_dense.mm.inputs import chooser_of, resampling_of
+    cfg = Config.fromfile(args.config)
+    chooser, resampling = chooser_of(cfg), args.resampling or resampling_of(cfg)
+    print(f'resampling by {resampling}')
     rng = np.random.default_rng(args.seed)
     photos = [load_image(path) for path in find_images(args.images)]
     counts = np.empty((args.num_crops, args.num_draws))
     for index in tqdm(range(args.num_crops), unit='image', desc='scoring'):
         crop = random_crop(photos[rng.integers(len(photos))], rng)
         for draw in range(args.num_draws):
-            image = augment(crop, args.size, rng.uniform(*args.ratio_range), rng)
-            counts[index, draw] = backbone.make_layout(to_input(image, args.size)).num_tokens
+            image = augment(crop, args.size, rng.uniform(*args.ratio_range), resampling, rng)
+            layout = chooser.layout(chooser.pad(to_input(image, args.size, chooser.img_mean, chooser.img_std)))
+            counts[index, draw] = sum(layout.scale_counts)
     return counts
 
 

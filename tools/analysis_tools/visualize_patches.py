@@ -4,44 +4,62 @@
     python tools/analysis_tools/visualize_patches.py photo.jpg other.png --out-dir patches
     python tools/analysis_tools/visualize_patches.py photo.jpg --config configs/apt_eva02_ti_demo_det.py
 
-Needs torch, numpy and Pillow; mmengine only with --config.
+With --config an image goes through the config's own test pipeline, padding and slide windows: what is drawn and counted
+is what the model would see.  Without it, torch, numpy and Pillow are enough.
 """
 import argparse
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from apt_dense.core.importance import SCORERS, get_scorer
+from apt_dense.core.chooser import PatchChooser
+from apt_dense.core.importance import SCORERS
 from apt_dense.core.layout import TokenLayout
-from apt_dense.core.quadtree import select_scales
-from apt_dense.images import crop_square, load_image, resize_longest
+from apt_dense.images import RESAMPLINGS, load_image, resize_longest, to_input
 
 COLOURS = ('#ffffff', '#ffd400', '#ff7a00', '#ff2d6f', '#b44cff', '#4c7dff')  # fine to coarse, then repeated
+GAP_PX = 8  # between the windows of slide inference
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An image as the model gets it, or one window of it, and its patches.
+
+    Attributes:
+        image: (H, W, 3), RGB, without padding.
+        layout: padding included.
+        corner_px: row and column of the window in the image.
+    """
+    image: np.ndarray
+    layout: TokenLayout
+    corner_px: tuple[int, int] = (0, 0)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
-    parser.add_argument('--config', help="take size, thresholds and scorer from this config's backbone")
-    parser.add_argument('--img-size', type=int,
-                        help='resize the longest side to this and pad to a square; 0: neither (default 1536)')
-    parser.add_argument('--thresholds', type=float, nargs='*', help='fine to coarse (default 2 2 0.3)')
-    parser.add_argument('--scorer', choices=sorted(SCORERS), help='default entropy')
-    parser.add_argument('--patch-size', type=int, help='base patch in pixels (default 16)')
+    parser.add_argument('--config', help='pipeline, padding, windows, thresholds and scorer of this config')
+    parser.add_argument('--thresholds', type=float, nargs='*',
+                        help="fine to coarse (default: the config's, or 2 2 0.3)")
+    parser.add_argument('--scorer', choices=sorted(SCORERS), help="default: the config's, or entropy")
+    bare = parser.add_argument_group('without --config')
+    bare.add_argument('--img-size', type=int,
+                      help='resize the longest side to this and pad to a square; 0: neither (default 1536)')
+    bare.add_argument('--resampling', choices=RESAMPLINGS, help='pillow averages where an image shrinks, as the COCO '
+                      'configs do (default); opencv looks at four pixels, as the ADE20K configs do')
+    bare.add_argument('--patch-size', type=int, help='base patch in pixels (default 16)')
     parser.add_argument('--out-dir', type=Path, default=Path('patches'))
     args = parser.parse_args(arguments)
-    settings = dict(img_size=1536, thresholds=(2, 2, 0.3), scorer='entropy', patch_size=16)
-    args.fit = resize_longest
     if args.config:
-        from mmengine.config import Config
-        cfg = Config.fromfile(args.config)
-        settings |= {name: cfg.model.backbone[name] for name in settings if name in cfg.model.backbone}
-        if cfg.get('default_scope') == 'mmseg':
-            args.fit = crop_square  # a window of slide testing, where a detector gets a padded square
+        for name in ('img_size', 'resampling', 'patch_size'):
+            if getattr(args, name) is not None:
+                parser.error(f'--{name.replace("_", "-")} has no meaning with --config, which has its own')
+        return args
+    settings = dict(img_size=1536, resampling='pillow', patch_size=16, thresholds=(2, 2, 0.3), scorer='entropy')
     for name, value in settings.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -52,19 +70,44 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def choose_patches(image: np.ndarray, patch_size: int, thresholds: tuple[float, ...], scorer: str,
-                   img_size: int) -> TokenLayout:
-    """The layout of one image (H, W, 3), padded with a constant to the square that a detector sees.
+def bare_chooser(args: argparse.Namespace) -> tuple[PatchChooser, Callable[[Path], list[Chosen]]]:
+    """The chooser of the options, and what it chooses for a file."""
+    chooser = PatchChooser(len(args.thresholds) + 1, args.thresholds, args.scorer, patch_size=args.patch_size)
 
-    With ``img_size`` 0 it is padded to whole patches of the largest size only.
-    """
-    num_scales = len(thresholds) + 1
-    multiple = img_size or patch_size * 2**(num_scales - 1)
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
-    height_px, width_px = pixels.shape[-2:]
-    pixels = F.pad(pixels, (0, -width_px % multiple, 0, -height_px % multiple), value=124.0)
-    scales = select_scales(get_scorer(scorer)(pixels, patch_size, num_scales), thresholds)
-    return TokenLayout.from_scales(scales, num_scales=num_scales)
+    def choose(path: Path) -> list[Chosen]:
+        image = load_image(path)
+        if args.img_size:
+            image = resize_longest(image, args.img_size, args.resampling)
+        x = to_input(image, args.img_size or max(image.size))
+        if not args.img_size:  # padded to whole patches only, not to a square
+            x = x[:, :, :image.height, :image.width]
+        return [Chosen(np.asarray(image), chooser.layout(chooser.pad(x)))]
+
+    return chooser, choose
+
+
+def config_chooser(args: argparse.Namespace) -> tuple[PatchChooser, Callable[[Path], list[Chosen]]]:
+    """The chooser of the config, and what it chooses for the inputs that the config makes of a file."""
+    from mmengine.config import Config
+
+    from apt_dense.mm.inputs import ConfigInputs
+    cfg = Config.fromfile(args.config)
+    if args.thresholds is not None:
+        cfg.model.backbone.update(thresholds=args.thresholds, num_scales=len(args.thresholds) + 1)
+    if args.scorer:
+        cfg.model.backbone.scorer = args.scorer
+    inputs = ConfigInputs(cfg, images=args.images)
+    chooser = inputs.chooser
+
+    def choose(path: Path) -> list[Chosen]:
+        result = []
+        for one in inputs.inputs(args.images.index(path)):
+            height_px, width_px = one.content_px
+            image = chooser.restore(one.x)[0, :, :height_px, :width_px].permute(1, 2, 0).round().clamp(0, 255)
+            result.append(Chosen(image.byte().numpy(), chooser.layout(one.x), one.corner_px))
+        return result
+
+    return chooser, choose
 
 
 def draw_patches(image: np.ndarray, layout: TokenLayout, patch_size: int) -> Image.Image:
@@ -84,11 +127,31 @@ def draw_patches(image: np.ndarray, layout: TokenLayout, patch_size: int) -> Ima
     return Image.alpha_composite(canvas, overlay).convert('RGB')
 
 
-def describe(layout: TokenLayout, patch_size: int) -> str:
-    """One line: tokens in all, kept-token fraction, tokens of each size."""
-    sizes = ', '.join(f'{count} of {patch_size << scale} px' for scale, count in enumerate(layout.scale_counts))
-    kept = layout.num_tokens / layout.num_cells
-    return f'{layout.num_tokens} tokens of {layout.num_cells} cells, padding included ({kept:.1%} kept): {sizes}'
+def draw_windows(windows: list[Chosen], patch_size: int) -> Image.Image:
+    """All windows of an image, side by side in their rows and columns."""
+    pictures = [draw_patches(window.image, window.layout, patch_size) for window in windows]
+    rows, cols = (sorted({window.corner_px[axis] for window in windows}) for axis in (0, 1))
+    width, height = (max(picture.size[axis] for picture in pictures) + GAP_PX for axis in (0, 1))
+    canvas = Image.new('RGB', (len(cols) * width - GAP_PX, len(rows) * height - GAP_PX), 'white')
+    for window, picture in zip(windows, pictures, strict=True):
+        y, x = window.corner_px
+        canvas.paste(picture, (cols.index(x) * width, rows.index(y) * height))
+    return canvas
+
+
+def describe(windows: list[Chosen], patch_size: int) -> str:
+    """One line: tokens in all, kept-token fractions with padding and without, tokens of each size."""
+    layouts = [window.layout for window in windows]
+    sizes = ', '.join(f'{sum(counts)} of {patch_size << scale} px' for scale, counts in
+                      enumerate(zip(*(layout.scale_counts for layout in layouts), strict=True)))
+    tokens, cells = sum(sum(layout.scale_counts) for layout in layouts), sum(layout.num_cells for layout in layouts)
+    content = [tuple(-(-side // patch_size) for side in window.image.shape[:2]) for window in windows]
+    content_tokens = sum(int(layout.covers_content([limits]).sum())
+                         for layout, limits in zip(layouts, content, strict=True))
+    content_cells = sum(rows * cols for rows, cols in content)
+    inputs = '' if len(windows) == 1 else f' in {len(windows)} windows'
+    return (f'{tokens} tokens of {cells} cells{inputs}, padding included ({tokens / cells:.1%} kept): {sizes}; without '
+            f'padding {content_tokens} of {content_cells} ({content_tokens / content_cells:.1%} kept)')
 
 
 def output_path(out_dir: Path, image: Path, taken: set[Path]) -> Path:
@@ -102,21 +165,23 @@ def output_path(out_dir: Path, image: Path, taken: set[Path]) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
+    chooser, choose = config_chooser(args) if args.config else bare_chooser(args)
+    how = f'the test pipeline of {args.config}' if args.config else (
+        f'longest side to {args.img_size} px by {args.resampling}' if args.img_size else 'size as it is')
+    print(f'{how}; thresholds {" ".join(f"{threshold:g}" for threshold in chooser.thresholds)}')
     taken: set[Path] = set()
     failed = 0
     for path in args.images:
         try:
-            photo = load_image(path)
+            windows = choose(path)
         except ValueError as error:
             print(f'visualize_patches: {error}', file=sys.stderr)
             failed += 1
             continue
-        image = np.asarray(args.fit(photo, args.img_size) if args.img_size else photo)
-        layout = choose_patches(image, args.patch_size, tuple(args.thresholds), args.scorer, args.img_size)
         args.out_dir.mkdir(parents=True, exist_ok=True)
         target = output_path(args.out_dir, path, taken)
-        draw_patches(image, layout, args.patch_size).save(target)
-        print(f'{path}: {describe(layout, args.patch_size)} -> {target}')
+        draw_windows(windows, chooser.patch_size).save(target)
+        print(f'{path}: {describe(windows, chooser.patch_size)} -> {target}')
     return 1 if failed else 0
 
 
