@@ -197,6 +197,20 @@ def test_any_size(height, width, mode):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('mode', ['slide', 'whole'])
+def test_any_size_with_windows(mode):
+    """A window of 8 cells of 16 px is larger than the largest patch: images are padded to windows."""
+    cfg = tiny()
+    cfg.model.backbone.update(with_cls_token=False, window_size=8, global_block_indexes=(1, 3))
+    model = build(cfg)
+    model.test_cfg.mode = mode
+    assert model.backbone.size_divisor_px == 128
+    for height, width in ((99, 75), (150, 211), (128, 64)):
+        logits = model.inference(image(height, width), metas(height, width))
+        assert logits.shape == (1, 6, height, width) and logits.isfinite().all()
+
+
+@torch.no_grad()
 def test_predictions_have_the_original_size():
     model = build(tiny())
     x = torch.randint(0, 256, (3, 120, 90), dtype=torch.uint8)
