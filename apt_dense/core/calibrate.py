@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apt_dense.core.quadtree import check_thresholds
+from apt_dense.core.quadtree import check_thresholds, fit_budgets
 
 STACK_INPUTS = 512  # inputs of one shape that are counted at once
 MAX_QUANTILE_SCORES = 2**22  # of a scale; of more, every n-th is looked at
@@ -25,15 +25,17 @@ class ScoreMaps:
 
     Args:
         num_scales: S.
+        max_tokens: the budget of an input, see ``PatchChooser``.
 
     Raises:
         ValueError: if S is less than 2.
     """
 
-    def __init__(self, num_scales: int):
+    def __init__(self, num_scales: int, max_tokens: int | None = None):
         if num_scales < 2:
             raise ValueError(f'num_scales={num_scales} leaves nothing to merge: use 2 or more')
         self.num_scales = num_scales
+        self.max_tokens = max_tokens
         self.num_inputs = 0
         self._content: list[tuple[int, int]] = []  # rows and columns of cells, of each input
         self._stacks: list[tuple[list[int], list[Tensor]]] = []  # indexes, and for each scale (N, H, W)
@@ -103,7 +105,7 @@ class ScoreMaps:
     def count_tokens(self, thresholds: Sequence[float], content_only: bool = False) -> Tensor:
         """(N, S) int64: each input's tokens of each scale, fine to coarse, in the order of adding.
 
-        The same numbers as ``quadtree.select_scales`` and ``TokenLayout.from_scales`` give, without class tokens.
+        The same numbers as a ``PatchChooser`` with these thresholds and budget gives, without class tokens.
 
         Args:
             thresholds: S - 1 numbers, fine to coarse.
@@ -116,8 +118,14 @@ class ScoreMaps:
         counts = torch.zeros(self.num_inputs, self.num_scales, dtype=torch.int64)
         content = torch.tensor(self._content)
         for indexes, maps in self.stacks():
-            limits = content[indexes] if content_only else torch.tensor(maps[0].shape[1:]) * 2
-            counts[indexes] = _count_tokens(maps, thresholds, limits.expand(len(indexes), 2))
+            grid = (torch.tensor(maps[0].shape[1:]) * 2).expand(len(indexes), 2)
+            limits = content[indexes] if content_only else grid
+            counts[indexes] = _count_tokens(maps, thresholds, limits)
+            if self.max_tokens is not None:
+                over = (_count_tokens(maps, thresholds, grid).sum(1) > self.max_tokens).nonzero()[:, 0]
+                if len(over):
+                    counts[torch.tensor(indexes)[over]] = _count_fitted(
+                        [scores[over] for scores in maps], thresholds, self.max_tokens, limits[over])
         return counts
 
     def positive_scores(self) -> list[Tensor]:
@@ -149,6 +157,18 @@ def _count_tokens(maps: Sequence[Tensor], thresholds: Sequence[float], limits: T
         covered = (covered | merged).repeat_interleave(2, 1).repeat_interleave(2, 2)
     counts[:, 0] = (~covered & _within(covered.shape, limits, 0)).sum((1, 2))
     return counts
+
+
+def _count_fitted(maps: Sequence[Tensor], thresholds: Sequence[float], max_tokens: int, limits: Tensor) -> Tensor:
+    """``_count_tokens`` of inputs whose thresholds are raised until they keep the budget."""
+    count, height, width = maps[0].shape
+    base = maps[0].new_empty(()).expand(count, 2 * height, 2 * width)
+    scales = fit_budgets([base, *maps], thresholds, [max_tokens] * count)
+    result = []
+    for scale in range(len(maps) + 1):
+        corners = scales[:, ::1 << scale, ::1 << scale] == scale
+        result.append((corners & _within(corners.shape, limits, scale)).sum((1, 2)))
+    return torch.stack(result, 1)
 
 
 def _within(shape: tuple[int, ...], limits: Tensor, scale: int) -> Tensor:

@@ -199,7 +199,7 @@ def input_settings(cfg: Config, split: str = 'test', pipeline: str | None = None
                    seed: int = 0) -> dict[str, Any]:
     """Everything in a config that the scores of a dataset's images follow from, for the cache of token counts."""
     backbone = cfg.model.backbone
-    names = ('patch_size', 'scorer', 'img_mean', 'img_std')
+    names = ('patch_size', 'scorer', 'img_mean', 'img_std', 'max_tokens')
     leaves = [{key: value for key, value in leaf.items() if key != 'pipeline'}
               for leaf in _leaves(_dataset_config(cfg, split))]
     return {

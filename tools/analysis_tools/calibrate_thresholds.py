@@ -176,7 +176,7 @@ def score_images(source: Any, num_images: int | None, num_workers: int) -> Score
     indexes = [position * len(source) // count for position in range(count)]
     loader = DataLoader(_Scores(source, indexes), collate_fn=lambda batch: batch[0], worker_init_fn=_start_worker,
                         num_workers=min(num_workers, count), multiprocessing_context='fork' if num_workers else None)
-    maps, owners, paths, errors = ScoreMaps(source.chooser.num_scales), [], [], []
+    maps, owners, paths, errors = ScoreMaps(source.chooser.num_scales, source.chooser.max_tokens), [], [], []
     for path, inputs, error in tqdm(loader, unit='image', desc='scoring'):
         if error:
             errors.append(error)
