@@ -1,7 +1,8 @@
 """Token merging on a dense EVA-02, for comparison with APT at equal token counts; inference only.
 
-Bipartite soft matching after the idea of ToMe (arXiv 2210.09461), for dense prediction: tokens merge between attention
-and MLP of every global block but the last one, and the output is un-merged: each cell gets the token that it went into.
+Bipartite soft matching as in ToMe (arXiv 2210.09461), for dense prediction: tokens merge between attention and MLP of
+every global block but the last one, and the output is un-merged: each cell gets the token that it went into.  As in the
+authors' code, what is compared are the keys (before rotation), their mean over the heads.
 
 Choices that the paper, which classifies images with full attention, leaves open:
 
@@ -51,9 +52,11 @@ class TokenMerging(nn.Module):
         """Tokens of a run after each of the merging blocks, for a run of ``num_tokens``.
 
         Raises:
-            ValueError: if halving at every merging block, the most that a bipartite matching can do, is too little.
+            ValueError: if the most that a bipartite matching can merge at every merging block is too little.
         """
-        return merging_schedule(num_tokens, self.kept, self.merging_blocks, len(self.model.blocks))
+        model = self.model
+        return merging_schedule(num_tokens, self.kept, self.merging_blocks, len(model.blocks),
+                                model.cls_token is not None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """As ``APTEVA02.forward``."""
@@ -105,28 +108,38 @@ class TokenMerging(nn.Module):
 class Merging:
     """One bipartite matching of the tokens of each run, and what follows from it.
 
-    Every second token may go into one of the others, the one whose key is most like its own; those go that are most
-    alike, as many as it takes.
+    Every second token, from the first on, may go into one of the others, the one whose key is most like its own; those
+    go that are most alike, as many as it takes.  The new order, on which the split of the next matching depends, is
+    that of ToMe's code: first those of the one half that stay, then the other half.  Those that stay are in the order
+    of their likeness, the most alike first; with a class token as they stood, so that it stays the first.
 
     Args:
         keys: (R, n, d), what is compared, by its cosine.
-        count: tokens that are left, from ceil(n / 2) to n.
+        count: tokens that are left, from ``fewest_after_merging`` to n.
         has_cls_token: the first token never goes.
 
     Attributes:
         source: (R, n), for each old token the new one that holds it.
+
+    Raises:
+        ValueError: if so few tokens cannot be left, or more than there are.
     """
 
     def __init__(self, keys: Tensor, count: int, has_cls_token: bool):
         runs, num_tokens, _ = keys.shape
+        fewest = fewest_after_merging(num_tokens, has_cls_token)
+        if not fewest <= count <= num_tokens:
+            raise ValueError(f'count={count}: one matching of {num_tokens} tokens leaves {fewest} to {num_tokens}')
         gone = num_tokens - count
         keys = F.normalize(keys, dim=-1)
         movable, fixed = keys[:, ::2], keys[:, 1::2]
         best, into = (movable @ fixed.transpose(1, 2)).max(-1)
         if has_cls_token:
             best[:, 0] = -torch.inf
-        order = best.argsort(-1, descending=True)
+        order = best.argsort(dim=-1, descending=True, stable=True)
         moved, stay = order[:, :gone], order[:, gone:]
+        if has_cls_token:
+            stay = stay.sort(-1).values
         old = torch.arange(num_tokens, device=keys.device).expand(runs, -1)
         self._rows = torch.cat([old[:, ::2].gather(1, stay), old[:, 1::2]], 1)  # the old rows that stay
         self._moved = old[:, ::2].gather(1, moved)
@@ -153,13 +166,19 @@ class Merging:
         return total / sizes[..., None], sizes
 
 
-def merging_schedule(num_tokens: int, kept: float, merging_blocks: list[int], depth: int) -> list[int]:
+def fewest_after_merging(num_tokens: int, has_cls_token: bool) -> int:
+    """Tokens that are left of a run where all of one half merge, but the class token."""
+    return num_tokens - (num_tokens - has_cls_token) // 2
+
+
+def merging_schedule(num_tokens: int, kept: float, merging_blocks: list[int], depth: int,
+                     has_cls_token: bool = False) -> list[int]:
     """Tokens after each merging block, each the same fraction of those before it, so that their mean is ``kept``.
 
     The mean is over the attention and MLP layers of all blocks; merging comes between the two.
 
     Raises:
-        ValueError: if that takes more than halving at every block.
+        ValueError: if that takes more than the most that can merge at every block.
     """
     # Layers from each merging on; those before the first one have all tokens.
     ends = [2 * index + 1 for index in merging_blocks[1:]] + [2 * depth]
@@ -168,7 +187,7 @@ def merging_schedule(num_tokens: int, kept: float, merging_blocks: list[int], de
     def counts(fraction: float) -> list[int]:
         result, left = [], num_tokens
         for turn in range(len(layers)):
-            left = max(-(-left // 2), min(left, round(num_tokens * fraction**(turn + 1))))
+            left = max(fewest_after_merging(left, has_cls_token), min(left, round(num_tokens * fraction**(turn + 1))))
             result.append(left)
         return result
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 MAPS = ('in/uint8_hwc', 'map/', 'mask/')
+TOME = tuple(f'out/{run}/{name}' for run in ('decr_prop', 'cap_prop') for name in ('metric', 'size', 'dest'))
 EMBED = ('in/uint8_bhwc', 'map/', 'tok/output_mask', 'tok/cu_seqlens', 'out/tokens', 'out/rope')
 FILES = {  # name: prefixes of the keys to keep
     'apt_maps_512_china': MAPS,
@@ -18,11 +19,13 @@ FILES = {  # name: prefixes of the keys to keep
     'apt_embed_3scale_no64': EMBED,  # weights and positions are those of apt_embed_3scale
     'eva02_det_backbone_a': ('in/', 'sd/', 'out/'),
     'eva02_seg_backbone': ('in/', 'sd/', 'out/'),
+    'tome_vit': ('ops/', *TOME),
 }
 DROPPED = ('entropy_batched', 'base_mini_pos_embed', 'rope.freqs', 'rope_win.', 'rope_glb.',
            'last_feat', 'fpn3',  # these two equal a block's output
            'out/patch_embed',  # tokens_in is that and the position
-           'block0_attn', 'block3_attn')
+           'block0_attn', 'block3_attn',
+           'class_distill')  # there is no distillation token here
 # Of these every third row and column is kept: all phases of an upsampling by 2 or 4.
 SUBSAMPLED = ('out/p2', 'out/p3', 'out/fpn1', 'out/fpn2')
 
