@@ -194,9 +194,9 @@ def set_start(cfg: Config, resume: str | None) -> None:
         check_checkpoint(load_from, 'load_from')
     elif cfg.get('requires_load_from'):
         model = 'segmentor' if scope_of(cfg) == 'mmseg' else 'detector'
-        raise LaunchError(f'{cfg.filename} fine-tunes only the added APT parameters of a trained dense {model}, and no '
-                          'checkpoint is given: set it with `--cfg-options load_from=PATH`, or use the *_full config '
-                          'to train the whole model')
+        raise LaunchError(f'{cfg.filename} fine-tunes a trained dense {model}, and no checkpoint of one is given: '
+                          'set it with `--cfg-options load_from=PATH`, or use the *_full config to train from the '
+                          'pre-trained backbone')
 
 
 def _set_seed(cfg: Config, checkpoint: str) -> None:

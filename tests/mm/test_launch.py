@@ -326,7 +326,7 @@ def test_missing_checkpoints_say_where_they_are_named(work):
 def test_short_fine_tuning_needs_a_dense_model(scope, model, resume, tmp_path):
     (tmp_path / 'short.py').write_text(f"default_scope = '{scope}'\nwork_dir = 'work'\nrequires_load_from = True\n")
     cfg = Config.fromfile('short.py')
-    message = rf'short\.py fine-tunes only .* dense {model}, .*`--cfg-options load_from=PATH`.*_full config'
+    message = rf'short\.py fine-tunes a .* dense {model}, .*`--cfg-options load_from=PATH`.*_full config'
     with pytest.raises(launch.LaunchError, match=message):
         launch.set_start(cfg, resume)
 
@@ -680,7 +680,7 @@ def test_resume_option_with_and_without_a_value(run_tool, leaf, work):
      '(model.init_cfg.checkpoint; name yours'),
     (['--cfg-options', 'train_dataloader.dataset.ann_file=no.json'], 'train_dataloader.dataset.ann_file'),
     (['--cfg-options', 'val_dataloader.dataset.ann_file=no.json'], 'val_dataloader.dataset.ann_file'),
-    (['--cfg-options', 'requires_load_from=True'], 'leaf.py fine-tunes only the added APT parameters'),
+    (['--cfg-options', 'requires_load_from=True'], 'leaf.py fine-tunes a trained dense detector'),
     (['--amp', '--cfg-options', 'optim_wrapper.type=Other'], '--amp with'),
     (['--auto-scale-lr', '--cfg-options', 'auto_scale_lr._delete_=True'], '--auto-scale-lr needs'),
 ])
