@@ -1,5 +1,6 @@
-# APT-EVA-02-B on ADE20K at 512: the paper's short fine-tuning of a trained dense segmentor.  Set load_from to its
-# checkpoint (eva02_b_ade20k_512.py); everything but the parameters that APT adds is frozen.
+# APT-EVA-02-B on ADE20K at 512: the short fine-tuning of a trained dense segmentor, as in the paper's anonymous
+# version: everything but the parameters that APT adds is frozen.  (Camera-ready version:
+# apt_eva02_b_ade20k_512_entire.py.)  Set load_from to a checkpoint of eva02_b_ade20k_512.py.
 _base_ = [
     '_base_/models/apt_eva02_b_seg_512.py', '_base_/datasets/ade20k_512.py', '_base_/schedules/apt_ade20k_3k.py',
     '_base_/default_runtime_seg.py'

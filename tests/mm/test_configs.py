@@ -28,6 +28,8 @@ PAIRS = [
     *((f'apt_eva02_{model}_full', f'eva02_{model}', set()) for model in SEGMENTORS),
     *((f'apt_eva02_{model}', f'eva02_{model}', SHORT | {'requires_load_from', 'custom_hooks', 'model.trainable'})
       for model in SEGMENTORS),
+    *((f'apt_eva02_{model}_entire', f'eva02_{model}', SHORT | {'requires_load_from', 'model.trainable'})
+      for model in (*SEGMENTORS, 'b_coco', 'l_coco')),
     *((f'apt_eva02_{model}_resizing', f'eva02_{model}',
        SHORT | {'train_dataloader', 'auto_scale_lr', 'model.backbone.detail_branch'}) for model in SEGMENTORS),
     *((f'apt_eva02_{size}_coco_full', f'eva02_{size}_coco', set()) for size in 'bl'),
@@ -233,6 +235,34 @@ def test_short_fine_tuning_optimises_the_added_parameters_only(name):
     optimised = {names[id(parameter)] for group in wrapper.optimizer.param_groups for parameter in group['params']
                  if parameter.requires_grad}
     assert optimised == {f'backbone.{name}' for name in ADDED}
+
+
+@pytest.mark.parametrize(('name', 'iters', 'lr'), [
+    ('b_coco', 60000, 5e-5), ('l_coco', 60000, 5e-5), ('b_ade20k_512', 60000, 6e-5), ('l_ade20k_512', 80000, 4e-5),
+    ('l_ade20k_640', 80000, 4e-5)])
+def test_fine_tuning_the_entire_model(name, iters, lr):
+    """All parameters train, from a dense model, for 5 % of the iterations at a tenth of the rate; else the same.
+
+    Every parameter's rate and weight decay: tests/mm/test_layer_decay_tables.py.
+    """
+    dense, short, entire = (load(f'{prefix}{name}{suffix}') for prefix, suffix in (
+        ('eva02_', ''), ('apt_eva02_', ''), ('apt_eva02_', '_entire')))
+    model = build_meta(entire)
+    assert all(parameter.requires_grad for parameter in model.parameters()) and all(m.training for m in model.modules())
+    assert entire.requires_load_from and entire.load_from is None
+    assert (dense.train_cfg.max_iters, entire.train_cfg.max_iters) == (iters, iters // 20)
+    assert dense.optim_wrapper.optimizer.lr == lr and entire.optim_wrapper.optimizer.lr == pytest.approx(lr / 10)
+    wanted, found = (flat(cfg.optim_wrapper.to_dict()) for cfg in (dense, entire))
+    assert {key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)} == {'optimizer.lr'}
+    assert entire.param_scheduler == short.param_scheduler
+    for long_part, short_part in zip(dense.param_scheduler, entire.param_scheduler, strict=True):
+        for key in long_part:
+            long_value, short_value = long_part[key], short_part[key]
+            if key == 'milestones':
+                long_value, short_value = [v // 20 for v in long_value], list(short_value)
+            elif key == 'end':
+                long_value //= 20
+            assert long_value == short_value, key
 
 
 def test_train_loader_is_endless(coco_root, tiny_config):

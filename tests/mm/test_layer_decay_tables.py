@@ -44,6 +44,9 @@ MODELS_OF_CONFIGS = {
     'apt_eva02_l_ade20k_512_full': dict(depth=24, rate=0.9, lr=4e-5, weight_decay=0.05),
     'apt_eva02_l_ade20k_640_full': dict(depth=24, rate=0.9, lr=4e-5, weight_decay=0.05),
 }
+# The short fine-tuning of the entire model: the same at a tenth of the rate.
+MODELS_OF_CONFIGS |= {name.replace('_full', '_entire'): dict(settings, lr=settings['lr'] / 10)
+                      for name, settings in MODELS_OF_CONFIGS.items()}
 
 
 def load(name: str) -> tuple[Config, nn.Module]:
