@@ -27,7 +27,7 @@ def rope_table(layout: TokenLayout, head_dim: int, windowed: bool, anchor: str =
         head_dim: channels of a head, a multiple of 4.
         windowed: positions inside the window (n = window_size) or in the image (n = the grid's side).
         anchor: where a coarse token stands: at its top-left cell ('corner', as the public APT code) or at the centre of
-            its cells ('center').
+            its cells ('center', as the camera-ready paper).
         dtype: of the table's real and imaginary part, float32 or float64.
 
     Raises:
