@@ -9,6 +9,7 @@ import pytest
 from apt_dense.benchmark import report, summary
 from apt_dense.benchmark.__main__ import cases_of, parse_args
 from apt_dense.benchmark.cases import Case
+from apt_dense.benchmark.suites import PAPER
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location('benchmark_docs', ROOT / 'tools/analysis_tools/benchmark_docs.py')
@@ -47,6 +48,17 @@ def test_the_figures_are_of_the_command(name):
     wanted = json.loads(json.dumps(wanted))  # tuples as lists
     found = [{**asdict(Case()), **row['case']} for row in content['rows']]  # options that came later had their default
     assert found == ([row for row in wanted if row in found] if run.on_gpu else wanted), 'only a GPU may be too small'
+
+
+def test_the_papers_images_per_second_stand_with_its_gpu():
+    """On another machine only the ratios mean something, so each section that quotes them names the GPU."""
+    quoting = 0
+    for path in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')):
+        for part in path.read_text(encoding='utf-8').split('\n## '):
+            if any(all(f' {figure:.2f} ' in part for figure in row) for row in PAPER.values()):
+                quoting += 1
+                assert 'RTX A6000' in part, path
+    assert quoting
 
 
 def test_a_failed_run_costs_no_other(tmp_path, monkeypatch, capsys):

@@ -127,12 +127,12 @@ def unequal_table(rows: Sequence[Row]) -> str:
 
 
 def paper_table(rows: Sequence[Row]) -> str:
-    """The paper's speed-ups beside those measured: theirs of the whole model on a GPU, these of the backbone."""
+    """The paper's speed-ups beside those measured: theirs of the whole model on an RTX A6000, these of the backbone."""
     lines = [[f'{row["title"]}, {mode_of(row)}', f'{row["paper"]["dense"]:.2f}', f'{row["paper"]["apt"]:.2f}',
               f'{row["paper"]["speedup"]:.2f}', f'{row["kept"]:.3f}', f'{row["apt"]["speedup"]:.2f}',
               f'{row["apt"]["ideal"]:.2f}'] for row in rows if 'paper' in row]
-    return markdown(['model', 'paper: dense img/s', 'APT img/s', 'speed-up', 'here: kept', 'backbone speed-up',
-                     'ideal'], lines)
+    return markdown(['model', 'paper, RTX A6000: dense img/s', 'APT img/s', 'speed-up', 'here: kept',
+                     'backbone speed-up', 'ideal'], lines)
 
 
 def whole_table(results: dict[str, dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@ from collections.abc import Callable, Iterator
 
 from apt_dense.benchmark.cases import MODES, Case
 
-# The paper's images per second: dense, APT; a GPU that it does not name, batch 1, the whole detector or segmentor.
+# The paper's images per second: dense, APT; one RTX A6000, batch 1, the whole detector or segmentor.
 PAPER = {('B', 'det', 1536): (3.86, 4.41), ('L', 'det', 1536): (1.62, 2.17),
          ('L', 'seg', 512): (4.40, 4.87), ('L', 'seg', 640): (2.55, 2.83)}
 PAPER_KEPT = 0.7  # of the tokens

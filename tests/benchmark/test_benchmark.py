@@ -242,7 +242,8 @@ def test_tables_and_growth_plot(tmp_path):
     memory = [line.split() for line in report.memory_table(rows).splitlines()[2:]]
     assert [line[-14::2] for line in memory] == [['100', '50', '0.50', '200', '150', '0.75', '7'],
                                                  ['100', '80', '0.80', '200', '150', '0.75', '7']]
-    assert '| 2.00 |' in ' '.join(report.paper_table(rows).split()) or '2.00' in report.paper_table(rows)
+    paper = report.paper_table(rows)
+    assert 'RTX A6000' in paper.splitlines()[0] and '2.00' in paper
     widths = {len(line) for line in report.times_table(rows).splitlines()}
     assert len(widths) == 1, 'columns are aligned'
     report.plot(tmp_path / 'growth.png', rows)
