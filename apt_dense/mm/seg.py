@@ -49,13 +49,14 @@ class LoadLabelMap(LoadAnnotations):
     (on a GPU, with one that names neither file nor id) and is left out of the metrics.
 
     Args:
-        num_classes: classes of the dataset; after reduce_zero_label and the dataset's label_map, ids are 0 to
+        num_classes: classes of the dataset, 1 to 255; after reduce_zero_label and the dataset's label_map, ids are 0 to
             num_classes - 1 or 255, which is ignored.
-        unknown_ids: 'raise', or 'ignore' to count every other id as 255.
+        unknown_ids: 'raise', or 'ignore' to count every other id, those below 0 too, as 255.
         backend_args, imdecode_backend: of ``mmseg.LoadAnnotations``.
 
     Raises:
-        ValueError: naming the file, for several channels, another size than the image's, or unknown ids.
+        ValueError: naming the file, for several channels, another size than the image's, values that are no whole
+            numbers, or unknown ids.
     """
 
     def __init__(self, num_classes: int, unknown_ids: str = 'raise', backend_args: dict | None = None,
@@ -63,6 +64,9 @@ class LoadLabelMap(LoadAnnotations):
         super().__init__(backend_args=backend_args, imdecode_backend=imdecode_backend)
         if unknown_ids not in ('raise', 'ignore'):
             raise ValueError(f"unknown_ids={unknown_ids!r}: choose 'raise' or 'ignore'")
+        if not 1 <= num_classes <= IGNORE:
+            raise ValueError(f'num_classes={num_classes}: label maps have 8 bits here, of which {IGNORE} is ignored: '
+                             f'choose 1 to {IGNORE}')
         self.num_classes = num_classes
         self.unknown_ids = unknown_ids
 
@@ -77,21 +81,43 @@ class LoadLabelMap(LoadAnnotations):
         if labels.shape != tuple(size[:2]):
             raise ValueError(f'{path} is {labels.shape[0]}x{labels.shape[1]} px (height x width), its image '
                              f'{results.get("img_path")} {size[0]}x{size[1]} px')
-        results['gt_seg_map'] = self._class_ids(labels.astype(np.int64), results)
+        results['gt_seg_map'] = self._class_ids(labels, results)
         results['seg_fields'].append('gt_seg_map')
 
     def _class_ids(self, labels: np.ndarray, results: dict) -> np.ndarray:
-        """Ids of the file, int64 -> ids of the dataset, uint8."""
-        ids = np.arange(labels.max() + 1)
-        if results['reduce_zero_label']:
-            ids = np.where((ids == 0) | (ids == IGNORE), IGNORE, ids - 1)
-        if results.get('label_map'):
-            ids = np.array([results['label_map'].get(index, index) for index in ids.tolist()])
-        unknown = (ids >= self.num_classes) & (ids != IGNORE)
-        found = np.unique(labels[unknown[labels]])
-        if len(found) and self.unknown_ids == 'raise':
-            raise ValueError(f'{results["seg_map_path"]} holds the ids {found[:10].tolist()}, which no class has: the '
-                             f'dataset has num_classes={self.num_classes} and reduce_zero_label='
-                             f"{results['reduce_zero_label']}, and {IGNORE} is ignored. Correct the file or these "
-                             "settings, or set unknown_ids='ignore'")
-        return np.where(unknown, IGNORE, ids)[labels].astype(np.uint8)
+        """Ids of the file, (H, W) of any type -> ids of the dataset, (H, W) uint8."""
+        values = np.unique(labels)
+        broken = values[~np.isfinite(values) | (values != np.trunc(values))] if values.dtype.kind == 'f' else ()
+        if len(broken):
+            raise ValueError(f'{results["seg_map_path"]} holds {broken[0]}, wanted whole numbers, class ids: convert '
+                             'it, or name the right files')
+        ids = [int(value) for value in values]
+        classes = [self._class_id(label, results) for label in ids]
+        unknown = [label for label, class_id in zip(ids, classes, strict=True) if class_id is None]
+        if unknown and self.unknown_ids == 'raise':
+            raise ValueError(self._described(unknown, results))
+        table = np.array([IGNORE if class_id is None else class_id for class_id in classes], np.uint8)
+        return table[np.searchsorted(values, labels)]
+
+    def _class_id(self, label: int, results: dict) -> int | None:
+        """Id of the file -> id of the dataset, 255 if it is ignored, None if no class has it."""
+        label_map, reduced = results.get('label_map') or {}, _reduce(label, results)
+        target = label_map.get(reduced, reduced)
+        # With reduce_zero_label 256 becomes 255: that is not ignored, unless the dataset says so.
+        ignored = target == IGNORE and (reduced in label_map or label != IGNORE + 1)
+        return target if ignored or 0 <= target < self.num_classes else None
+
+    def _described(self, unknown: list[int], results: dict) -> str:
+        settings = f'num_classes={self.num_classes} and reduce_zero_label={results["reduce_zero_label"]}'
+        label_map, first = results.get('label_map') or {}, _reduce(unknown[0], results)
+        if first in label_map:
+            settings += f', its label_map sends {first} to {label_map[first]}'
+        return (f'{results["seg_map_path"]} holds the ids {unknown[:10]}, which no class has: the dataset has '
+                f"{settings}, and {IGNORE} is ignored. Correct the file or these settings, or set unknown_ids='ignore'")
+
+
+def _reduce(label: int, results: dict) -> int:
+    """Apply reduce_zero_label to one id; one below 0 stays what it is."""
+    if not results['reduce_zero_label'] or label < 0:
+        return label
+    return IGNORE if label in (0, IGNORE) else label - 1
