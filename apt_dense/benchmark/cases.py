@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, build_batch
-from apt_dense.core.checkpoint import load_official
+from apt_dense.core.checkpoint import load_official, positions_fit, resample_positions
 from apt_dense.core.eva02 import APTEVA02, PRESETS
 
 GEOMETRIES = ('det', 'seg', 'demo')
@@ -154,6 +154,8 @@ class Case:
 def load_backbone(model: APTEVA02, checkpoint: str | Path) -> None:
     """Load the ``backbone.*`` entries of a checkpoint; those that only APT has may be absent, or too many.
 
+    A position table of another grid is resampled.
+
     Raises:
         ValueError: if another parameter is missing, unknown or of another shape.
     """
@@ -162,6 +164,9 @@ def load_backbone(model: APTEVA02, checkpoint: str | Path) -> None:
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     added = ('patch_embed.conv_down.', 'patch_embed.zero_mlp.')
     state = {name: value for name, value in state.items() if name in wanted or not name.startswith(added)}
+    table, own = state.get('pos_embed'), wanted['pos_embed']
+    if table is not None and table.shape != own and positions_fit(table.shape, own):
+        state['pos_embed'] = resample_positions(table, round((own[1] - 1)**0.5))
     bad = [name for name in wanted.keys() | state.keys()
            if not (name.startswith(added) and name not in state)
            and (name not in wanted or name not in state or state[name].shape != wanted[name])]

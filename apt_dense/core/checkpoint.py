@@ -354,6 +354,11 @@ def resample_positions(table: Tensor, side: int) -> Tensor:
     return torch.cat([table[:, :1], grid], 1)
 
 
+def positions_fit(stored: torch.Size, own: torch.Size) -> bool:
+    """True if a stored position table is the model's once it is resampled: (1, 1 + n * n, C) with the same C."""
+    return len(stored) == 3 and stored[::2] == own[::2] and stored[1] == 1 + round((stored[1] - 1)**0.5)**2
+
+
 def _side(table: Tensor) -> int:
     """Side of a square position table (1, 1 + side**2, C)."""
     side = round((table.shape[1] - 1)**0.5)

@@ -12,6 +12,7 @@ from torch import nn
 
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.mm.errors import DataError
+from apt_dense.mm.models import unloaded
 from apt_dense.mm.normalisation import check_model_normalisation
 from apt_dense.mm.samplers import TokenBalancedBatchSampler, check_token_settings
 
@@ -162,13 +163,9 @@ class CheckFrozenLoadedHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self._loaded = True
-        state = checkpoint.get('state_dict', checkpoint)
         model = _unwrapped(runner.model)
-        frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
-        stored = {name: buffer for name, buffer in model.named_buffers()
-                  if name in model.state_dict() and not name.endswith('num_batches_tracked')}
-        bad = [name for name, value in (frozen | stored).items()
-               if getattr(state.get(name), 'shape', None) != value.shape]
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        bad = [name for name in unloaded(model, checkpoint) if name not in trained]
         if bad:
             raise DataError(f'the checkpoint {runner._load_from} lacks {len(bad)} frozen parameters of this model, or '
                             f'has them in another shape: {", ".join(bad[:5])}{", ..." if len(bad) > 5 else ""}. '

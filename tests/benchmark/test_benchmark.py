@@ -17,6 +17,7 @@ from apt_dense.benchmark.run import code_version, run_case
 from apt_dense.benchmark.suites import PAPER, SUITES
 from apt_dense.core.attention import _has_flash_attn
 from apt_dense.core.block import _compiled_parts
+from apt_dense.core.checkpoint import resample_positions
 from apt_dense.core.flops import ideal_speedup
 from apt_dense.core.importance import _compiled_scorer
 
@@ -48,6 +49,20 @@ def test_both_models_have_one_set_of_weights(geometry, img_size):
     assert {name.split('.')[1] for name in added} == {'conv_down', 'zero_mlp'}
     assert apt.thresholds == (1.0,) * 3 and dense.thresholds == ()
     assert (apt.cls_token is not None) == (geometry == 'seg')
+
+
+def test_a_checkpoint_of_another_grid_is_resampled(tmp_path):
+    """As in training and testing: one trained at another image size serves."""
+    case, larger = Case('tiny', 'seg', 128), Case('tiny', 'seg', 256)
+    state = {f'backbone.{name}': value for name, value in larger.build_model(dense=False).state_dict().items()}
+    torch.save({'state_dict': state}, tmp_path / 'larger.pth')
+    table = case.build_model(dense=True, checkpoint=tmp_path / 'larger.pth').pos_embed
+    assert torch.equal(table, resample_positions(state['backbone.pos_embed'], 8))
+    for name, value in (('pos_embed', torch.zeros(1, 17, 32)), ('pos_embed', torch.zeros(1, 18, 16)),
+                        ('cls_token', torch.zeros(1, 1, 32))):
+        torch.save({'state_dict': {**state, f'backbone.{name}': value}}, tmp_path / 'wrong.pth')
+        with pytest.raises(ValueError, match=f'wrong.pth has another backbone than this row: {name} do not fit'):
+            case.build_model(dense=True, checkpoint=tmp_path / 'wrong.pth')
 
 
 def test_depth_keeps_the_first_blocks():

@@ -1,4 +1,6 @@
 """Registration in mmengine's root registry, and what the wrappers add to the core's modules."""
+from types import SimpleNamespace
+
 import mmcv.cnn
 import mmcv.ops
 import mmdet.registry
@@ -6,9 +8,12 @@ import mmengine.registry
 import mmseg.registry
 import pytest
 import torch
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
 import apt_dense
 import apt_dense.mm
+from apt_dense.mm.hooks import CheckFrozenLoadedHook
+from apt_dense.mm.models import unloaded
 
 BACKBONE = dict(type='APTEVA02', img_size=64, embed_dims=32, depth=2, num_heads=2, window_size=4,
                 global_block_indexes=(1,), pretrain_img_size=64)
@@ -71,3 +76,42 @@ def test_init_cfg_names_the_converter_for_an_official_file(tmp_path):
         dict(BACKBONE, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'official.pt'))))
     with pytest.raises(ValueError, match='official EVA-02 pretrain checkpoint.*eva02_to_mm.py'):
         backbone.init_weights()
+
+
+class Detector(torch.nn.Module):
+    """A backbone of 16 positions, a batch norm, and a layer of its own that is called as the table is."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = mmengine.registry.MODELS.build(dict(BACKBONE))
+        self.norm = torch.nn.BatchNorm2d(4)
+        self.pos_embed = torch.nn.Parameter(torch.zeros(1, 17, 32))
+
+
+@pytest.mark.parametrize('entries', [17, 5, 10, 1 + 14 * 14])
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_what_a_checkpoint_would_load(entries, prefix):
+    """Tables of any square grid; mmengine takes 'module.' away, and does not count batches."""
+    model = Detector()
+    state = {f'{prefix}{name}': value for name, value in model.state_dict().items()
+             if not name.endswith('num_batches_tracked')}
+    state[f'{prefix}backbone.pos_embed'] = torch.zeros(1, entries, 32)
+    for checkpoint in (state, dict(state_dict=state, meta={})):
+        assert unloaded(model, checkpoint) == []
+    _load_checkpoint_to_model(model, dict(state_dict=state), strict=True)  # mmengine says so too
+    CheckFrozenLoadedHook().after_load_checkpoint(SimpleNamespace(model=model, _load_from=''), state)
+
+
+@pytest.mark.parametrize('change', [
+    {'backbone.pos_embed': torch.zeros(1, 17, 64)}, {'backbone.pos_embed': torch.zeros(1, 13, 32)},
+    {'backbone.pos_embed': torch.zeros(2, 5, 32)}, {'backbone.pos_embed': torch.zeros(17, 32)},
+    {'pos_embed': torch.zeros(1, 5, 32)}, {'backbone.blocks.0.norm1.weight': torch.zeros(31)},
+    {'backbone.blocks.1.attn.q_bias': None}, {'norm.running_mean': torch.zeros(5)}, {'norm.running_var': None}])
+def test_what_a_checkpoint_would_not_load(change):
+    """A table of another width or of no square, another module's, and whatever else is missing or misshapen."""
+    model = Detector().requires_grad_(False)
+    state = {name: value for name, value in {**model.state_dict(), **change}.items() if value is not None}
+    assert unloaded(model, {'state_dict': state}) == list(change)
+    runner = SimpleNamespace(model=model, _load_from='dense.pth')
+    with pytest.raises(ValueError, match=f'dense.pth lacks 1 frozen parameters .*: {next(iter(change))}. Give'):
+        CheckFrozenLoadedHook().after_load_checkpoint(runner, {'state_dict': state})

@@ -15,6 +15,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 import apt_dense.mm.det
+from apt_dense.core.checkpoint import resample_positions
 from apt_dense.mm import launch, outputs, seg
 from tests.mm.conftest import CONFIGS, draw_scene, run_briefly
 
@@ -153,6 +154,20 @@ def test_short_fine_tuning_changes_nothing_else(scenes, tmp_path):
     for name, value in dense.items():  # the statistics of batch norm too
         assert torch.equal(trained[name], value), name
     assert trained['backbone.patch_embed.zero_mlp.weight'].abs().max() > 0
+
+
+def test_short_fine_tuning_takes_a_position_table_of_another_grid(scenes, tmp_path):
+    """Loading resamples it, so it is there: a segmentor of 512 px serves for a config of 640 px."""
+    cfg = point_to(tiny(), scenes, tmp_path / 'work')
+    cfg.model.trainable = ADDED
+    cfg.custom_hooks.append(dict(type='CheckFrozenLoadedHook'))
+    dense = build(tiny('eva02_ti_demo_seg')).state_dict()
+    table = torch.randn(1, 1 + 4 * 4, 32)
+    torch.save({'state_dict': dict(dense, **{'backbone.pos_embed': table})}, tmp_path / 'dense.pth')
+    cfg.load_from = str(tmp_path / 'dense.pth')
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert torch.equal(runner.model.backbone.pos_embed, resample_positions(table, 8))
 
 
 @torch.no_grad()
