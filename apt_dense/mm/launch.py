@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from mmengine.model import PretrainedInit
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -228,7 +229,7 @@ def check_pretrained(node: Any, key: str = 'model') -> None:
         for index, item in enumerate(node):
             check_pretrained(item, f'{key}.{index}')
     elif isinstance(node, dict):
-        if node.get('type') == 'Pretrained':
+        if node.get('type') in ('Pretrained', PretrainedInit):
             check_checkpoint(node['checkpoint'], f'{key}.checkpoint; name yours: --cfg-options {key}.checkpoint=PATH, '
                              f'or start from random weights: {key}=None')
         for name, item in node.items():

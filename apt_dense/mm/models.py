@@ -3,7 +3,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -14,9 +14,10 @@ from apt_dense.core.checkpoint import load_official, looks_official, positions_f
 
 @MODELS.register_module()
 class APTEVA02(apt_dense.core.eva02.APTEVA02, BaseModule):
-    """Backbone: ``apt_dense.APTEVA02`` with mmengine's ``init_cfg`` (``dict(type='Pretrained', checkpoint=...)``)."""
+    """Backbone: ``apt_dense.APTEVA02`` with mmengine's ``init_cfg``: ``dict(type='Pretrained', checkpoint=...)``, other
+    initialisations, or a list of them."""
 
-    def __init__(self, *args, init_cfg: dict | None = None, **kwargs):
+    def __init__(self, *args, init_cfg: dict | Sequence[dict] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.init_cfg = init_cfg
 
@@ -26,9 +27,9 @@ class APTEVA02(apt_dense.core.eva02.APTEVA02, BaseModule):
         Raises:
             ValueError: if that is an official file, of which mmengine would load nothing, without a word.
         """
-        path = (self.init_cfg or {}).get('checkpoint', '')
-        if os.path.isfile(path):
-            task = looks_official(load_official(path)[0])
+        steps = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or ()
+        for path in (step['checkpoint'] for step in steps if step.get('type') in ('Pretrained', PretrainedInit)):
+            task = looks_official(load_official(path)[0]) if os.path.isfile(path) else None
             if task:
                 raise ValueError(f'init_cfg: {path} is an official EVA-02 {task} checkpoint, whose parameters have '
                                  'other names. Convert it: python tools/model_converters/eva02_to_mm.py '

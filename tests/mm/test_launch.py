@@ -21,7 +21,7 @@ from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.evaluator import Evaluator
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, PretrainedInit
 from mmengine.registry import HOOKS, MODELS, RUNNERS, VISUALIZERS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
@@ -335,13 +335,14 @@ def pretrained(path):
     return dict(type='Pretrained', checkpoint=path)
 
 
-def test_check_pretrained_looks_everywhere_in_the_model(checkpoint):
+@pytest.mark.parametrize('kind', ['Pretrained', PretrainedInit])
+def test_check_pretrained_looks_everywhere_in_the_model(checkpoint, kind):
     heads = [dict(type='Head'), dict(type='Head', init_cfg=[dict(type='Xavier'), pretrained(checkpoint)])]
     model = dict(type='Detector', backbone=dict(init_cfg=pretrained('https://host/a.pth')), bbox_head=heads, neck=None)
     launch.check_pretrained(Config(dict(model=model)).model)
     launch.check_pretrained(None)
     model['backbone']['init_cfg'] = None
-    heads[1]['init_cfg'][1] = pretrained('no.pth')
+    heads[1]['init_cfg'][1] = dict(pretrained('no.pth'), type=kind)
     key = r'model\.bbox_head\.1\.init_cfg\.1'
     with pytest.raises(launch.LaunchError, match=rf'checkpoint no\.pth .* \({key}\.checkpoint; name yours: '
                                                  rf'--cfg-options {key}\.checkpoint=PATH, or .*: {key}=None\)'):

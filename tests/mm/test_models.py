@@ -8,6 +8,8 @@ import mmengine.registry
 import mmseg.registry
 import pytest
 import torch
+from mmengine.config import ConfigDict
+from mmengine.model import PretrainedInit
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
 import apt_dense
@@ -76,6 +78,37 @@ def test_init_cfg_names_the_converter_for_an_official_file(tmp_path):
         dict(BACKBONE, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'official.pt'))))
     with pytest.raises(ValueError, match='official EVA-02 pretrain checkpoint.*eva02_to_mm.py'):
         backbone.init_weights()
+
+
+def pretrained(path) -> dict:
+    return dict(type='Pretrained', checkpoint=str(path))
+
+
+@pytest.mark.parametrize('make', [lambda entry: [entry], lambda entry: (entry,),
+                                  lambda entry: [dict(type='Normal', layer='Linear', std=0.1), entry],
+                                  lambda entry: [dict(entry, type=PretrainedInit)], lambda entry: ConfigDict(entry)])
+def test_init_cfg_in_every_form_that_mmengine_takes(make, tmp_path):
+    """Loaded, last and over everything else; an official file is refused."""
+    source = mmengine.registry.MODELS.build(dict(BACKBONE))
+    target = mmengine.registry.MODELS.build(dict(BACKBONE, init_cfg=make(
+        dict(pretrained(tmp_path / 'converted.pth'), prefix='backbone.'))))
+    torch.save({'state_dict': {f'backbone.{name}': value for name, value in source.state_dict().items()}},
+               tmp_path / 'converted.pth')
+    target.init_weights()
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in target.state_dict().items())
+    torch.save({'module': source.state_dict()}, tmp_path / 'official.pt')
+    target = mmengine.registry.MODELS.build(dict(BACKBONE, init_cfg=make(pretrained(tmp_path / 'official.pt'))))
+    with pytest.raises(ValueError, match='official EVA-02 pretrain checkpoint.*eva02_to_mm.py'):
+        target.init_weights()
+
+
+@pytest.mark.parametrize('init_cfg', [None, [], {}, [dict(type='Normal', layer='Linear', std=0.5)],
+                                      dict(type='Normal', layer='Linear', std=0.5)])
+def test_init_cfg_without_a_checkpoint(init_cfg):
+    backbone = mmengine.registry.MODELS.build(dict(BACKBONE, init_cfg=init_cfg))
+    backbone.init_weights()
+    std = backbone.blocks[0].attn.q_proj.weight.std().item()
+    assert std == pytest.approx(0.5 if init_cfg else 0.02, rel=0.1)
 
 
 class Detector(torch.nn.Module):
