@@ -61,12 +61,16 @@ _RULES = {
     ),
 }
 TASKS = tuple(_RULES)
-# Beginnings of names that only official files have.
+# Where official files have the backbone, and beginnings of names that a converted file does not have.
+_PREFIXES = {'det': 'backbone.net.', 'seg': 'backbone.', 'pretrain': ''}
 _TELLTALES = {
-    'det': ('backbone.net.', 'backbone.simfp_', 'proposal_generator.', 'roi_heads.'),
+    'det': ('backbone.net.', 'backbone.simfp_'),
     'seg': ('backbone.fpn1.', 'backbone.rope.'),
-    'pretrain': ('blocks.', 'patch_embed.'),
+    'pretrain': ('blocks.',),
 }
+# What no other vision transformer has together in its blocks: EVA-01, BEiT, DINO, MAE and timm's copies of EVA-02 lack
+# two of them or more; official Ti and S files lack the last.
+_EVA02_LAYERS = ('attn.q_proj.weight', 'attn.q_bias', 'mlp.w1.weight', 'mlp.ffn_ln.weight')
 
 
 @dataclass
@@ -107,7 +111,12 @@ def convert(state_dict: Mapping[str, Tensor], task: str = 'auto',
     if task not in ('auto', *TASKS):
         raise ValueError(f"unknown task {task!r}: choose one of {('auto', *TASKS)}")
     state_dict = _without_ddp_prefix(state_dict)
-    conversion = _rename(state_dict, recognise_task(state_dict) if task == 'auto' else task)
+    if task == 'auto':
+        task = recognise_task(state_dict)
+    elif lacking_layers(state_dict, _PREFIXES[task]):
+        raise ValueError(f'these keys belong to no official EVA-02 {task} checkpoint: '
+                         f'{describe_other(state_dict, _PREFIXES[task])}')
+    conversion = _rename(state_dict, task)
     _check_complete(conversion)
     if target_shapes is None:
         _resample_patches_of_14(conversion)
@@ -124,20 +133,44 @@ def recognise_task(names: Iterable[str]) -> str:
     """
     names = list(names)
     task = looks_official(names)
-    if task is None and any(name.startswith(('neck.', 'rpn_head.', 'roi_head.')) for name in names):
+    if task is not None and not lacking_layers(names, _PREFIXES[task]):
+        return task
+    if lacking_layers(names, _PREFIXES['seg']):
+        raise ValueError(f'these keys belong to no official EVA-02 checkpoint: {describe_other(names)}')
+    if any(name.startswith(('neck.', 'rpn_head.', 'roi_head.')) for name in names):
         raise ValueError('these are the names of this project: the file is converted already')
-    if task is None and any(name.startswith(('backbone.blocks.', 'decode_head.')) for name in names):
-        task = 'seg'
-    if task is None:
-        raise ValueError(f'these keys belong to no official EVA-02 checkpoint: {_listed(names)}')
-    return task
+    return 'seg'
 
 
 def looks_official(names: Iterable[str]) -> str | None:
-    """'det', 'seg' or 'pretrain' if some of the names occur in official files only, else None."""
+    """'det', 'seg' or 'pretrain' if the names are those of an official EVA-02 file of B or L, else None.
+
+    Its blocks, if there are any, must be EVA-02's: other vision transformers use the same names around them.
+    """
+    names = list(_without_ddp_prefix(dict.fromkeys(names)))
+    for task, beginnings in _TELLTALES.items():
+        blocks = f'{_PREFIXES[task]}blocks.'
+        if any(name.startswith(beginnings) for name in names) and not (
+                any(name.startswith(blocks) for name in names) and lacking_layers(names, _PREFIXES[task])):
+            return task
+    return None
+
+
+def lacking_layers(names: Iterable[str], prefix: str = '') -> list[str]:
+    """Which of EVA-02's own layers no block of the backbone below ``prefix`` has; [] for one of B or L."""
+    pattern = re.compile(re.escape(prefix) + r'blocks\.\d+\.(.+)')
+    found = {match[1] for name in names if (match := pattern.fullmatch(name))}
+    return [layer for layer in _EVA02_LAYERS if layer not in found]
+
+
+def describe_other(names: Iterable[str], prefix: str = '') -> str:
+    """What a file of another model holds, and what was wanted of it."""
     names = list(names)
-    return next((task for task, beginnings in _TELLTALES.items()
-                 if any(name.startswith(beginnings) for name in names)), None)
+    wanted = ', '.join(f'{prefix}blocks.N.{layer}' for layer in _EVA02_LAYERS)
+    described = (f'{_listed(names)}. Wanted are {wanted} in the blocks of B and L; there is no '
+                 f'{", ".join(lacking_layers(names, prefix))}')
+    return described + (". These names are timm's: take the file of EVA-02's authors"
+                        if any('.mlp.fc1_g.' in name for name in names) else '')
 
 
 def load_official(path: str | Path, wrapper: str | None = None) -> tuple[dict[str, Tensor], str, list[str]]:

@@ -15,12 +15,15 @@ from mmengine.model import PretrainedInit
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from apt_dense.core.checkpoint import load_official, looks_official
+from apt_dense.core.checkpoint import describe_other, load_official, looks_official
 from apt_dense.mm import checkpointing, compat, signals
 from apt_dense.mm.errors import BadSampleError, DataError
 
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 SCOPES = ('mmdet', 'mmseg')
+# Beginnings of names in bare vision transformers and in detectron2's models, which no model of mmdetection or
+# mmsegmentation has.
+OTHER_MODELS = ('blocks.', 'patch_embed.', 'backbone.net.', 'backbone.simfp_', 'proposal_generator.', 'roi_heads.')
 
 
 class LaunchError(ValueError):
@@ -122,14 +125,15 @@ def scope_of(cfg: Config) -> str:
     return scope
 
 
-def check_checkpoint(path: str, source: str) -> None:
+def check_checkpoint(path: str, source: str, part: bool = False) -> None:
     """Check that a checkpoint is there, safe to load, and not an official EVA-02 file that must be converted first.
 
-    mmengine would load an official file without a word, and without its weights: their names differ.  Addresses with a
-    scheme (https://, torchvision://) are mmengine's to resolve.
+    mmengine would load an official file, or one of another vision transformer, without a word, and without its weights:
+    their names differ.  Addresses with a scheme (https://, torchvision://) are mmengine's to resolve.
 
     Args:
         source: where the path comes from, for the message.
+        part: it is for a part of the model, whose names only that part knows.
 
     Raises:
         LaunchError: if it is not.
@@ -150,6 +154,9 @@ def check_checkpoint(path: str, source: str) -> None:
     if task:
         raise LaunchError(f'{path} is an official EVA-02 {task} checkpoint, whose parameters have other names '
                           f'({source}). Convert it: python tools/model_converters/eva02_to_mm.py {path} CONVERTED.pth')
+    if not part and any(name.removeprefix('module.').startswith(OTHER_MODELS) for name in state):
+        raise LaunchError(f'{path} is no checkpoint of this project ({source}): its keys belong to no official EVA-02 '
+                          f'checkpoint: {describe_other(state, "backbone.")}')
 
 
 def check_trainable(cfg: Config) -> None:
@@ -231,7 +238,7 @@ def check_pretrained(node: Any, key: str = 'model') -> None:
     elif isinstance(node, dict):
         if node.get('type') in ('Pretrained', PretrainedInit):
             check_checkpoint(node['checkpoint'], f'{key}.checkpoint; name yours: --cfg-options {key}.checkpoint=PATH, '
-                             f'or start from random weights: {key}=None')
+                             f'or start from random weights: {key}=None', part=True)
         for name, item in node.items():
             check_pretrained(item, f'{key}.{name}')
 

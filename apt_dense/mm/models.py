@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 import apt_dense.core.eva02
 import apt_dense.core.pyramid
-from apt_dense.core.checkpoint import load_official, looks_official, positions_fit, resample_positions
+from apt_dense.core.checkpoint import (
+    describe_other,
+    lacking_layers,
+    load_official,
+    looks_official,
+    positions_fit,
+    resample_positions,
+)
+from apt_dense.mm.errors import DataError
 
 
 @MODELS.register_module()
@@ -25,15 +33,13 @@ class APTEVA02(apt_dense.core.eva02.APTEVA02, BaseModule):
         """Load what ``init_cfg`` names.
 
         Raises:
-            ValueError: if that is an official file, of which mmengine would load nothing, without a word.
+            DataError: if that is a file of which mmengine would load nothing, without a word: an official one, another
+                model's, or one with the backbone elsewhere.
         """
         steps = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or ()
-        for path in (step['checkpoint'] for step in steps if step.get('type') in ('Pretrained', PretrainedInit)):
-            task = looks_official(load_official(path)[0]) if os.path.isfile(path) else None
-            if task:
-                raise ValueError(f'init_cfg: {path} is an official EVA-02 {task} checkpoint, whose parameters have '
-                                 'other names. Convert it: python tools/model_converters/eva02_to_mm.py '
-                                 f'{path} CONVERTED.pth')
+        for step in steps:
+            if step.get('type') in ('Pretrained', PretrainedInit) and os.path.isfile(step['checkpoint']):
+                _check_pretrained(step['checkpoint'], step.get('prefix'))
         super().init_weights()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
@@ -47,6 +53,27 @@ class APTEVA02(apt_dense.core.eva02.APTEVA02, BaseModule):
             state_dict[key] = resample_positions(table, round((own.shape[1] - 1)**0.5))
             print_log(f'{key}: resampled from {table.shape[1] - 1} positions to {own.shape[1] - 1}', 'current')
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_pretrained(path: str, prefix: str | None) -> None:
+    """Raise DataError unless mmengine finds an EVA-02 backbone in a file, below the prefix."""
+    state, entry, others = load_official(path)
+    task = looks_official(state)
+    if task:
+        raise DataError(f'init_cfg: {path} is an official EVA-02 {task} checkpoint, whose parameters have other names. '
+                        f'Convert it: python tools/model_converters/eva02_to_mm.py {path} CONVERTED.pth')
+    if 'state_dict' in others:
+        state, entry, _ = load_official(path, 'state_dict')
+    below = f'{prefix.removesuffix(".")}.' if prefix else ''
+    found = [known for known in (below, 'backbone.', '') if not lacking_layers(state, known)]
+    if not found:
+        raise DataError(f'init_cfg: {path} holds no EVA-02 backbone: got {describe_other(state, below)}')
+    if found[0] != below:
+        raise DataError(f'init_cfg: {path} holds its backbone below {found[0]!r}, and prefix is {prefix!r}: set '
+                        f'prefix={found[0] or None!r}')
+    if entry not in ('', 'state_dict'):
+        raise DataError(f"init_cfg: {path} keeps its parameters under {entry!r}, and mmengine looks under 'state_dict' "
+                        'or in the file itself: save them there')
 
 
 @MODELS.register_module()

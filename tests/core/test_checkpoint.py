@@ -154,6 +154,82 @@ def test_official_names_are_told_from_converted_ones(detector, segmentor, pretra
         assert checkpoint.looks_official(checkpoint.convert(state).state_dict) is None
 
 
+BOTH = ('weight', 'bias')
+# What the blocks of other vision transformers hold, and names beside them.
+OTHER_VITS = {
+    'timm_vit_dino_mae': ((*(f'{layer}.{kind}' for layer in ('norm1', 'attn.qkv', 'attn.proj', 'norm2', 'mlp.fc1',
+                                                            'mlp.fc2') for kind in BOTH),),
+                          ('cls_token', 'pos_embed', 'patch_embed.proj.weight', 'norm.weight', 'head.weight')),
+    'timm_eva02_b': (('attn.q_proj.weight', 'attn.q_proj.bias', 'attn.k_proj.weight', 'attn.v_proj.weight',
+                      'attn.v_proj.bias', 'mlp.fc1_g.weight', 'mlp.fc1_x.weight', 'mlp.norm.weight', 'mlp.fc2.weight'),
+                     ('cls_token', 'pos_embed', 'patch_embed.proj.weight', 'fc_norm.weight')),
+    'timm_eva02_ti': (('attn.qkv.weight', 'attn.q_bias', 'attn.v_bias', 'mlp.fc1_g.weight', 'mlp.fc2.weight'),
+                      ('pos_embed', 'patch_embed.proj.weight')),
+    'eva02_ti': (('attn.qkv.weight', 'attn.q_bias', 'attn.v_bias', 'mlp.w1.weight', 'mlp.w2.weight', 'mlp.w3.weight'),
+                 ('pos_embed', 'patch_embed.proj.weight', 'rope.freqs_cos')),
+    'eva01_beit': (('attn.qkv.weight', 'attn.q_bias', 'attn.v_bias', 'mlp.fc1.weight', 'mlp.fc2.weight', 'gamma_1'),
+                   ('mask_token', 'pos_embed', 'patch_embed.proj.weight')),
+    'dinov3_swiglu': (('attn.qkv.weight', 'attn.qkv.bias', 'ls1.gamma', 'mlp.w1.weight', 'mlp.w2.weight',
+                       'mlp.w3.weight'), ('storage_tokens', 'patch_embed.proj.weight', 'rope_embed.periods')),
+}
+
+
+@pytest.fixture(params=OTHER_VITS)
+def other_vit(request) -> dict:
+    """The names of another transformer's bare backbone."""
+    layers, others = OTHER_VITS[request.param]
+    return {name: torch.zeros(2, 2) for name in (*others, *(f'blocks.{n}.{layer}' for n in (0, 1) for layer in layers))}
+
+
+# What each task's official files put before the backbone's names, and other names of their layout.
+LAYOUTS = {'pretrain': ('', ()), 'det': ('backbone.net.', ('backbone.simfp_2.0.weight', 'roi_heads.mask_head.a')),
+           'seg': ('backbone.', ('backbone.fpn1.0.weight', 'decode_head.conv_seg.weight'))}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_another_vision_transformer_is_not_taken_for_eva02(other_vit, layout, wrapped):
+    prefix, others = LAYOUTS[layout]
+    state = {f'{prefix}{name}': value for name, value in other_vit.items()} | dict.fromkeys(others, torch.zeros(1))
+    state = {f'module.{name}': value for name, value in state.items()} if wrapped else state
+    assert checkpoint.looks_official(state) is None
+    for task, named in (('auto', ''), (layout, f'{layout} ')):
+        with pytest.raises(ValueError, match=f'these keys belong to no official EVA-02 {named}checkpoint: .*Wanted are '
+                                             r'.*attn\.q_proj\.weight, .*attn\.q_bias, .*mlp\.w1\.weight, .*mlp\.ffn_ln'
+                                             r'\.weight in the blocks of B and L; there is no .*mlp\.ffn_ln\.weight'):
+            checkpoint.convert(state, task)
+
+
+def test_timms_copy_of_eva02_is_told_apart():
+    state = {f'blocks.0.{layer}': torch.zeros(1) for layer in OTHER_VITS['timm_eva02_b'][0]}
+    with pytest.raises(ValueError, match=r"no attn\.q_bias, mlp\.w1\.weight, mlp\.ffn_ln\.weight\. These names are "
+                                         "timm's: take the file of EVA-02's authors"):
+        checkpoint.convert(state)
+
+
+def test_another_task_than_the_files(detector, pretrained):
+    with pytest.raises(ValueError, match='belong to no official EVA-02 det checkpoint: .*backbone.net.blocks.N.attn'):
+        checkpoint.convert(pretrained, 'det')
+    with pytest.raises(ValueError, match='belong to no official EVA-02 pretrain checkpoint: backbone.net'):
+        checkpoint.convert(detector, 'pretrain')
+
+
+@pytest.mark.parametrize('name', ['bottom_up.res2.0.conv1.weight', 'layers.0.attn.qkv.weight'])
+@pytest.mark.parametrize('head', ['roi_heads.box_head.fc1.bias', 'roi_head.bbox_head.fc.bias', 'decode_head.a'])
+def test_a_model_with_another_backbone_is_not_taken_for_eva02(name, head):
+    """Of detectron2, mmdetection or mmsegmentation: neither official nor converted already."""
+    state = dict.fromkeys((f'backbone.{name}', head), torch.zeros(1))
+    assert checkpoint.looks_official(state) is None
+    with pytest.raises(ValueError, match=f'belong to no official EVA-02 checkpoint: backbone.{name}'):
+        checkpoint.convert(state)
+
+
+def test_a_data_parallel_file_is_official(detector, segmentor, pretrained):
+    """mmengine takes the prefix away, and finds no name of the model all the same."""
+    for state, task in ((detector, 'det'), (segmentor, 'seg'), (pretrained, 'pretrain')):
+        assert checkpoint.looks_official({f'module.{name}': value for name, value in state.items()}) == task
+
+
 # ---- sizes ----
 def test_patches_of_14_px(pretrained):
     pretrained['patch_embed.proj.weight'] = torch.randn(DIM, 3, 14, 14)
@@ -296,6 +372,14 @@ def test_tool_converts_and_reports(tmp_path, detector):
     assert source.read_bytes() == before
     again = run_tool(source, target)
     assert again.returncode == 2 and 'exists: remove it, or replace it with --force' in again.stderr
+
+
+def test_tool_on_another_vision_transformer(tmp_path):
+    torch.save({'model': {f'blocks.0.{layer}': torch.zeros(1) for layer in OTHER_VITS['timm_vit_dino_mae'][0]}},
+               tmp_path / 'vit.pth')
+    done = run_tool(tmp_path / 'vit.pth', tmp_path / 'converted.pth')
+    assert done.returncode == 2 and 'belong to no official EVA-02 checkpoint' in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ['vit.pth']
 
 
 def test_tool_writes_nothing_on_an_error(tmp_path, detector):

@@ -251,6 +251,27 @@ def test_an_official_checkpoint_is_told_what_to_do(tmp_path):
         launch.check_pretrained(dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=path))))
 
 
+VIT = {f'blocks.0.{layer}.weight': torch.zeros(1) for layer in ('norm1', 'attn.qkv', 'attn.proj', 'mlp.fc1', 'mlp.fc2')}
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.net.'])
+def test_another_vision_transformer_is_told_what_is_wanted(tmp_path, prefix):
+    """A file of timm or DINO, or a ViTDet of detectron2: mmengine would load nothing of it, and go on."""
+    path = str(tmp_path / 'vit.pth')
+    torch.save({'model': {f'{prefix}{name}': value for name, value in VIT.items()}}, path)
+    with pytest.raises(launch.LaunchError, match=r'vit\.pth is no checkpoint of this project \(load_from\): .*no '
+                                                 r'official EVA-02 checkpoint: .*Wanted are .*attn\.q_proj') as error:
+        launch.check_checkpoint(path, 'load_from')
+    assert 'eva02_to_mm' not in str(error.value)
+
+
+def test_another_models_pretrained_file_is_its_own_affair(tmp_path):
+    """Of a teacher, say: the backbone's own is looked at when it is loaded."""
+    torch.save(VIT, tmp_path / 'vit.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'vit.pth'))
+    launch.check_pretrained(dict(teacher=dict(init_cfg=init_cfg)))
+
+
 def test_a_broken_or_unsafe_checkpoint(tmp_path):
     (tmp_path / 'broken.pth').write_text('nonsense')
     torch.save({'model': {'a': torch.zeros(1)}, 'code': argparse.Namespace()}, tmp_path / 'unsafe.pth')

@@ -14,6 +14,7 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
 import apt_dense
 import apt_dense.mm
+from apt_dense.mm.errors import DataError
 from apt_dense.mm.hooks import CheckFrozenLoadedHook
 from apt_dense.mm.models import unloaded
 
@@ -109,6 +110,32 @@ def test_init_cfg_without_a_checkpoint(init_cfg):
     backbone.init_weights()
     std = backbone.blocks[0].attn.q_proj.weight.std().item()
     assert std == pytest.approx(0.5 if init_cfg else 0.02, rel=0.1)
+
+
+@pytest.mark.parametrize(('content', 'prefix', 'message'), [
+    ({'blocks.0.attn.qkv.weight': 1, 'pos_embed': 1}, None, 'holds no EVA-02 backbone: got blocks.0.attn.qkv.weight, '
+     'pos_embed. Wanted are blocks.N.attn.q_proj.weight, .*ffn_ln.weight'),
+    ({'state_dict': {'backbone.layers.0.attn.qkv.weight': 1}}, 'backbone.', 'holds no EVA-02 backbone: got '
+     'backbone.layers.0.attn.qkv.weight. Wanted are backbone.blocks.N.attn.q_proj.weight'),
+    ({'state_dict': 'ours'}, None, "holds .* below 'backbone.', and prefix is None: set prefix='backbone.'"),
+    ({'state_dict': 'ours'}, 'model.backbone', "holds .* below 'backbone.', and prefix is 'model.backbone': set prefix="),
+    ({'model': 'ours'}, 'backbone.', "keeps its parameters under 'model', and mmengine looks under 'state_dict'"),
+])
+def test_init_cfg_with_a_file_that_would_load_nothing(tmp_path, content, prefix, message):
+    """mmengine writes the names into the log, and trains from random numbers."""
+    own = {f'backbone.{name}': value for name, value in
+           mmengine.registry.MODELS.build(dict(BACKBONE)).state_dict().items()}
+
+    def tensors(node):
+        if isinstance(node, dict):
+            return {name: tensors(value) for name, value in node.items()}
+        return own if node == 'ours' else torch.zeros(1)
+
+    torch.save(tensors(content), tmp_path / 'file.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth'), prefix=prefix)
+    backbone = mmengine.registry.MODELS.build(dict(BACKBONE, init_cfg=init_cfg))
+    with pytest.raises(DataError, match=f'init_cfg: .*file.pth {message}'):
+        backbone.init_weights()
 
 
 class Detector(torch.nn.Module):
