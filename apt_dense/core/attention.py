@@ -1,7 +1,8 @@
 """Attention inside contiguous runs of packed tokens: three backends behind one function."""
 import functools
-import importlib.util
+import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 from apt_dense.core.layout import Runs
 
 BACKENDS = ('auto', 'flash_attn', 'torch_varlen', 'sdpa')
+KERNELS = ('flash_attn', 'torch_varlen')  # on CUDA, the one that 'auto' prefers first
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256  # of both CUDA kernels
 
@@ -27,15 +29,16 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str =
         q, k, v: (T, heads, head_dim), one dtype, packed as ``runs`` says.
         runs: the windows or images of the layout.
         backend: 'flash_attn' (package flash-attn) or 'torch_varlen' (torch.nn.attention.varlen), both CUDA, fp16 or
-            bf16; 'sdpa', which runs everywhere, run by run; 'auto', the first of these that supports the device, dtype
-            and head size.  Where all runs have equal length, each of them is one batched SDPA.
+            bf16; 'sdpa', which runs everywhere, run by run; 'auto', the first of these that is installed, loads, and
+            supports the device, dtype and head size; its choice is logged once.  Where all runs have equal length, each
+            of them is one batched SDPA.
 
     Returns:
         (T, heads, head_dim).
 
     Raises:
         ValueError: for an unknown backend, or one that does not support these tensors.
-        ImportError: if the backend's package or module is missing.
+        ImportError: if the backend, asked for by name, is not installed or does not load; it says why.
     """
     check_backend(backend)
     if backend == 'auto':
@@ -49,12 +52,22 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str =
 
 def _fastest(q: Tensor) -> str:
     """The fastest backend that supports the tensor."""
-    if _cuda_kernel_obstacle(q) is None:
-        if _has_flash_attn():
-            return 'flash_attn'
-        if _torch_varlen_function() is not None:
-            return 'torch_varlen'
-    return 'sdpa'
+    obstacle = _cuda_kernel_obstacle(q)
+    if obstacle:
+        _log_choice('sdpa', f", run by run: {' and '.join(KERNELS)} take none of these tensors, {obstacle}")
+        return 'sdpa'
+    backends = (*KERNELS, 'sdpa')
+    backend = next((name for name in KERNELS if _kernel(name).function is not None), 'sdpa')
+    better = {name: _kernel(name) for name in backends[:backends.index(backend)]}
+    why = '; '.join(f'{name} {kernel.obstacle}' for name, kernel in better.items())
+    broken = any(kernel.broken for kernel in better.values())
+    _log_choice(backend, f': {why}' if why else '', logging.WARNING if broken else logging.INFO)
+    return backend
+
+
+@functools.cache  # once in a process, not in every block
+def _log_choice(backend: str, why: str, level: int = logging.INFO) -> None:
+    logging.getLogger(__name__).log(level, f"attn_backend='auto' takes {backend!r}{why}")
 
 
 def _cuda_kernel_obstacle(q: Tensor) -> str | None:
@@ -71,13 +84,15 @@ def _cuda_kernel_obstacle(q: Tensor) -> str | None:
 
 
 def _require(backend: str, q: Tensor) -> None:
-    """Raise unless a CUDA backend is installed and supports the tensor."""
-    if backend == 'flash_attn' and not _has_flash_attn():
-        raise ImportError("attn_backend='flash_attn' needs the package flash-attn: pip install flash-attn "
-                          "--no-build-isolation, or set attn_backend='auto'")
-    if backend == 'torch_varlen' and _torch_varlen_function() is None:
-        raise ImportError(f"attn_backend='torch_varlen' needs torch >= 2.10, this is {torch.__version__}: set "
-                          "attn_backend='auto'")
+    """Raise unless a CUDA backend is usable and supports the tensor."""
+    kernel = _kernel(backend)
+    if kernel.function is None and backend == 'flash_attn':
+        raise ImportError(f"attn_backend='flash_attn' needs the package flash-attn, which {kernel.obstacle}: set "
+                          "attn_backend='auto' or 'torch_varlen' (torch's own, from torch 2.10 on), or build it for "
+                          f'torch {torch.__version__}: pip install flash-attn --no-build-isolation')
+    if kernel.function is None:
+        raise ImportError(f"attn_backend='torch_varlen' needs torch >= 2.10, this is {torch.__version__}, where it "
+                          f"{kernel.obstacle}: set attn_backend='auto'")
     obstacle = _cuda_kernel_obstacle(q)
     if obstacle:
         raise ValueError(f"attn_backend='{backend}' needs float16 or bfloat16 tensors on a GPU from Ampere on, with a "
@@ -85,31 +100,43 @@ def _require(backend: str, q: Tensor) -> None:
                          "or attn_backend='auto'")
 
 
-@functools.cache  # every block asks, and the search goes through all folders of packages
-def _has_flash_attn() -> bool:
-    return importlib.util.find_spec('flash_attn') is not None
+class _Kernel(NamedTuple):
+    """A CUDA backend's function, or None and why there is none."""
+    function: Callable[..., Tensor] | None
+    obstacle: str = ''
+    broken: bool = False  # it is there, and does not load
 
 
-@functools.cache
-def _torch_varlen_function() -> Callable[..., Tensor] | None:
-    """torch's varlen_attn, or None where this torch has none (it came with 2.10)."""
-    if importlib.util.find_spec('torch.nn.attention.varlen') is None:
-        return None
-    from torch.nn.attention.varlen import varlen_attn
-    return varlen_attn
+@functools.cache  # every block asks
+def _kernel(backend: str) -> _Kernel:
+    """Import a CUDA backend.
+
+    A folder of that name, flash-attn-4 (which has other functions under the same name) and a library that was built for
+    another torch are found by a search too, so only the import tells.
+    """
+    try:
+        if backend == 'flash_attn':
+            from flash_attn import flash_attn_varlen_func as function
+        else:
+            from torch.nn.attention.varlen import varlen_attn as function
+    except Exception as error:  # a library that does not load raises what it likes
+        if isinstance(error, ModuleNotFoundError) and error.name in ('flash_attn', 'torch.nn.attention.varlen'):
+            return _Kernel(None, 'is not installed')
+        said = (str(error).splitlines() or [''])[0]
+        return _Kernel(None, f'does not load ({type(error).__name__}: {said})', broken=True)
+    return _Kernel(function)
 
 
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
-    from flash_attn import flash_attn_varlen_func
     seqlens, longest = runs.cu_seqlens, runs.max_seqlen
-    return flash_attn_varlen_func(q, k, v, seqlens, seqlens, longest, longest,
-                                  deterministic=torch.are_deterministic_algorithms_enabled())
+    return _kernel('flash_attn').function(q, k, v, seqlens, seqlens, longest, longest,
+                                          deterministic=torch.are_deterministic_algorithms_enabled())
 
 
 def _torch_varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     # Only the first seven arguments: those after them changed between torch 2.10 and 2.12.
     seqlens, longest = runs.cu_seqlens, runs.max_seqlen
-    return _torch_varlen_function()(q, k, v, seqlens, seqlens, longest, longest)
+    return _kernel('torch_varlen').function(q, k, v, seqlens, seqlens, longest, longest)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:

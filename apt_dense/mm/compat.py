@@ -301,6 +301,16 @@ def filter_library_warnings(logger: logging.Logger | None = None) -> None:
         logger.addFilter(_is_not_library_noise)
 
 
+def log_core_to(logger: logging.Logger) -> None:
+    """Let what the core says by Python's logging, such as the kernel that it takes, appear in a run's log.
+
+    mmengine's loggers stand beside Python's, and hear nothing of them.  The next call takes this one's place.
+    """
+    core = logging.getLogger('apt_dense.core')
+    core.setLevel(logging.INFO)
+    core.handlers = list(logger.handlers)
+
+
 def _is_not_library_noise(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(LIBRARY_LOG_LINES)
 

@@ -358,4 +358,6 @@ def build_runner(cfg: Config) -> Runner:
     compat.filter_library_warnings()
     runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     compat.filter_library_warnings(runner.logger)
+    if runner.logger is not None:
+        compat.log_core_to(runner.logger)
     return runner

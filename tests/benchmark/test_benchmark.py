@@ -15,7 +15,7 @@ from apt_dense.benchmark.cases import Case
 from apt_dense.benchmark.measure import STAGES, Marks, interleave, peak_memory, profile, seconds_of_stages
 from apt_dense.benchmark.run import code_version, run_case
 from apt_dense.benchmark.suites import PAPER, SUITES
-from apt_dense.core.attention import _has_flash_attn
+from apt_dense.core.attention import _kernel
 from apt_dense.core.block import _compiled_parts
 from apt_dense.core.checkpoint import resample_positions
 from apt_dense.core.flops import ideal_speedup
@@ -159,10 +159,10 @@ def test_a_missing_package_is_told_before_anything_is_measured(words, package, s
 
 def test_a_missing_backend(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'flash_attn', None)
-    _has_flash_attn.cache_clear()
+    _kernel.cache_clear()
     assert main(['--model', 'tiny', '--geometry', 'demo', '--img-size', '256', '--backend', 'flash_attn']) == 2
     assert "error: attn_backend='flash_attn' needs the package flash-attn" in capsys.readouterr().err
-    _has_flash_attn.cache_clear()
+    _kernel.cache_clear()
 
 
 def test_interleave_alternates_and_drops_the_warm_up():

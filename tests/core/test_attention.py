@@ -1,15 +1,17 @@
-import importlib.machinery
+import logging
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
 from apt_dense.core import attention
-from apt_dense.core.attention import BACKENDS, check_backend, varlen_attention
+from apt_dense.core.attention import BACKENDS, KERNELS, check_backend, varlen_attention
 from apt_dense.core.layout import Runs
 from tests import oracle
 
+VARLEN = 'torch.nn.attention.varlen'
 LENGTHS = {'unequal': (5, 1, 9, 3), 'equal': (6, 6, 6), 'one_run': (7,), 'runs_of_one': (1, 1, 1), 'long': (1, 60, 2)}
 
 
@@ -104,35 +106,32 @@ class FakeKernel:
 
 @pytest.fixture(autouse=True)
 def search_again():
-    """What a test installs, the next one does not find."""
-    attention._has_flash_attn.cache_clear()
+    """What a test installs, the next one does not find; and each logs anew."""
+    attention._kernel.cache_clear()
+    attention._log_choice.cache_clear()
     yield
-    attention._has_flash_attn.cache_clear()
+    attention._kernel.cache_clear()
 
 
-def install_flash_attn(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
-    kernel, module = FakeKernel(), types.ModuleType('flash_attn')
-    module.__spec__ = importlib.machinery.ModuleSpec('flash_attn', None)
-    module.flash_attn_varlen_func = kernel
-    monkeypatch.setitem(sys.modules, 'flash_attn', module)
+def install(monkeypatch: pytest.MonkeyPatch, module: str, function: str) -> FakeKernel:
+    kernel, fake = FakeKernel(), types.ModuleType(module)
+    setattr(fake, function, kernel)
+    monkeypatch.setitem(sys.modules, module, fake)
     return kernel
-
-
-@pytest.fixture
-def fake_flash(monkeypatch):
-    """flash_attn is installed, and tensors pass for CUDA ones."""
-    monkeypatch.setattr(attention, '_cuda_kernel_obstacle', lambda q: None)
-    return install_flash_attn(monkeypatch)
 
 
 @pytest.fixture
 def fake_varlen(monkeypatch):
     """flash_attn is not installed, torch has varlen_attn, and tensors pass for those of a GPU of capability 8.0."""
-    kernel = FakeKernel()
     monkeypatch.setitem(sys.modules, 'flash_attn', None)
-    monkeypatch.setattr(attention, '_torch_varlen_function', lambda: kernel)
     monkeypatch.setattr(attention, '_cuda_kernel_obstacle', lambda q: None)
-    return kernel
+    return install(monkeypatch, VARLEN, 'varlen_attn')
+
+
+@pytest.fixture
+def fake_flash(fake_varlen, monkeypatch):
+    """flash_attn is installed too."""
+    return install(monkeypatch, 'flash_attn', 'flash_attn_varlen_func')
 
 
 @pytest.mark.parametrize(('backend', 'kernel'), [('flash_attn', 'fake_flash'), ('torch_varlen', 'fake_varlen')])
@@ -162,7 +161,7 @@ def test_auto_takes_a_kernel_for_unequal_runs_only(kernel, request):
     assert kernel.calls == 1
 
 
-def test_auto_prefers_flash_attn(fake_varlen, fake_flash):
+def test_auto_prefers_flash_attn(fake_flash, fake_varlen):
     varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0])
     assert (fake_flash.calls, fake_varlen.calls) == (1, 0)
 
@@ -173,7 +172,7 @@ def test_auto_takes_sdpa_on_old_gpus_and_old_torch(fake_varlen, monkeypatch):
     monkeypatch.setattr(attention, '_cuda_kernel_obstacle', lambda q: 'the GPU is older than Ampere')
     torch.testing.assert_close(varlen_attention(*parts, runs), oracle.attention(*parts, indexes))
     monkeypatch.setattr(attention, '_cuda_kernel_obstacle', lambda q: None)
-    monkeypatch.setattr(attention, '_torch_varlen_function', lambda: None)
+    monkeypatch.setitem(sys.modules, VARLEN, None)
     torch.testing.assert_close(varlen_attention(*parts, runs), oracle.attention(*parts, indexes))
     assert fake_varlen.calls == 0
 
@@ -209,21 +208,110 @@ def test_gpus_before_ampere(monkeypatch):
 
 def test_flash_attn_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, 'flash_attn', None)
-    with pytest.raises(ImportError, match=r"attn_backend='flash_attn' needs the package flash-attn: pip install "
-                                          r"flash-attn .*or set attn_backend='auto'"):
+    with pytest.raises(ImportError, match=r"attn_backend='flash_attn' needs the package flash-attn, which is not "
+                                          r"installed: set attn_backend='auto' or 'torch_varlen' .*pip install flash-"):
         varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0], 'flash_attn')
 
 
 def test_torch_varlen_without_the_module(monkeypatch):
-    monkeypatch.setattr(attention, '_torch_varlen_function', lambda: None)
+    monkeypatch.setitem(sys.modules, VARLEN, None)
     with pytest.raises(ImportError, match=r"attn_backend='torch_varlen' needs torch >= 2.10, this is .*: set "
                                           "attn_backend='auto'"):
         varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0], 'torch_varlen')
 
 
+COUNT = "with open(__file__ + '.imports', 'a') as file:\n    file.write('.')\n"
+# What an import finds: its files, and what the error says.
+UNUSABLE = {
+    'a folder': ({}, 'cannot import name'),
+    'flash-attn-4': ({'cute/__init__.py': ''}, 'cannot import name'),
+    'a package without the function': ({'__init__.py': COUNT}, 'cannot import name'),
+    'no library': ({'__init__.py': f'{COUNT}import flash_attn_2_cuda'}, "No module named 'flash_attn_2_cuda'"),
+    **{f'a library of another torch, {kind}': (
+        {'__init__.py': f"{COUNT}raise {kind}('libx.so: undefined symbol')"}, 'libx.so: undefined symbol')
+       for kind in ('ImportError', 'OSError', 'RuntimeError', 'AttributeError', 'ValueError')}}
+
+
+def imports(folder: Path) -> int:
+    return sum(len(path.read_text()) for path in folder.rglob('*.imports'))
+
+
+@pytest.fixture(params=UNUSABLE)
+def unusable(request, monkeypatch, tmp_path):
+    """install(backend): something that does not serve stands in its place; then the text of the error."""
+    def install_unusable(backend: str) -> str:
+        files, text = UNUSABLE[request.param]
+        folder = tmp_path / {'flash_attn': 'flash_attn', 'torch_varlen': 'varlen'}[backend]
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(content)
+        if backend == 'flash_attn':
+            monkeypatch.delitem(sys.modules, 'flash_attn', raising=False)
+            monkeypatch.syspath_prepend(tmp_path)
+        else:
+            monkeypatch.delitem(sys.modules, VARLEN, raising=False)
+            monkeypatch.setattr(torch.nn.attention, '__path__', [str(tmp_path)])
+        return text
+
+    yield install_unusable
+    sys.modules.pop('flash_attn', None)
+    sys.modules.pop('flash_attn.cute', None)
+
+
+def test_auto_passes_over_a_flash_attn_that_is_not_usable(fake_varlen, unusable, caplog, tmp_path):
+    text = unusable('flash_attn')
+    runs, indexes = runs_and_indexes((5, 1, 9, 3))
+    parts = qkv(18)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            torch.testing.assert_close(varlen_attention(*parts, runs), oracle.attention(*parts, indexes))
+    assert fake_varlen.calls == 3 and imports(tmp_path) <= 1
+    record, = caplog.records
+    assert (record.name, record.levelname) == ('apt_dense.core.attention', 'WARNING')
+    assert record.getMessage().startswith("attn_backend='auto' takes 'torch_varlen': flash_attn does not load")
+    assert text in record.getMessage()
+
+
+def test_auto_passes_over_a_varlen_that_is_not_usable(fake_varlen, unusable, caplog, tmp_path):
+    text = unusable('torch_varlen')
+    runs, indexes = runs_and_indexes((5, 1, 9, 3))
+    parts = qkv(18)
+    for _ in range(3):
+        torch.testing.assert_close(varlen_attention(*parts, runs), oracle.attention(*parts, indexes))
+    assert imports(tmp_path) <= 1
+    record, = caplog.records
+    assert record.getMessage().startswith("attn_backend='auto' takes 'sdpa': flash_attn is not installed; torch_varlen "
+                                          'does not load')
+    assert text in record.getMessage()
+
+
+@pytest.mark.parametrize('backend', ['flash_attn', 'torch_varlen'])
+def test_a_backend_by_name_says_why_it_is_not_usable(fake_varlen, unusable, backend):
+    text = unusable(backend)
+    for _ in range(2):
+        with pytest.raises(ImportError, match=f"attn_backend='{backend}' needs .*does not load .*{text}.*'auto'"):
+            varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0], backend)
+
+
+@pytest.mark.parametrize(('kernel', 'message'), [
+    ('fake_flash', "attn_backend='auto' takes 'flash_attn'"),
+    ('fake_varlen', "attn_backend='auto' takes 'torch_varlen': flash_attn is not installed"),
+    (None, "attn_backend='auto' takes 'sdpa', run by run: flash_attn and torch_varlen take none of these tensors, "
+     'they are on cpu')])
+def test_auto_says_once_what_it_takes(kernel, message, request, caplog):
+    if kernel:
+        request.getfixturevalue(kernel)
+    with caplog.at_level(logging.INFO, 'apt_dense'):
+        for _ in range(2):
+            varlen_attention(*qkv(18), runs_and_indexes((6, 6, 6))[0])  # a batch: no choice
+            varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0])
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [('INFO', message)]
+
+
 def test_kernels_on_the_cpu(monkeypatch):
-    install_flash_attn(monkeypatch)
-    monkeypatch.setattr(attention, '_torch_varlen_function', FakeKernel)
+    install(monkeypatch, 'flash_attn', 'flash_attn_varlen_func')
+    install(monkeypatch, VARLEN, 'varlen_attn')
     for backend in ('flash_attn', 'torch_varlen'):
         for lengths in ((5, 1, 9, 3), (6, 6, 6)):
             with pytest.raises(ValueError, match=f"attn_backend='{backend}' needs float16 or bfloat16 tensors on a GPU "
@@ -236,10 +324,8 @@ def test_kernels_on_the_cpu(monkeypatch):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('name', LENGTHS)
 def test_kernels_equal_dense_softmax(name, dtype, backend):
-    if backend == 'flash_attn':
-        pytest.importorskip('flash_attn')
-    if backend == 'torch_varlen' and attention._torch_varlen_function() is None:
-        pytest.skip('this torch has no varlen_attn')
+    if backend in KERNELS and attention._kernel(backend).function is None:
+        pytest.skip(attention._kernel(backend).obstacle)
     runs = Runs.from_lengths(LENGTHS[name], torch.device('cuda'))
     parts = [part.to('cuda', dtype).requires_grad_() for part in qkv(sum(LENGTHS[name]), head_dim=64)]
     wide = [part.detach().double().cpu().requires_grad_() for part in parts]

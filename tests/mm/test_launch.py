@@ -2,8 +2,10 @@
 import argparse
 import importlib.util
 import json
+import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -631,6 +633,17 @@ def test_build_runner(tmp_path, caplog, scope):
     runner.logger.warning('"FileClient" will be deprecated in future')
     runner.logger.warning('loss is nan')
     assert [record.getMessage() for record in caplog.records] == ['loss is nan']
+
+
+def test_what_the_core_says_is_in_the_runs_log(tmp_path):
+    """The core logs by Python's logging, which mmengine's loggers do not hear; each run has its own file."""
+    for run in ('first', 'second'):
+        launch.build_runner(Config(dict(default_scope='mmdet', work_dir=str(tmp_path / run),
+                                        model=dict(type='LaunchToy'), experiment_name=f'test_the_core_{run}')))
+        logging.getLogger('apt_dense.core.attention').info(f'auto takes sdpa in the {run} run')
+    logs = {run: next((tmp_path / run).rglob('*.log')).read_text() for run in ('first', 'second')}
+    for run, text in logs.items():
+        assert re.findall('auto takes sdpa in the .* run', text) == [f'auto takes sdpa in the {run} run']
 
 
 def test_build_runner_of_a_named_type():

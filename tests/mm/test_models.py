@@ -118,7 +118,8 @@ def test_init_cfg_without_a_checkpoint(init_cfg):
     ({'state_dict': {'backbone.layers.0.attn.qkv.weight': 1}}, 'backbone.', 'holds no EVA-02 backbone: got '
      'backbone.layers.0.attn.qkv.weight. Wanted are backbone.blocks.N.attn.q_proj.weight'),
     ({'state_dict': 'ours'}, None, "holds .* below 'backbone.', and prefix is None: set prefix='backbone.'"),
-    ({'state_dict': 'ours'}, 'model.backbone', "holds .* below 'backbone.', and prefix is 'model.backbone': set prefix="),
+    ({'state_dict': 'ours'}, 'model.backbone', "holds .* below 'backbone.', and prefix is 'model.backbone': set "
+     "prefix='backbone.'"),
     ({'model': 'ours'}, 'backbone.', "keeps its parameters under 'model', and mmengine looks under 'state_dict'"),
 ])
 def test_init_cfg_with_a_file_that_would_load_nothing(tmp_path, content, prefix, message):
