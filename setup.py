@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+IMAGES = ['numpy', 'pillow']
+TOOLS = [*IMAGES, 'matplotlib', 'tqdm', 'scikit-image', 'safetensors']
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'apt_dense/__init__.py').read_text()).group(1)
 
 setup(
@@ -14,14 +16,16 @@ setup(
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8') if (ROOT / 'README.md').exists() else '',
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    python_requires='>=3.10',
+    python_requires='>=3.11',
     packages=find_packages(include=['apt_dense', 'apt_dense.*']),
     install_requires=['torch>=2.4'],
     extras_require={
         # mmcv must be built against the installed torch, without build isolation: see docs/get_started.md.
         'mm': ['mmengine>=0.10.7,<0.11', 'mmcv>=2.0.0rc4,<2.2.0', 'mmdet>=3.3,<3.4', 'mmsegmentation>=1.2.2,<1.3',
-               'ftfy', 'regex'],
+               'ftfy', 'regex', 'numpy', 'opencv-python', 'pycocotools'],
+        'images': IMAGES,  # apt_dense.images, visualize_patches.py
+        'tools': TOOLS,  # the other tools; those that read configs need 'mm' too
         'flash': ['flash-attn>=2.5'],
-        'test': ['pytest', 'ruff', 'tensorboard', 'scikit-image'],
+        'test': [*TOOLS, 'pytest', 'hypothesis', 'packaging', 'ruff', 'tensorboard'],  # those of tests/mm need 'mm' too
     },
 )

@@ -2,13 +2,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from apt_dense.core.chooser import IMAGENET_MEAN, IMAGENET_STD
+from apt_dense.extras import from_extra
+
+with from_extra('images'):
+    import numpy as np
+    from PIL import Image, ImageOps
 
 RESAMPLINGS = ('pillow', 'opencv')
 # Of photographs: Pillow also opens documents and films.

@@ -13,8 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
+from apt_dense.extras import from_extra
+
+with from_extra('mm'):
+    from mmengine.config import Config
+    from mmengine.runner import find_latest_checkpoint
 
 TOOLS = Path(__file__).parent
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50', 'mIoU', 'mAcc', 'aAcc', 'kept_tokens')

@@ -32,6 +32,7 @@ from apt_dense.benchmark.run import Row, check_tome, environment, run_case
 from apt_dense.benchmark.suites import SUITES
 from apt_dense.core.attention import BACKENDS
 from apt_dense.core.eva02 import PRESETS
+from apt_dense.extras import install_command
 
 PACKAGES = {'PIL': 'pillow'}
 
@@ -81,10 +82,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('photographs keep what --thresholds let them: leave --kept out')
     if args.profile and (args.json or args.plot):
         parser.error('--profile prints, and measures nothing: leave --json and --plot out')
-    for option, wanted in (('PHOTO', args.photos and ('numpy', 'PIL')), ('--plot', args.plot and ('matplotlib',))):
-        for package in wanted or ():
+    for option, given, extra, packages in (('PHOTO', args.photos, 'images', ('numpy', 'PIL')),
+                                           ('--plot', args.plot, 'tools', ('matplotlib',))):
+        for package in packages if given else ():
             if find_spec(package) is None:
-                parser.error(f'{option} needs {package}: pip install {PACKAGES.get(package, package)}')
+                parser.error(f'{option} needs {package}: pip install {PACKAGES.get(package, package)}, or '
+                             f'{install_command(extra)}')
     return args
 
 

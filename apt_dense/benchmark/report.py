@@ -7,6 +7,7 @@ from typing import Any
 
 from apt_dense.benchmark.measure import STAGES
 from apt_dense.benchmark.run import Row
+from apt_dense.extras import from_extra
 
 METHOD_NAMES = {'apt': 'APT', 'tome': 'ToMe'}
 
@@ -190,9 +191,10 @@ def save_json(path: str | Path, rows: Sequence[Row], environment: dict[str, str]
 
 def plot(path: str | Path, rows: Sequence[Row]) -> None:
     """One panel for each group of rows: time over what varies in it, else measured and ideal speed-ups as bars."""
-    import matplotlib
+    with from_extra('tools'):
+        import matplotlib
+        from matplotlib import pyplot as plt
     matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row['group'], []).append(row)

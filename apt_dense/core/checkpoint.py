@@ -405,7 +405,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ImportError(f'{path.name} needs the package safetensors: pip install safetensors') from error
+        raise ImportError(f'{path.name} needs the package safetensors: pip install safetensors, or pip '
+                          "install -e '.[tools]' in the project's folder") from error
     try:
         return load_file(path)
     except SafetensorError as error:

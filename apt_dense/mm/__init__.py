@@ -3,6 +3,9 @@
 The registrations are in mmengine's root registries, so one serves mmdetection and mmsegmentation.  ``apt_dense.mm.det``
 adds the classes that need mmdetection.  Configs name what they need in ``custom_imports``.
 """
-from apt_dense.mm import bad_data, compat, fault_tolerance, fsdp, hooks, layer_decay, models, samplers, sync_bn
+from apt_dense.extras import from_extra
+
+with from_extra('mm'):
+    from apt_dense.mm import bad_data, compat, fault_tolerance, fsdp, hooks, layer_decay, models, samplers, sync_bn
 
 __all__ = ['bad_data', 'compat', 'fault_tolerance', 'fsdp', 'hooks', 'layer_decay', 'models', 'samplers', 'sync_bn']

@@ -3,12 +3,15 @@ import logging
 import math
 from collections import Counter
 
-from mmdet.datasets import CocoDataset
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
+from apt_dense.extras import from_extra
 from apt_dense.mm.bad_data import check_policy
 from apt_dense.mm.errors import DataError
+
+with from_extra('mm'):
+    from mmdet.datasets import CocoDataset
 
 
 @DATASETS.register_module()

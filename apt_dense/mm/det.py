@@ -1,18 +1,21 @@
 """EVA-02's Cascade Mask R-CNN on mmdetection's classes: what differs from mmdetection, and nothing else."""
 import torch
-from mmdet.models.detectors import CascadeRCNN
-from mmdet.models.roi_heads import CascadeRoIHead
-from mmdet.models.task_modules.samplers import SamplingResult
-from mmdet.models.utils import empty_instances
-from mmdet.registry import MODELS as MMDET_MODELS
-from mmdet.structures.bbox import bbox2roi
-from mmdet.utils import InstanceList
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from apt_dense.extras import from_extra
 from apt_dense.mm import checked_coco, compat, transforms  # noqa: F401  importing them registers classes
 from apt_dense.mm.freeze import FreezeMixin
 from apt_dense.mm.normalisation import check_model_normalisation
+
+with from_extra('mm'):
+    from mmdet.models.detectors import CascadeRCNN
+    from mmdet.models.roi_heads import CascadeRoIHead
+    from mmdet.models.task_modules.samplers import SamplingResult
+    from mmdet.models.utils import empty_instances
+    from mmdet.registry import MODELS as MMDET_MODELS
+    from mmdet.structures.bbox import bbox2roi
+    from mmdet.utils import InstanceList
 
 compat.keep_rois_in_float32()
 compat.keep_anchors_in_float32()

@@ -3,12 +3,15 @@ import mmcv
 import mmengine.fileio as fileio
 import numpy as np
 from mmengine.registry import MODELS, TRANSFORMS
-from mmseg.datasets.transforms import LoadAnnotations
-from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor
 
+from apt_dense.extras import from_extra
 from apt_dense.mm.freeze import FreezeMixin
 from apt_dense.mm.normalisation import check_model_normalisation
+
+with from_extra('mm'):
+    from mmseg.datasets.transforms import LoadAnnotations
+    from mmseg.models.segmentors import EncoderDecoder
 
 IGNORE = 255
 

@@ -1,7 +1,11 @@
 """Data transforms that mmdetection does not have."""
 import mmcv
-from mmdet.datasets.transforms import Resize
 from mmengine.registry import TRANSFORMS
+
+from apt_dense.extras import from_extra
+
+with from_extra('mm'):
+    from mmdet.datasets.transforms import Resize
 
 
 @TRANSFORMS.register_module()

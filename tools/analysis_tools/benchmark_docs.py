@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from apt_dense.benchmark import report, scoring, summary
+from apt_dense.extras import install_command
 
 ROOT = Path(__file__).parents[2]
 BUSY = '--threads 1 --clock process'  # figures that other work on the machine changes least
@@ -56,7 +57,7 @@ class Run:
         if self.on_gpu and not torch.cuda.is_available():
             return 'needs a GPU'
         if self.photos and find_spec('skimage') is None:
-            return 'takes photographs of scikit-image: pip install scikit-image'
+            return f'takes photographs of scikit-image: pip install scikit-image, or {install_command("tools")}'
         missing = [name for name in self.needs if not (ROOT / name).is_file()]
         return f'needs {", ".join(missing)}, see the page' if missing else None
 

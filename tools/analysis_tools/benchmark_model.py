@@ -20,18 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.device import get_device
-from mmengine.model import revert_sync_batchnorm
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor, nn
 
 from apt_dense.benchmark.measure import Marks, interleave, keep_freed_memory, summary
 from apt_dense.benchmark.report import format_seconds
 from apt_dense.benchmark.run import device_name, environment
+from apt_dense.extras import from_extra
 from apt_dense.mm import compat, launch
+
+with from_extra('mm'):
+    from mmengine.config import Config, ConfigDict, DictAction
+    from mmengine.device import get_device
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import MODELS, DefaultScope
+    from mmengine.runner import Runner, load_checkpoint
 
 
 @dataclass

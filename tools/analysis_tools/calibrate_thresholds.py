@@ -15,17 +15,20 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from apt_dense.core.calibrate import Family, ScoreMaps, find_thresholds, quantile_family, ratio_family
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.importance import SCORERS
+from apt_dense.extras import from_extra
 from apt_dense.images import RESAMPLINGS, crop_square, find_images, load_image, resize_longest, to_input
 from apt_dense.token_counts import write_token_counts
+
+with from_extra('tools'):
+    import numpy as np
+    from tqdm import tqdm
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -119,8 +122,9 @@ def open_source(args: argparse.Namespace) -> Any:
     """The images that the command names: ``Photographs`` or ``ConfigInputs``."""
     if args.images:
         return Photographs(args.images, args.size, args.fit, args.resampling, args.scorer, args.num_scales or 3)
-    import cv2
-    from mmengine.config import DictAction
+    with from_extra('mm'):
+        import cv2
+        from mmengine.config import DictAction
 
     from apt_dense.mm import compat, launch
     from apt_dense.mm.inputs import ConfigInputs
@@ -230,9 +234,10 @@ def describe(source: Any, scored: Scored, thresholds: tuple[float, ...]) -> str:
 def draw(path: Path, scored: Scored, thresholds: tuple[float, ...], family: Family, target: float | None,
          content: bool) -> None:
     """Left: the kept fractions' cumulative distribution over the images.  Right: their mean at other thresholds."""
-    import matplotlib
+    with from_extra('tools'):
+        import matplotlib
+        from matplotlib import pyplot
     matplotlib.use('Agg')
-    from matplotlib import pyplot
     maps = scored.maps
     cells = scored.per_image(maps.num_content_cells if content else maps.num_cells)
     label = 'kept tokens, % of the cells that hold content' if content else 'kept tokens, % of the cells'

@@ -14,19 +14,23 @@ import argparse
 from pathlib import Path
 
 import torch
-from mmdet.structures import DetDataSample
-from mmdet.structures.mask import BitmapMasks
-from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import InstanceData, PixelData
-from mmseg.structures import SegDataSample
-from PIL import Image
 from torch import Tensor, nn
 
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
+from apt_dense.extras import from_extra
 from apt_dense.images import load_image, to_input
+
+with from_extra('mm'):
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.config import Config
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.structures import InstanceData, PixelData
+    from mmseg.structures import SegDataSample
+with from_extra('images'):
+    from PIL import Image
 
 GB = 1e9
 

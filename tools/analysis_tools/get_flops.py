@@ -18,22 +18,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.config import Config, DictAction
-from mmengine.device import get_device
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import load_checkpoint
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from apt_dense.benchmark.run import environment
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.flops import dense_layout, multiply_adds
+from apt_dense.extras import from_extra
 from apt_dense.images import find_images
 from apt_dense.mm import compat, launch
 from apt_dense.mm.inputs import BackboneInput, ConfigInputs
+
+with from_extra('mm'):
+    import numpy as np
+    from mmengine.config import Config, DictAction
+    from mmengine.device import get_device
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import MODELS, DefaultScope
+    from mmengine.runner import load_checkpoint
 
 PERCENTILES = (5, 50, 95)
 

@@ -17,13 +17,15 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
+from apt_dense.extras import from_extra
 from apt_dense.images import RESAMPLINGS, find_images, load_image, resize, to_input
 from apt_dense.mm.samplers import balanced_steps
 from apt_dense.token_counts import load_token_counts
+
+with from_extra('tools'):
+    import numpy as np
+    from PIL import Image
+    from tqdm import tqdm
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -70,10 +72,11 @@ def augment(image: Image.Image, size: int, ratio: float, resampling: str, rng: n
 
 def count_draws(args: argparse.Namespace) -> np.ndarray:
     """(images, draws) tokens of random crops of the photographs, padded to the square."""
-    from mmengine.config import Config
+    with from_extra('mm'):
+        from mmengine.config import Config
 
-    import apt_dense.mm  # noqa: F401  registers the backbone
-    from apt_dense.mm.inputs import chooser_of, resampling_of
+        import apt_dense.mm  # noqa: F401  registers the backbone
+        from apt_dense.mm.inputs import chooser_of, resampling_of
     cfg = Config.fromfile(args.config)
     chooser, resampling = chooser_of(cfg), args.resampling or resampling_of(cfg)
     print(f'resampling by {resampling}')
@@ -112,9 +115,10 @@ def simulate(args: argparse.Namespace, expected: np.ndarray, draws: np.ndarray) 
 
 def draw(path: Path, rows: list[tuple[int, int, float, float]], title: str) -> None:
     """Idle share over the number of ranks: random batches dashed, balanced ones solid."""
-    import matplotlib
+    with from_extra('tools'):
+        import matplotlib
+        from matplotlib import pyplot
     matplotlib.use('Agg')
-    from matplotlib import pyplot
     figure, axes = pyplot.subplots(figsize=(7, 4.4), layout='constrained')
     for number, batch_size in enumerate(dict.fromkeys(row[0] for row in rows)):
         ranks, plain, balanced = np.array([row[1:] for row in rows if row[0] == batch_size]).T

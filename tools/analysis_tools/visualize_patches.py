@@ -13,13 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw
-
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.importance import SCORERS
 from apt_dense.core.layout import TokenLayout
+from apt_dense.extras import from_extra
 from apt_dense.images import RESAMPLINGS, load_image, resize_longest, to_input
+
+with from_extra('images'):
+    import numpy as np
+    from PIL import Image, ImageDraw
 
 COLOURS = ('#ffffff', '#ffd400', '#ff7a00', '#ff2d6f', '#b44cff', '#4c7dff')  # fine to coarse, then repeated
 GAP_PX = 8  # between the windows of slide inference
@@ -88,9 +90,10 @@ def bare_chooser(args: argparse.Namespace) -> tuple[PatchChooser, Callable[[Path
 
 def config_chooser(args: argparse.Namespace) -> tuple[PatchChooser, Callable[[Path], list[Chosen]]]:
     """The chooser of the config, and what it chooses for the inputs that the config makes of a file."""
-    from mmengine.config import Config
+    with from_extra('mm'):
+        from mmengine.config import Config
 
-    from apt_dense.mm.inputs import ConfigInputs
+        from apt_dense.mm.inputs import ConfigInputs
     cfg = Config.fromfile(args.config)
     if args.thresholds is not None:
         cfg.model.backbone.update(thresholds=args.thresholds, num_scales=len(args.thresholds) + 1)

@@ -37,9 +37,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-from pycocotools import mask as coco_mask
+from apt_dense.extras import from_extra, install_command
+
+with from_extra('mm'):
+    import cv2
+    import numpy as np
+    from pycocotools import mask as coco_mask
 
 CLASSES = ('ball', 'crate', 'kite', 'lifebuoy', 'starfish')
 SPLITS = ('train', 'val')
@@ -98,7 +101,7 @@ def load_photos(split: str) -> list[np.ndarray]:
     spec = importlib.util.find_spec('skimage')  # found, not imported: only its files are needed
     if spec is None:
         raise ImportError('scikit-image is not installed, and the backgrounds are its photographs: '
-                          'pip install scikit-image')
+                          f'pip install scikit-image, or {install_command("tools")}')
     folder = Path(spec.submodule_search_locations[0]) / 'data'
     photos = []
     for name in PHOTOS[split]:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from apt_dense.core.checkpoint import TASKS, Conversion, convert, load_official, save_atomically
+from apt_dense.extras import from_extra
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,8 +30,9 @@ def parse_args() -> argparse.Namespace:
 def target_shapes(config: str) -> dict:
     """Names and shapes of a config's model, which takes no memory."""
     import torch
-    from mmengine.config import Config
-    from mmengine.registry import MODELS, DefaultScope
+    with from_extra('mm'):
+        from mmengine.config import Config
+        from mmengine.registry import MODELS, DefaultScope
 
     from apt_dense.mm import compat
     compat.filter_library_warnings()
