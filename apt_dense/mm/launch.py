@@ -14,12 +14,14 @@ from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from apt_dense.core.checkpoint import describe_other, load_official, looks_official
 from apt_dense.mm import checkpointing, compat, signals
-from apt_dense.mm.errors import BadSampleError, DataError
+from apt_dense.mm.errors import DataError
 
-RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+LAUNCHERS = ('pytorch', 'slurm', 'mpi')
+RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of each of them
 SCOPES = ('mmdet', 'mmseg')
 # Beginnings of names in bare vision transformers and in detectron2's models, which no model of mmdetection or
 # mmsegmentation has.
@@ -31,47 +33,61 @@ class LaunchError(ValueError):
 
 
 def run_tool(main: Callable[[], None]) -> int:
-    """Run a tool's main function; print what the user can act on as one message, from one process.
+    """Run a tool's main function; print what the user can act on as one message.
 
-    A bad sample is known to the process that loads it alone, so it is printed from there.
+    With several processes each prints its own, with its rank: what fails in one of them is known to no other.  torchrun
+    repeats the first in its report.
 
     Returns:
         The exit status: 0; 2 after a LaunchError or a DataError, or if the work directory cannot be used or the disk is
         full; 75 if a signal has stopped the training, which can then go on.
     """
+    rank = rank_of(_launcher())
+    of_rank = '' if rank is None else f'rank {rank}: '
     status = 0
     try:
-        main()
+        # Only the agent of torchrun has use for a record, and sets the variable.
+        (record(main) if 'TORCHELASTIC_ERROR_FILE' in os.environ else main)()
     except (LaunchError, checkpointing.WorkDirError) as error:
-        status = _failed(str(error))
+        status = _failed(f'{of_rank}{error}')
     except DataError as error:
         message = str(error).rpartition(f'{type(error).__name__}: ')[2].strip()  # after the traceback of a worker
-        status = _failed(message, from_any=isinstance(error, BadSampleError))
+        status = _failed(f'{of_rank}{message}')
     except signals.TrainingStopped as stopped:
         status = signals.EXIT_STOPPED
-        _say(str(stopped))
-    except OSError as error:
-        if error.errno not in checkpointing.NO_SPACE:
+        print(f'{of_rank}{stopped}', file=sys.stderr)
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno not in checkpointing.NO_SPACE:
+            if of_rank:  # a traceback does not say whose it is
+                _failed(f'{of_rank}{type(error).__name__}, see its traceback')
             raise
-        status = _failed(f'{error.filename or "a file"} cannot be written: {error.strerror}. Make room or choose '
-                         'another --work-dir; a training goes on with --resume')
+        status = _failed(f'{of_rank}{error.filename or "a file"} cannot be written: {error.strerror}. Make room or '
+                         'choose another --work-dir; a training goes on with --resume')
     if status in (0, signals.EXIT_STOPPED) and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return status
 
 
-def _failed(message: str, from_any: bool = False) -> int:
-    _say(f'error: {message}', from_any)
+def _failed(message: str) -> int:
+    print(f'error: {message}', file=sys.stderr)
     return 2
 
 
-def _say(message: str, from_any: bool = False) -> None:
-    if from_any or _is_first_process():
-        print(message, file=sys.stderr)
+def _launcher() -> str:
+    """The launcher that the command names: known also where its config cannot be read."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--launcher', nargs='?', default='none')
+    return parser.parse_known_args()[0].launcher
 
 
-def _is_first_process() -> bool:
-    return next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), '0') == '0'
+def rank_of(launcher: str) -> int | None:
+    """This process's rank as its launcher says; None without a launcher, whatever the environment holds.
+
+    A shell inside a Slurm job has SLURM_PROCID, and a run of one process in it is a run like any other.
+    """
+    if launcher not in LAUNCHERS:
+        return None
+    return int(os.environ.get(RANK_VARIABLES[LAUNCHERS.index(launcher)], '0'))
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +96,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='change settings of the config: a.b=1 a.c="[1,2]" d.0.e=x; no spaces inside a value')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--launcher', choices=['none', *LAUNCHERS], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
 
 
@@ -219,7 +235,8 @@ def _set_seed(cfg: Config, checkpoint: str) -> None:
 
 def claim_work_dir(cfg: Config) -> AbstractContextManager:
     """Hold the work directory for one run while the context is open, from the first process; see checkpointing."""
-    return checkpointing.claim_work_dir(cfg.work_dir) if _is_first_process() else nullcontext()
+    first = not rank_of(cfg.get('launcher', 'none'))
+    return checkpointing.claim_work_dir(cfg.work_dir) if first else nullcontext()
 
 
 def check_pretrained(node: Any, key: str = 'model') -> None:

@@ -222,10 +222,11 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
         assert 'cannot be locked on this file system (No locks available)' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(('rank', 'claims'), [('0', True), ('1', False)])
-def test_the_first_process_claims(tmp_path, monkeypatch, rank, claims):
+@pytest.mark.parametrize(('launcher', 'rank', 'claims'), [
+    ('pytorch', '0', True), ('pytorch', '1', False), ('none', '1', True)])
+def test_the_first_process_claims(tmp_path, monkeypatch, launcher, rank, claims):
     monkeypatch.setenv('RANK', rank)
-    with launch.claim_work_dir(launch.Config(dict(work_dir=str(tmp_path / 'work')))):
+    with launch.claim_work_dir(launch.Config(dict(work_dir=str(tmp_path / 'work'), launcher=launcher))):
         assert (tmp_path / 'work').is_dir() == claims
 
 

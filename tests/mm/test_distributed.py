@@ -1,4 +1,5 @@
 """Training with two real processes on CPUs, started as a user does."""
+import multiprocessing
 import os
 import re
 import socket
@@ -104,11 +105,16 @@ def test_the_log_lists_the_tokens_of_each_rank(two_processes):
     assert any('coco/bbox_mAP' in entry for entry in two_processes.scalars)
 
 
+def start_rank(rank: str, port: str, log: Path, *argv) -> multiprocessing.Process:
+    """A rank of tools/train.py, started as torchrun does."""
+    return processes.train(log, [*argv, '--launcher', 'pytorch'], RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2',
+                           LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+
+
 def run_both(log: Path, *argv) -> list[int]:
-    """The exit statuses of both ranks of tools/train.py, started as torchrun does."""
+    """The exit statuses of both ranks."""
     port = free_port()
-    ranks = [processes.train(log, [*argv, '--launcher', 'pytorch'], RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2',
-                             LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port) for rank in ('0', '1')]
+    ranks = [start_rank(rank, port, log, *argv) for rank in ('0', '1')]
     for rank in ranks:
         rank.join(120)
     codes = [rank.exitcode for rank in ranks]
@@ -130,3 +136,12 @@ def test_a_signal_to_one_rank_stops_both_and_resuming_is_exact(tmp_path):
     assert run_both(log, tmp_path / 'whole.py', '--work-dir', parts, '--resume') == [0, 0], log.read_text()[-2000:]
     assert not differing(*(load(folder / 'iter_10.pth') for folder in (tmp_path / 'whole', parts)))
     assert logged(tmp_path / 'whole') == logged(parts) and len(logged(parts)) == 10
+
+
+def test_a_rank_that_fails_alone_says_so(tmp_path):
+    toy_config(tmp_path / 'work').dump(tmp_path / 'toy.py')
+    rank = start_rank('1', free_port(), tmp_path / 'log', tmp_path / 'toy.py', '--cfg-options',
+                      'train_dataloader.dataset.ann_file=/no.json')
+    rank.join(60)
+    assert rank.exitcode == 2
+    assert (tmp_path / 'log').read_text().startswith('error: rank 1: dataset files are missing:\n  /no.json: ')

@@ -1,5 +1,6 @@
 """The tools' options and early checks; each mistake is one message that says what to do."""
 import argparse
+import errno
 import importlib.util
 import json
 import logging
@@ -30,7 +31,7 @@ from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 
-from apt_dense.mm import launch, outputs
+from apt_dense.mm import checkpointing, launch, outputs, signals
 from apt_dense.mm.bad_data import BadDataHook, GuardSamples
 from apt_dense.mm.hooks import CheckFrozenLoadedHook
 from tests.mm.conftest import point_to
@@ -103,15 +104,74 @@ def test_run_tool_prints_a_launch_error_and_nothing_else(capsys):
     assert capsys.readouterr() == ('', 'error: no data: link it\n')
 
 
-@pytest.mark.parametrize('variable', ['RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'])
-def test_run_tool_prints_an_error_from_one_process(monkeypatch, capsys, variable):
+LAUNCHED = [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'), ('mpi', 'OMPI_COMM_WORLD_RANK')]
+
+
+def start_as(monkeypatch, launcher, variable, rank):
+    """This process is a rank of a command with --launcher."""
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'config.py', '--launcher', launcher, '--amp'])
+    monkeypatch.setenv(variable, rank)
+
+
+@pytest.mark.parametrize(('launcher', 'variable'), LAUNCHED)
+def test_run_tool_prints_the_error_of_every_rank(monkeypatch, capsys, launcher, variable):
     def main():
         raise launch.LaunchError('no data')
 
-    for rank, printed in (('0', 'error: no data\n'), ('1', ''), ('10', '')):
-        monkeypatch.setenv(variable, rank)
+    for rank in ('0', '1', '10'):
+        start_as(monkeypatch, launcher, variable, rank)
         assert launch.run_tool(main) == 2
-        assert capsys.readouterr().err == printed
+        assert capsys.readouterr().err == f'error: rank {rank}: no data\n'
+
+
+@pytest.mark.parametrize(('launcher', 'variable'), LAUNCHED)
+@pytest.mark.parametrize('argv', [['train.py', 'config.py'], ['train.py', 'config.py', '--launcher', 'none']])
+def test_a_rank_without_its_launcher_means_nothing(monkeypatch, tmp_path, capsys, launcher, variable, argv):
+    """A single run in a Slurm job or a shell of mpirun's: it prints its errors and holds its work directory."""
+    monkeypatch.setenv(variable, '3')
+    monkeypatch.setattr(sys, 'argv', argv)
+
+    def main():
+        raise launch.LaunchError('no data')
+
+    assert launch.run_tool(main) == 2
+    assert capsys.readouterr().err == 'error: no data\n'
+    cfg = config(launcher='none')
+    with launch.claim_work_dir(cfg):
+        assert (tmp_path / 'work/.train.lock').read_text().startswith(f'process {os.getpid()} ')
+    assert launch.rank_of('none') is None and launch.rank_of(launcher) == 3
+
+
+def test_run_tool_names_the_rank_of_every_other_end(monkeypatch, capsys):
+    ends = {signals.TrainingStopped('stopped by SIGUSR1 in the validation'): 'rank 1: stopped by SIGUSR1 in the valid',
+            OSError(errno.ENOSPC, 'No space left on device', 'w/log'): 'error: rank 1: w/log cannot be written: ',
+            checkpointing.WorkDirError(errno.EACCES, 'w is in use'): 'error: rank 1: w is in use\n'}
+    start_as(monkeypatch, 'pytorch', 'RANK', '1')
+
+    def main():
+        raise error
+
+    for error, printed in ends.items():  # noqa: B007  (main raises it)
+        assert launch.run_tool(main) in (2, 75)
+        assert capsys.readouterr().err.startswith(printed)
+    error = KeyError('a bug')
+    with pytest.raises(KeyError, match='a bug'):
+        launch.run_tool(main)
+    assert capsys.readouterr().err == 'error: rank 1: KeyError, see its traceback\n'
+
+
+def test_torchruns_report_gets_the_error(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(tmp_path / 'error.json'))
+    start_as(monkeypatch, 'pytorch', 'RANK', '1')
+
+    def main():
+        raise launch.LaunchError('no data: link it')
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Unable to enable fault handler')  # of what pytest puts for stderr
+        assert launch.run_tool(main) == 2
+    assert json.loads((tmp_path / 'error.json').read_text())['message']['message'] == 'LaunchError: no data: link it'
+    assert 'error: rank 1: no data' in capsys.readouterr().err
 
 
 def test_run_tool_leaves_other_errors_alone():
@@ -136,14 +196,15 @@ class Broken(torch.utils.data.Dataset):
 @pytest.mark.parametrize('num_workers', [0, 1])
 @pytest.mark.parametrize('rank', ['0', '1'])
 def test_run_tool_names_a_bad_sample_of_any_process_and_its_workers(monkeypatch, capsys, num_workers, rank):
-    monkeypatch.setenv('RANK', rank)
+    start_as(monkeypatch, 'pytorch', 'RANK', rank)
     loader = torch.utils.data.DataLoader(Broken(), num_workers=num_workers)
     assert launch.run_tool(lambda: list(loader)) == 2
     line, = capsys.readouterr().err.splitlines()
-    assert line.startswith('error: bad sample: ') and '/data/7.jpg' in line and line.endswith("set on_bad='skip'")
+    assert line.startswith(f'error: rank {rank}: bad sample: ') and '/data/7.jpg' in line
+    assert line.endswith("set on_bad='skip'")
 
 
-def test_run_tool_prints_errors_of_the_data_from_one_process(monkeypatch, capsys):
+def test_run_tool_prints_errors_of_the_data(monkeypatch, capsys):
     def not_finite():
         hook = BadDataHook()
         hook._batches = [(['7.jpg'], torch.tensor(False))]
@@ -157,9 +218,9 @@ def test_run_tool_prints_errors_of_the_data_from_one_process(monkeypatch, capsys
         printed = capsys.readouterr().err
         assert printed.startswith(message) and printed.count('\n') == 1
         with monkeypatch.context() as context:
-            context.setenv('RANK', '1')
+            start_as(context, 'pytorch', 'RANK', '1')
             assert launch.run_tool(main) == 2
-        assert capsys.readouterr().err == ''
+        assert capsys.readouterr().err.startswith(message.replace('error: ', 'error: rank 1: '))
 
 
 @pytest.mark.parametrize('initialized', [False, True])
