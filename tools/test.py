@@ -23,8 +23,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = launch.load_config(args)
-    launch.check_checkpoint(args.checkpoint, 'the second argument')
-    cfg.load_from, cfg.resume = args.checkpoint, False
+    launch.set_tested(cfg, args.checkpoint, 'the second argument')
     if args.show or args.show_dir:
         outputs.set_visualization(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:

@@ -4,6 +4,7 @@ Importing the module makes mmengine's local file backend write whole files or no
 """
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -181,24 +182,30 @@ class _RemoveLater:
     rmtree = remove
 
 
-def find_last_good_checkpoint(work_dir: str | Path) -> str | None:
-    """The last whole checkpoint of a work directory.
+def find_checkpoints(work_dir: str | Path) -> list[Path]:
+    """The checkpoints of a work directory, the one to resume first.
 
-    That is the one which ``last_checkpoint`` names; if it is damaged or missing, the newest by file time that is whole
-    among iter_*.pth, epoch_*.pth and stopped.pth beside it.  What is passed over is logged.  Partly written files have
+    That is the one which ``last_checkpoint`` names, whether it is there or not; then come, newest by file time first,
+    iter_*.pth, epoch_*.pth and stopped.pth in the directory and beside the named one.  Partly written files have
     another name and are never looked at.
+    """
+    pointer, folders, named = Path(work_dir, LAST_CHECKPOINT), [Path(work_dir)], []
+    content = pointer.read_text().strip() if pointer.is_file() else ''
+    if content:
+        named.append(Path(content))
+        folders.append(Path(content).parent)
+    found = {path for folder in folders for pattern in ('iter_*.pth', 'epoch_*.pth', STOPPED)
+             for path in folder.glob(pattern)}
+    return named + sorted(found - set(named), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def find_last_good_checkpoint(work_dir: str | Path) -> str | None:
+    """The first whole one of ``find_checkpoints``.  What is passed over is logged.
 
     Returns:
         Its path; that of the first candidate if there are some and none is whole; None if there is none.
     """
-    pointer, folders, candidates = Path(work_dir, LAST_CHECKPOINT), [Path(work_dir)], []
-    named = pointer.read_text().strip() if pointer.is_file() else ''
-    if named:
-        candidates.append(Path(named))
-        folders.append(Path(named).parent)
-    found = {path for folder in folders for pattern in ('iter_*.pth', 'epoch_*.pth', STOPPED)
-             for path in folder.glob(pattern)}
-    candidates += sorted(found - set(candidates), key=lambda path: path.stat().st_mtime, reverse=True)
+    candidates = find_checkpoints(work_dir)
     for path in candidates:
         damage = find_damage(path)
         if damage is None:
@@ -220,6 +227,19 @@ def find_damage(path: str | Path) -> str | None:
     except (OSError, zipfile.BadZipFile) as error:
         return str(error)
     return f'the checksum of {record} is wrong' if record else None
+
+
+def checkpoint_identity(path: str | Path) -> str:
+    """Tell a checkpoint file from others of its name, by the names, sizes and checksums in its zip directory.
+
+    Nothing else of it is read.  A file of torch's old format goes by its size.
+    """
+    path = Path(path).expanduser()
+    if not zipfile.is_zipfile(path):
+        return str(path.stat().st_size)
+    with zipfile.ZipFile(path) as archive:
+        records = [(record.filename, record.file_size, record.CRC) for record in archive.infolist()]
+    return hashlib.sha256(repr(records).encode()).hexdigest()
 
 
 @contextmanager

@@ -1,6 +1,10 @@
 """Errors of a training's data and its settings, which the tools print as one message."""
 
 
+class LaunchError(ValueError):
+    """A mistake in the command, the config or the data: the message says all, a traceback would hide it."""
+
+
 class DataError(ValueError):
     """Something is wrong with the data, with what was made from it or with how it is to be read.
 

@@ -16,20 +16,13 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from apt_dense.core.checkpoint import describe_other, load_official, looks_official
 from apt_dense.mm import checkpointing, compat, signals
-from apt_dense.mm.errors import DataError
+from apt_dense.mm.errors import DataError, LaunchError
+from apt_dense.mm.start import check_checkpoint, described, set_start, set_tested, start_processes  # noqa: F401
 
 LAUNCHERS = ('pytorch', 'slurm', 'mpi')
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of each of them
 SCOPES = ('mmdet', 'mmseg')
-# Beginnings of names in bare vision transformers and in detectron2's models, which no model of mmdetection or
-# mmsegmentation has.
-OTHER_MODELS = ('blocks.', 'patch_embed.', 'backbone.net.', 'backbone.simfp_', 'proposal_generator.', 'roi_heads.')
-
-
-class LaunchError(ValueError):
-    """A mistake in the command, the config or the data: the message says all, a traceback would hide it."""
 
 
 def run_tool(main: Callable[[], None]) -> int:
@@ -111,7 +104,7 @@ def load_config(args: argparse.Namespace) -> Config:
             environment is missing.
     """
     if not os.path.isfile(args.config):
-        raise LaunchError(f'config {_described(args.config)} does not exist: the configs are in configs/')
+        raise LaunchError(f'config {described(args.config)} does not exist: the configs are in configs/')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if args.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise LaunchError('--launcher pytorch without torchrun (RANK is not set): start with tools/dist_train.sh or '
@@ -141,40 +134,6 @@ def scope_of(cfg: Config) -> str:
     return scope
 
 
-def check_checkpoint(path: str, source: str, part: bool = False) -> None:
-    """Check that a checkpoint is there, safe to load, and not an official EVA-02 file that must be converted first.
-
-    mmengine would load an official file, or one of another vision transformer, without a word, and without its weights:
-    their names differ.  Addresses with a scheme (https://, torchvision://) are mmengine's to resolve.
-
-    Args:
-        source: where the path comes from, for the message.
-        part: it is for a part of the model, whose names only that part knows.
-
-    Raises:
-        LaunchError: if it is not.
-    """
-    if '://' in path:
-        return
-    path = os.path.expanduser(path)
-    if not os.path.isfile(path):
-        raise LaunchError(f'checkpoint {_described(path)} does not exist ({source})')
-    if path.endswith('.safetensors'):
-        raise LaunchError(f'{path}: mmengine reads no safetensors ({source}). Convert it: python '
-                          f'tools/model_converters/eva02_to_mm.py {path} CONVERTED.pth')
-    try:
-        state, _, _ = load_official(path)
-    except ValueError as error:
-        raise LaunchError(f'{error} ({source})') from error
-    task = looks_official(state)
-    if task:
-        raise LaunchError(f'{path} is an official EVA-02 {task} checkpoint, whose parameters have other names '
-                          f'({source}). Convert it: python tools/model_converters/eva02_to_mm.py {path} CONVERTED.pth')
-    if not part and any(name.removeprefix('module.').startswith(OTHER_MODELS) for name in state):
-        raise LaunchError(f'{path} is no checkpoint of this project ({source}): its keys belong to no official EVA-02 '
-                          f'checkpoint: {describe_other(state, "backbone.")}')
-
-
 def check_trainable(cfg: Config) -> None:
     """Check that the config says how to train.
 
@@ -185,52 +144,6 @@ def check_trainable(cfg: Config) -> None:
     if absent:
         raise LaunchError(f'{cfg.filename} has no {", ".join(absent)}: there is nothing to train, evaluate it with '
                           'tools/test.py')
-
-
-def set_start(cfg: Config, resume: str | None) -> None:
-    """Decide what training starts from: ``cfg.resume`` and ``cfg.load_from``.
-
-    Deviations from mmdetection: 'auto' in a work directory without a checkpoint keeps load_from, which mmdetection
-    drops, so that a job script may always pass --resume; and it passes over a damaged checkpoint.  The checkpoint's
-    seed becomes the config's: the order of the data follows from it.
-
-    Args:
-        resume: a checkpoint, 'auto' for the last whole one of the work directory, or None for what the config says.
-
-    Raises:
-        LaunchError: if a checkpoint is missing, or the config has ``requires_load_from`` and there is nothing to start
-            from.
-    """
-    load_from = cfg.get('load_from')
-    if resume is None and cfg.get('resume'):
-        resume = load_from or 'auto'
-    latest = checkpointing.find_last_good_checkpoint(cfg.work_dir) if resume == 'auto' else resume
-    if latest:
-        check_checkpoint(latest, f'{cfg.work_dir}/last_checkpoint; name another: --resume PATH'
-                         if resume == 'auto' else '--resume')
-        cfg.resume, cfg.load_from = True, latest
-        _set_seed(cfg, latest)
-        return
-    if resume == 'auto':
-        print_log(f'{cfg.work_dir} has no checkpoint to resume: training starts at iteration 0')
-    cfg.resume = False
-    if load_from:
-        check_checkpoint(load_from, 'load_from')
-    elif cfg.get('requires_load_from'):
-        model = 'segmentor' if scope_of(cfg) == 'mmseg' else 'detector'
-        raise LaunchError(f'{cfg.filename} fine-tunes a trained dense {model}, and no checkpoint of one is given: '
-                          'set it with `--cfg-options load_from=PATH`, or use the *_full config to train from the '
-                          'pre-trained backbone')
-
-
-def _set_seed(cfg: Config, checkpoint: str) -> None:
-    """Take over the seed; mmengine does it after it has built the data loader."""
-    if '://' in checkpoint:
-        return
-    content = torch.load(os.path.expanduser(checkpoint), map_location='cpu', weights_only=True, mmap=True)
-    seed = content.get('meta', {}).get('seed')
-    if seed is not None:
-        cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
 
 
 def claim_work_dir(cfg: Config) -> AbstractContextManager:
@@ -284,7 +197,7 @@ def check_dataset_files(cfg: Config, *splits: str) -> None:
             if Path(above) == Path(path) or key.startswith(evaluator) or key.endswith('.data_root'):
                 missing.setdefault(above, []).append(key)
     if missing:
-        listed = ''.join(f'\n  {_described(path)}: {", ".join(keys)}' for path, keys in missing.items())
+        listed = ''.join(f'\n  {described(path)}: {", ".join(keys)}' for path, keys in missing.items())
         raise LaunchError(f'dataset files are missing:{listed}\nPut or link them there (ln -s /path/to/data data), or '
                           f'say for each key where yours are: --cfg-options {next(iter(missing.values()))[0]}=/path')
 
@@ -319,11 +232,6 @@ def _evaluator_paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
         yield from _evaluator_paths(node.get('metrics'), f'{key}.metrics')
         if node.get('ann_file') and not node.get('backend_args'):
             yield f'{key}.ann_file', node['ann_file']
-
-
-def _described(path: str) -> str:
-    """The path; a relative one with the directory that it is relative to, the usual mistake."""
-    return path if os.path.isabs(path) else f'{path} (in {os.getcwd()})'
 
 
 def set_amp(cfg: Config, amp: bool) -> None:
@@ -368,10 +276,7 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         LaunchError: for a launcher that does not work on this machine.
     """
-    try:
-        compat.setup_cpu_ddp(cfg)
-    except ValueError as error:
-        raise LaunchError(str(error)) from error
+    start_processes(cfg)
     compat.filter_library_warnings()
     runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     compat.filter_library_warnings(runner.logger)

@@ -1,14 +1,22 @@
-"""tools/train.py in processes that start in no time: a server imports once, and they are forked from it."""
+"""Processes that start in no time, of tools/train.py mostly: a server imports once, and they are forked from it."""
 import importlib.util
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
 TOOL = Path(__file__).parents[2] / 'tools/train.py'
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(['apt_dense.mm.det', 'apt_dense.mm.launch', 'mmdet.datasets', 'mmdet.evaluation'])
+
+
+def free_port() -> str:
+    """For the processes of one run to meet."""
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return str(server.getsockname()[1])
 
 
 def train(log: Path, argv: list, kill_in_write: int = 0, **environment: str) -> multiprocessing.Process:

@@ -2,7 +2,6 @@
 import multiprocessing
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,12 +24,6 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='mmengine trains on this device')
 
 
-def free_port() -> str:
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return str(server.getsockname()[1])
-
-
 @pytest.fixture(scope='module')
 def two_processes(tmp_path_factory) -> SimpleNamespace:
     """tools/dist_train.sh on a tiny detector for three iterations; one rank's image is noise, the other's is flat."""
@@ -48,7 +41,8 @@ def two_processes(tmp_path_factory) -> SimpleNamespace:
     cfg.custom_hooks = [dict(type='KeptTokensHook', interval=2), dict(type='DistributedChecksHook')]
     cfg.custom_imports.imports = [*cfg.custom_imports.imports, 'tests.mm.distributed_checks']
     cfg.dump(root / 'config.py')
-    environment = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT), PORT=free_port(), OMP_NUM_THREADS='1')
+    environment = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT), PORT=processes.free_port(),
+                       OMP_NUM_THREADS='1')
     done = subprocess.run([ROOT / 'tools/dist_train.sh', root / 'config.py', '2'], env=environment, cwd=root,
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -111,10 +105,10 @@ def start_rank(rank: str, port: str, log: Path, *argv) -> multiprocessing.Proces
                            LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
 
 
-def run_both(log: Path, *argv) -> list[int]:
-    """The exit statuses of both ranks."""
-    port = free_port()
-    ranks = [start_rank(rank, port, log, *argv) for rank in ('0', '1')]
+def run_both(log: Path, *argv, second: tuple = ()) -> list[int]:
+    """The exit statuses of both ranks; ``second`` are more options of rank 1."""
+    port = processes.free_port()
+    ranks = [start_rank('0', port, log, *argv), start_rank('1', port, log, *argv, *second)]
     for rank in ranks:
         rank.join(120)
     codes = [rank.exitcode for rank in ranks]
@@ -124,6 +118,7 @@ def run_both(log: Path, *argv) -> list[int]:
 
 
 def test_a_signal_to_one_rank_stops_both_and_resuming_is_exact(tmp_path):
+    """Rank 1 is resumed on a machine whose work directory is empty."""
     cfg = toy_config(tmp_path / 'whole')
     cfg.custom_imports = dict(imports=['tests.mm.toys', 'tests.mm.distributed_checks'])
     cfg.dump(tmp_path / 'whole.py')
@@ -133,14 +128,15 @@ def test_a_signal_to_one_rank_stops_both_and_resuming_is_exact(tmp_path):
     assert run_both(log, tmp_path / 'whole.py') == [0, 0], log.read_text()[-2000:]
     assert run_both(log, tmp_path / 'signalled.py', '--work-dir', parts) == [EXIT_STOPPED] * 2, log.read_text()[-2000:]
     assert (parts / 'last_checkpoint').read_text().endswith('iter_7.pth')
-    assert run_both(log, tmp_path / 'whole.py', '--work-dir', parts, '--resume') == [0, 0], log.read_text()[-2000:]
+    assert run_both(log, tmp_path / 'whole.py', '--work-dir', parts, '--resume', second=(
+        '--work-dir', tmp_path / 'empty')) == [0, 0], log.read_text()[-2000:]
     assert not differing(*(load(folder / 'iter_10.pth') for folder in (tmp_path / 'whole', parts)))
     assert logged(tmp_path / 'whole') == logged(parts) and len(logged(parts)) == 10
 
 
 def test_a_rank_that_fails_alone_says_so(tmp_path):
     toy_config(tmp_path / 'work').dump(tmp_path / 'toy.py')
-    rank = start_rank('1', free_port(), tmp_path / 'log', tmp_path / 'toy.py', '--cfg-options',
+    rank = start_rank('1', processes.free_port(), tmp_path / 'log', tmp_path / 'toy.py', '--cfg-options',
                       'train_dataloader.dataset.ann_file=/no.json')
     rank.join(60)
     assert rank.exitcode == 2

@@ -1,0 +1,240 @@
+"""What a run starts from: rank 0 chooses the checkpoint, all others check that they have the same one."""
+import logging
+import os
+import socket
+import zipfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from mmengine import dist
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.utils.dl_utils import set_multi_processing
+
+from apt_dense.core.checkpoint import describe_other, load_official, looks_official
+from apt_dense.mm import checkpointing, compat
+from apt_dense.mm.errors import LaunchError
+
+# Beginnings of names in bare vision transformers and in detectron2's models, which no model of mmdetection or
+# mmsegmentation has.
+OTHER_MODELS = ('blocks.', 'patch_embed.', 'backbone.net.', 'backbone.simfp_', 'proposal_generator.', 'roi_heads.')
+
+
+class Start(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+        path: a checkpoint, or None for initial weights.
+        resume: True if the training goes on where the checkpoint was written.
+        source: where the path comes from, for messages.
+        identity: of the file, see ``checkpointing.checkpoint_identity``; '' for an address.
+        iteration: of the run that is resumed; None if the file does not say, as ``seed``.
+        seed: of the run that is resumed.
+    """
+    path: str | None
+    resume: bool = False
+    source: str = ''
+    identity: str = ''
+    iteration: int | None = None
+    seed: int | None = None
+
+
+def check_checkpoint(path: str, source: str, part: bool = False) -> None:
+    """Check that a checkpoint is there, safe to load, and not an official EVA-02 file that must be converted first.
+
+    mmengine would load an official file, or one of another vision transformer, without a word, and without its weights:
+    their names differ.  Addresses with a scheme (https://, torchvision://) are mmengine's to resolve.
+
+    Args:
+        source: where the path comes from, for the message.
+        part: it is for a part of the model, whose names only that part knows.
+
+    Raises:
+        LaunchError: if it is not.
+    """
+    if '://' in path:
+        return
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise LaunchError(f'checkpoint {described(path)} does not exist ({source})')
+    if path.endswith('.safetensors'):
+        raise LaunchError(f'{path}: mmengine reads no safetensors ({source}). Convert it: python '
+                          f'tools/model_converters/eva02_to_mm.py {path} CONVERTED.pth')
+    try:
+        state, _, _ = load_official(path)
+    except ValueError as error:
+        raise LaunchError(f'{error} ({source})') from error
+    task = looks_official(state)
+    if task:
+        raise LaunchError(f'{path} is an official EVA-02 {task} checkpoint, whose parameters have other names '
+                          f'({source}). Convert it: python tools/model_converters/eva02_to_mm.py {path} CONVERTED.pth')
+    if not part and any(name.removeprefix('module.').startswith(OTHER_MODELS) for name in state):
+        raise LaunchError(f'{path} is no checkpoint of this project ({source}): its keys belong to no official EVA-02 '
+                          f'checkpoint: {describe_other(state, "backbone.")}')
+
+
+def described(path: str) -> str:
+    """The path; a relative one with the directory that it is relative to, the usual mistake."""
+    return path if os.path.isabs(path) else f'{path} (in {os.getcwd()})'
+
+
+def set_start(cfg: Config, resume: str | None) -> None:
+    """Decide what training starts from: ``cfg.resume`` and ``cfg.load_from``.
+
+    With several processes, which this function starts, rank 0 decides, so that no machine goes on from its own
+    directory.  The others read only the table of contents of the file that it names.
+
+    Deviations from mmdetection: 'auto' in a work directory without a checkpoint keeps load_from, which mmdetection
+    drops, so that a job script may always pass --resume; and it passes over a damaged checkpoint.  The checkpoint's
+    seed becomes the config's: the order of the data follows from it.
+
+    Args:
+        resume: a checkpoint, 'auto' for the last whole one of the work directory, or None for what the config says.
+
+    Raises:
+        LaunchError: if a checkpoint is missing, is not the same for all processes, or the config has
+            ``requires_load_from`` and there is nothing to start from.
+    """
+    start_processes(cfg)
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    start = decide_together(lambda: _find_start(cfg, resume), _check_start)
+    if resume == 'auto' and not start.resume:
+        _report_no_checkpoint(cfg.work_dir)
+    cfg.resume = start.resume
+    if start.resume:
+        cfg.load_from = start.path
+    if start.seed is not None:
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=start.seed)
+
+
+def set_tested(cfg: Config, path: str, source: str) -> None:
+    """Test a checkpoint: ``cfg.load_from``; with several processes the same file for all, as for training.
+
+    Raises:
+        LaunchError: as ``check_checkpoint``, or if it is not the same for all processes.
+    """
+    start_processes(cfg)
+    decide_together(lambda: _described_start(path, False, source), _check_start)
+    cfg.load_from, cfg.resume = path, False
+
+
+def _find_start(cfg: Config, resume: str | None) -> Start:
+    load_from = cfg.get('load_from')
+    latest = checkpointing.find_last_good_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    if latest:
+        return _described_start(latest, True, f'{cfg.work_dir}/last_checkpoint; name another: --resume PATH'
+                                if resume == 'auto' else '--resume')
+    if load_from:
+        return _described_start(load_from, False, 'load_from')
+    if cfg.get('requires_load_from'):
+        model = 'segmentor' if cfg.get('default_scope') == 'mmseg' else 'detector'
+        raise LaunchError(f'{cfg.filename} fine-tunes a trained dense {model}, and no checkpoint of one is given: '
+                          'set it with `--cfg-options load_from=PATH`, or use the *_full config to train from the '
+                          'pre-trained backbone')
+    return Start(None)
+
+
+def _report_no_checkpoint(work_dir: str) -> None:
+    """Say that training starts anew, and where else than in rank 0's directory there are checkpoints."""
+    if dist.get_rank() == 0:
+        print_log(f'{work_dir} has no checkpoint to resume: training starts at iteration 0')
+        return
+    found = checkpointing.find_checkpoints(work_dir)
+    if found:
+        print_log(f'{described(str(found[0]))} is on {socket.gethostname()}, and rank 0 has no checkpoint: training '
+                  'starts at iteration 0. To resume, let all machines share the folder, or copy the file to where rank '
+                  '0 runs', level=logging.WARNING)
+
+
+def _described_start(path: str, resume: bool, source: str) -> Start:
+    check_checkpoint(path, source)
+    if '://' in path:
+        return Start(path, resume, source)
+    meta = _meta(path) if resume else {}
+    return Start(path, resume, source, checkpointing.checkpoint_identity(path), meta.get('iter'), meta.get('seed'))
+
+
+def _meta(path: str) -> dict:
+    """What a checkpoint says of its run.  Its tensors stay on the disk."""
+    path = os.path.expanduser(path)
+    return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)).get('meta') or {}
+
+
+def _check_start(start: Start) -> None:
+    """Check that this process has the file that rank 0 starts from."""
+    if start.path is None or '://' in start.path:
+        return
+    remedy = (f'Rank 0 starts from it: let all machines share the folder, or copy the file from there to '
+              f'{socket.gethostname()}')
+    try:
+        check_checkpoint(start.path, start.source)
+    except LaunchError as error:
+        raise LaunchError(f'{error}. {remedy}') from error
+    if checkpointing.checkpoint_identity(start.path) != start.identity:
+        iterations = f', of iteration {_meta(start.path).get("iter")}, not {start.iteration}' if start.resume else ''
+        raise LaunchError(f'checkpoint {described(start.path)} is another file here than for rank 0{iterations} '
+                          f'({start.source}). {remedy}')
+
+
+def start_processes(cfg: Config) -> None:
+    """Make the process group of the launcher, as the runner would later; nothing happens without a launcher.
+
+    Raises:
+        LaunchError: for a launcher that does not work on this machine.
+    """
+    launcher = cfg.get('launcher', 'none')
+    try:
+        compat.setup_cpu_ddp(cfg)
+    except ValueError as error:
+        raise LaunchError(str(error)) from error
+    if launcher != 'none' and not dist.is_distributed():
+        settings = cfg.get('env_cfg') or {}
+        set_multi_processing(**settings.get('mp_cfg', {}), distributed=True)
+        dist.init_dist(launcher, **settings.get('dist_cfg', {}))
+
+
+def decide_together(decide: Callable[[], Any], check: Callable[[Any], None]) -> Any:
+    """Let rank 0 decide and all other ranks check that they can follow; a single process only decides.
+
+    An error in one process ends all, instead of letting the others wait for it.
+
+    Args:
+        decide: returns something that can be pickled.
+        check: takes that; raises LaunchError.
+
+    Returns:
+        What ``decide`` has returned on rank 0.
+
+    Raises:
+        LaunchError: if rank 0 has failed, or if check has, there or elsewhere.
+        Exception: on rank 0, what ``decide`` has raised.
+    """
+    if dist.get_world_size() == 1:
+        return decide()
+    decision, failure = None, None
+    if dist.get_rank() == 0:
+        try:
+            decision = decide()
+        except Exception as error:  # raised again when the others know
+            failure = error
+    message = [decision, failure is not None]
+    dist.broadcast_object_list(message)
+    if failure is not None:
+        raise failure
+    if message[1]:
+        raise LaunchError('rank 0 cannot start, and says why')
+    problem = None
+    if dist.get_rank() > 0:
+        try:
+            check(message[0])
+        except LaunchError as error:
+            problem = str(error)
+    problems = dist.all_gather_object(problem)
+    if problem:
+        raise LaunchError(problem)
+    failed = [rank for rank, text in enumerate(problems) if text]
+    if failed:
+        raise LaunchError(f'rank {failed[0]} cannot start: {problems[failed[0]]}')
+    return message[0]
