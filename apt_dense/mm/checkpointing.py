@@ -3,7 +3,6 @@
 Importing the module makes mmengine's local file backend write whole files or none.
 """
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -11,7 +10,7 @@ import shutil
 import socket
 import zipfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,9 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-LAST_CHECKPOINT = 'last_checkpoint'  # mmengine's file that names the last checkpoint
-STOPPED = 'stopped.pth'  # saved in the middle of an epoch
+from apt_dense.mm.leftovers import HELD, LAST_CHECKPOINT, PARTIAL, STOPPED, remove_leftovers, try_lock
+
 LOCK = '.train.lock'
-PARTIAL = '.partial'  # what a kill may leave behind
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -40,21 +38,28 @@ class WorkDirError(OSError):
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Write a file under another name beside it, to the disk, then rename it: it is whole, or it is what it was.
 
+    The file is locked while it is written, so that nobody takes it for a leftover.
+
     Raises:
         WorkDirError: if it cannot be written; nothing is left behind, and a file of that name is as it was.
     """
     path = Path(path)
-    partial = path.with_name(path.name + PARTIAL)
+    partial, own = path.with_name(path.name + PARTIAL), False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, 'wb') as file:
+        with open(partial, 'ab') as file:
+            error = try_lock(file)
+            if error is not None and error.errno in HELD:
+                raise OSError(error.errno, 'another process is writing it')
+            own = True
+            file.truncate(0)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)
         _sync_directory(path.parent)
     except OSError as error:
-        if partial.is_file():
+        if own and partial.is_file():
             partial.unlink()
         raise WorkDirError(error.errno, _explained(error, path, len(content))) from error
 
@@ -70,6 +75,8 @@ def _sync_directory(path: Path) -> None:
 
 def _explained(error: OSError, path: Path, size: int) -> str:
     what = f'{path} cannot be written: {error.strerror}'
+    if error.filename not in (None, str(path)):
+        what += f' ({error.filename})'
     if error.errno in NO_SPACE:
         free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
         what += f'. It needs {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free there'
@@ -182,14 +189,14 @@ class _RemoveLater:
     rmtree = remove
 
 
-def find_checkpoints(work_dir: str | Path) -> list[Path]:
-    """The checkpoints of a work directory, the one to resume first.
+def find_checkpoints(work_dir: str | Path, *more: str | Path) -> list[Path]:
+    """The checkpoints of a work directory and more folders that its run writes into, the one to resume first.
 
     That is the one which ``last_checkpoint`` names, whether it is there or not; then come, newest by file time first,
-    iter_*.pth, epoch_*.pth and stopped.pth in the directory and beside the named one.  Partly written files have
+    iter_*.pth, epoch_*.pth and stopped.pth in the folders and beside the named one.  Partly written files have
     another name and are never looked at.
     """
-    pointer, folders, named = Path(work_dir, LAST_CHECKPOINT), [Path(work_dir)], []
+    pointer, folders, named = Path(work_dir, LAST_CHECKPOINT), [Path(work_dir), *map(Path, more)], []
     content = pointer.read_text().strip() if pointer.is_file() else ''
     if content:
         named.append(Path(content))
@@ -199,13 +206,13 @@ def find_checkpoints(work_dir: str | Path) -> list[Path]:
     return named + sorted(found - set(named), key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def find_last_good_checkpoint(work_dir: str | Path) -> str | None:
+def find_last_good_checkpoint(work_dir: str | Path, *more: str | Path) -> str | None:
     """The first whole one of ``find_checkpoints``.  What is passed over is logged.
 
     Returns:
         Its path; that of the first candidate if there are some and none is whole; None if there is none.
     """
-    candidates = find_checkpoints(work_dir)
+    candidates = find_checkpoints(work_dir, *more)
     for path in candidates:
         damage = find_damage(path)
         if damage is None:
@@ -243,13 +250,15 @@ def checkpoint_identity(path: str | Path) -> str:
 
 
 @contextmanager
-def claim_work_dir(work_dir: str | Path) -> Iterator[None]:
+def claim_work_dir(work_dir: str | Path, names: Sequence[str] = ()) -> Iterator[None]:
     """Hold the work directory for one training run; clean up what a killed one left in it.
 
-    The lock is a POSIX record lock on WORK_DIR/.train.lock: the kernel drops it when this process ends, however it
-    ends, and the data loader's workers, which may outlive it by seconds, do not inherit it.  Between machines it works
-    where the file system has it (local disks, NFS 4, Lustre with -o flock); elsewhere a warning is printed and nothing
-    is locked.
+    WORK_DIR/.train.lock is locked (see ``leftovers.try_lock``): the data loader's workers, which may outlive this
+    process by seconds, do not inherit that.  Between machines it works where the file system has such locks (local
+    disks, NFS 4, Lustre with -o flock); elsewhere a warning is printed and nothing is locked.
+
+    Args:
+        names: as ``leftovers.remove_leftovers``.
 
     Raises:
         WorkDirError: if the directory cannot be made or written, or another run holds it.
@@ -263,24 +272,21 @@ def claim_work_dir(work_dir: str | Path) -> Iterator[None]:
                            f'({error.filename}). Choose another: --work-dir PATH') from error
     with file:
         _lock(file, work_dir)
-        for partial in Path(work_dir).glob(f'*{PARTIAL}'):
-            print_log(f'{partial}, which an interrupted run did not finish, is removed')
-            partial.unlink()
+        remove_leftovers(work_dir, names)
         yield
 
 
 def _lock(file: Any, work_dir: str | Path) -> None:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            print_log(f'{work_dir} cannot be locked on this file system ({error.strerror}): see to it that no other '
-                      'run uses it', level=logging.WARNING)
-            return
+    error = try_lock(file)
+    if error is not None and error.errno in HELD:
         file.seek(0)
         raise WorkDirError(error.errno, f'work directory {work_dir} is in use by {file.read().strip() or "another run"}'
                            ': two runs would overwrite each other. Wait for its end, or choose another: --work-dir '
-                           'PATH') from error
+                           'PATH')
+    if error is not None:
+        print_log(f'{work_dir} cannot be locked on this file system ({error.strerror}): see to it that no other run '
+                  'uses it', level=logging.WARNING)
+        return
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
     file.flush()

@@ -3,7 +3,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from apt_dense.mm import checkpointing, compat, signals
+from apt_dense.mm import checkpointing, compat, leftovers, signals
 from apt_dense.mm.errors import DataError, LaunchError
 from apt_dense.mm.start import check_checkpoint, described, set_start, set_tested, start_processes  # noqa: F401
 
@@ -146,10 +146,18 @@ def check_trainable(cfg: Config) -> None:
                           'tools/test.py')
 
 
-def claim_work_dir(cfg: Config) -> AbstractContextManager:
-    """Hold the work directory for one run while the context is open, from the first process; see checkpointing."""
-    first = not rank_of(cfg.get('launcher', 'none'))
-    return checkpointing.claim_work_dir(cfg.work_dir) if first else nullcontext()
+@contextmanager
+def claim_work_dir(cfg: Config) -> Iterator[None]:
+    """Hold the work directory for one run while the context is open, from the first process; see checkpointing.
+
+    So are the directories that checkpoint hooks write into with ``out_dir``: two runs whose work directories have one
+    name share them.
+    """
+    with ExitStack() as stack:
+        if not rank_of(cfg.get('launcher', 'none')):
+            for folder in (cfg.work_dir, *leftovers.checkpoint_folders(cfg)):
+                stack.enter_context(checkpointing.claim_work_dir(folder, leftovers.checkpoint_names(cfg)))
+        yield
 
 
 def check_pretrained(node: Any, key: str = 'model') -> None:

@@ -15,6 +15,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from apt_dense.core.checkpoint import describe_other, load_official, looks_official
 from apt_dense.mm import checkpointing, compat
 from apt_dense.mm.errors import LaunchError
+from apt_dense.mm.leftovers import checkpoint_folders
 
 # Beginnings of names in bare vision transformers and in detectron2's models, which no model of mmdetection or
 # mmsegmentation has.
@@ -101,7 +102,7 @@ def set_start(cfg: Config, resume: str | None) -> None:
         resume = cfg.get('load_from') or 'auto'
     start = decide_together(lambda: _find_start(cfg, resume), _check_start)
     if resume == 'auto' and not start.resume:
-        _report_no_checkpoint(cfg.work_dir)
+        _report_no_checkpoint(cfg)
     cfg.resume = start.resume
     if start.resume:
         cfg.load_from = start.path
@@ -122,7 +123,8 @@ def set_tested(cfg: Config, path: str, source: str) -> None:
 
 def _find_start(cfg: Config, resume: str | None) -> Start:
     load_from = cfg.get('load_from')
-    latest = checkpointing.find_last_good_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    latest = checkpointing.find_last_good_checkpoint(cfg.work_dir, *checkpoint_folders(cfg)) if (
+        resume == 'auto') else resume
     if latest:
         return _described_start(latest, True, f'{cfg.work_dir}/last_checkpoint; name another: --resume PATH'
                                 if resume == 'auto' else '--resume')
@@ -136,12 +138,12 @@ def _find_start(cfg: Config, resume: str | None) -> Start:
     return Start(None)
 
 
-def _report_no_checkpoint(work_dir: str) -> None:
+def _report_no_checkpoint(cfg: Config) -> None:
     """Say that training starts anew, and where else than in rank 0's directory there are checkpoints."""
     if dist.get_rank() == 0:
-        print_log(f'{work_dir} has no checkpoint to resume: training starts at iteration 0')
+        print_log(f'{cfg.work_dir} has no checkpoint to resume: training starts at iteration 0')
         return
-    found = checkpointing.find_checkpoints(work_dir)
+    found = checkpointing.find_checkpoints(cfg.work_dir, *checkpoint_folders(cfg))
     if found:
         print_log(f'{described(str(found[0]))} is on {socket.gethostname()}, and rank 0 has no checkpoint: training '
                   'starts at iteration 0. To resume, let all machines share the folder, or copy the file to where rank '
