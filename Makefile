@@ -19,22 +19,22 @@ setup:
 	@VENV='$(VENV)' tools/setup_env.sh
 
 data: setup
-	@$(PY) tools/dataset_converters/make_demo_dataset.py --out $(DATA)
+	@$(PY) tools/demo/make_demo_dataset.py --out $(DATA)
 
 demo: data
-	@$(PY) tools/run_demo.py configs/apt_eva02_ti_demo_det.py --work-dir $(WORK_DIRS)/apt_eva02_ti_demo_det
+	@$(PY) tools/demo/run_demo.py configs/apt_eva02_ti_demo_det.py --work-dir $(WORK_DIRS)/apt_eva02_ti_demo_det
 
 demo-dense: data
-	@$(PY) tools/run_demo.py configs/eva02_ti_demo_det.py --work-dir $(WORK_DIRS)/eva02_ti_demo_det
+	@$(PY) tools/demo/run_demo.py configs/eva02_ti_demo_det.py --work-dir $(WORK_DIRS)/eva02_ti_demo_det
 
 demo-seg: data
-	@$(PY) tools/run_demo.py configs/apt_eva02_ti_demo_seg.py --work-dir $(WORK_DIRS)/apt_eva02_ti_demo_seg
+	@$(PY) tools/demo/run_demo.py configs/apt_eva02_ti_demo_seg.py --work-dir $(WORK_DIRS)/apt_eva02_ti_demo_seg
 
 demo-seg-dense: data
-	@$(PY) tools/run_demo.py configs/eva02_ti_demo_seg.py --work-dir $(WORK_DIRS)/eva02_ti_demo_seg
+	@$(PY) tools/demo/run_demo.py configs/eva02_ti_demo_seg.py --work-dir $(WORK_DIRS)/eva02_ti_demo_seg
 
 benchmark: setup
-	@$(PY) tools/analysis_tools/benchmark_docs.py
+	@$(PY) tools/benchmark/benchmark_docs.py
 
 lint: setup
 	@$(PY) -m ruff check .

@@ -7,7 +7,7 @@
     python -m apt_dense.benchmark --model Ti --geometry seg --img-size 512 --kept 0.9,0.2,0.2,0.3   # unequal images
     python -m apt_dense.benchmark --suite growth --plot growth.png --json growth.json
     python -m apt_dense.benchmark --suite paper --device cuda --dtype bfloat16 --batch 1 2 4 8
-    python tools/analysis_tools/benchmark.py photo.jpg --model Ti --geometry demo --img-size 256 --tome \\
+    python tools/benchmark/benchmark.py photo.jpg --model Ti --geometry demo --img-size 256 --tome \\
         --checkpoint work_dirs/apt_eva02_ti_demo_det/iter_500.pth
 
 Both models have the same weights and run in turns in one process.  On synthetic images the wanted fraction of the
@@ -69,7 +69,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--threads', type=int, help='of a CPU')
     parser.add_argument('--tome', action='store_true', help='token merging too, at as many tokens; and distances')
     parser.add_argument('--checkpoint', type=Path, help='weights of the backbone, by eva02_to_mm.py; by tools/train.py '
-                        'with tools/analysis_tools/benchmark.py')
+                        'with tools/benchmark/benchmark.py')
     parser.add_argument('--profile', action='store_true', help="only torch's table of the operators, dense and APT")
     parser.add_argument('--no-stages', dest='stages', action='store_false', help='do not split the time')
     parser.add_argument('--no-memory', dest='memory', action='store_false', help='do not measure peak memory')

@@ -1,5 +1,4 @@
 """What a config's backbone is given: the same token counts as the real model's, in testing and in training."""
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,8 @@ import apt_dense.mm.seg  # noqa: F401
 from apt_dense.core.calibrate import ScoreMaps
 from apt_dense.mm.inputs import ConfigInputs, input_settings
 from apt_dense.token_counts import read_token_counts
+from tests.locations import load_tool
 from tests.mm import conftest, test_seg
-
-TOOL = Path(__file__).parents[2] / 'tools/analysis_tools/calibrate_thresholds.py'
 
 
 @pytest.fixture
@@ -142,9 +140,7 @@ def test_settings_tell_what_changes_the_counts(det_config):
 
 
 def test_the_tool_with_a_config(det_config, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location('calibrate_thresholds', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('analysis_tools/calibrate_thresholds.py')
     expected = [sum(sum(counts) for counts in inputs) for inputs in counted_by_the_model(det_config)]
     det_config.dump(tmp_path / 'config.py')
     arguments = ['--config', str(tmp_path / 'config.py'), '--num-workers', '0', '--out-dir', str(tmp_path)]

@@ -1,5 +1,4 @@
 """The model, the visualiser, the calibration and the FLOP count choose the same patches."""
-import importlib.util
 from pathlib import Path
 
 import cv2
@@ -15,19 +14,10 @@ from apt_dense.core.calibrate import ScoreMaps
 from apt_dense.core.flops import multiply_adds
 from apt_dense.core.importance import SCORERS
 from apt_dense.mm.inputs import ConfigInputs
+from tests.locations import load_tool
 from tests.mm import test_seg
 
-TOOLS = Path(__file__).parents[2] / 'tools/analysis_tools'
-
-
-def load_tool(name: str):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-visualiser, flops = load_tool('visualize_patches'), load_tool('get_flops')
+visualiser, flops = load_tool('analysis_tools/visualize_patches.py'), load_tool('analysis_tools/get_flops.py')
 
 
 @pytest.fixture

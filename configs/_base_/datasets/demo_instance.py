@@ -1,4 +1,4 @@
-# The small dataset of tools/dataset_converters/make_demo_dataset.py: scenes of 192 to 320 px, five classes.
+# The small dataset of tools/demo/make_demo_dataset.py: scenes of 192 to 320 px, five classes.
 dataset_type = 'CocoDataset'
 data_root = 'data/demo/'
 image_size = 256

@@ -1,4 +1,4 @@
-# The label maps of tools/dataset_converters/make_demo_dataset.py: scenes of 192 to 320 px, background and five classes.
+# The label maps of tools/demo/make_demo_dataset.py: scenes of 192 to 320 px, background and five classes.
 dataset_type = 'BaseSegDataset'
 data_root = 'data/demo/'
 crop_size = (256, 256)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Measure what docs/benchmarks.md reports, and write its tables.
 
-    python tools/analysis_tools/benchmark_docs.py                  # everything that this machine can measure
-    python tools/analysis_tools/benchmark_docs.py --only growth tome
-    python tools/analysis_tools/benchmark_docs.py --no-run         # the tables again, from docs/benchmarks/*.json
+    python tools/benchmark/benchmark_docs.py                  # everything that this machine can measure
+    python tools/benchmark/benchmark_docs.py --only growth tome
+    python tools/benchmark/benchmark_docs.py --no-run         # the tables again, from docs/benchmarks/*.json
 
 Each run writes docs/benchmarks/NAME.json (and .png). The part of docs/benchmarks.md between <!-- NAME --> and
 <!-- end of NAME --> is made from that, so figures and commands cannot differ.  Runs on a GPU are left out where there
@@ -70,7 +70,7 @@ class Run:
 
 
 SCORING = '-m apt_dense.benchmark.scoring'
-WHOLE = 'tools/analysis_tools/benchmark_model.py'
+WHOLE = 'tools/benchmark/benchmark_model.py'
 SCENES = ('data/demo/val/000000.jpg', 'data/demo/val/000008.jpg')
 DEMO = 'work_dirs/{}/iter_500.pth'  # what `make demo` and its kind train
 
@@ -113,7 +113,7 @@ RUNS = {
     'tome_demo': Run(f'{" ".join(SCENES)} --model Ti --geometry seg --img-size 256 '
                      '--thresholds 3.5 3.5 3 --tome --no-memory --no-stages --repeats 9 '
                      f'--checkpoint {DEMO.format("apt_eva02_ti_demo_seg")} {BUSY}', ('times', 'distance'),
-                     program='tools/analysis_tools/benchmark.py',
+                     program='tools/benchmark/benchmark.py',
                      needs=(*SCENES, DEMO.format('apt_eva02_ti_demo_seg'))),
     'demo_det': _against_dense('det'),
     'demo_seg': _against_dense('seg'),

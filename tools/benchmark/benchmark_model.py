@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Speed of a whole detector or segmentor: preprocessing, backbone, heads, post-processing; loading images is left out.
 
-    python tools/analysis_tools/benchmark_model.py configs/apt_eva02_l_coco.py CHECKPOINT
-    python tools/analysis_tools/benchmark_model.py configs/apt_eva02_l_coco.py CHECKPOINT \\
+    python tools/benchmark/benchmark_model.py configs/apt_eva02_l_coco.py CHECKPOINT
+    python tools/benchmark/benchmark_model.py configs/apt_eva02_l_coco.py CHECKPOINT \\
         --against configs/eva02_l_coco.py --against-checkpoint DENSE_CHECKPOINT
-    python tools/analysis_tools/benchmark_model.py configs/apt_eva02_ti_demo_det.py --task train --amp --batch-size 2
+    python tools/benchmark/benchmark_model.py configs/apt_eva02_ti_demo_det.py --task train --amp --batch-size 2
 
 With --against the two models take the same images in turns, and the ratio of their times is the speed-up.  Weights
 matter: a detector without a checkpoint finds other numbers of objects than a trained one.  --task train is a forward
@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
                f'{device_name(get_device())}, {args.clock} time, {args.max_iter} batches')
     print(f'{setting}, torch {torch.__version__}\n{describe(results)}')
     if args.json:
-        words = ['python tools/analysis_tools/benchmark_model.py', *(arguments or sys.argv[1:])]
+        words = ['python tools/benchmark/benchmark_model.py', *(arguments or sys.argv[1:])]
         content = dict(environment=environment(words), setting=setting, results=results)
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Break a training in every way at hand, resume it, and print what was tried, what happened and what was lost.
 
-    python tools/analysis_tools/fault_drill.py                     # 20 kills and all other cases, some minutes
-    python tools/analysis_tools/fault_drill.py --cases kill --kills 3 --seed 1
+    python tools/fault_drill/fault_drill.py                     # 20 kills and all other cases, some minutes
+    python tools/fault_drill/fault_drill.py --cases kill --kills 3 --seed 1
 
 A small detector on scenes that are made for it is trained by tools/train.py in processes of their own, with two data
 loader workers.  Its uninterrupted run is the reference: what a broken and resumed run has at the end must equal it bit

@@ -11,4 +11,4 @@ from apt_dense.benchmark.__main__ import main
 if __name__ == '__main__':
     with suppress(ImportError):
         import apt_dense.mm.compat  # noqa: F401  lets torch load mmengine's types
-    sys.exit(main(program='python tools/analysis_tools/benchmark.py'))
+    sys.exit(main(program='python tools/benchmark/benchmark.py'))

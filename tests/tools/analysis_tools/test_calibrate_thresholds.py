@@ -1,5 +1,4 @@
 """The calibration tool on folders of photographs: what it prints, writes and refuses."""
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,16 +7,12 @@ import pytest
 from PIL import Image
 
 from apt_dense.token_counts import read_token_counts
-
-TOOL = Path(__file__).parents[1] / 'tools/analysis_tools/calibrate_thresholds.py'
+from tests.locations import load_tool
 
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('calibrate_thresholds', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('analysis_tools/calibrate_thresholds.py')
 
 
 @pytest.fixture(scope='module')

@@ -1,17 +1,14 @@
-"""tools/dataset_converters/make_demo_dataset.py: the files fit each other, are reproducible and never half-written."""
-import importlib.util
+"""tools/demo/make_demo_dataset.py: the files fit each other, are reproducible and never half-written."""
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-SCRIPT = Path(__file__).parents[1] / 'tools/dataset_converters/make_demo_dataset.py'
-spec = importlib.util.spec_from_file_location('make_demo_dataset', SCRIPT)
-demo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(demo)
+from tests.locations import load_tool
+
+demo = load_tool('demo/make_demo_dataset.py')
 
 NUM_TRAIN, NUM_VAL = 26, 25
 

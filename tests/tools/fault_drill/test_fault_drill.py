@@ -12,8 +12,9 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from apt_dense.mm.run_comparison import differing, load, logged
+from tests import locations
 
-TOOLS = Path(__file__).parents[1] / 'tools/analysis_tools'
+TOOLS = locations.TOOLS / 'fault_drill'
 
 
 def import_tool(name: str):

@@ -1,5 +1,4 @@
 """docs/benchmarks.md is what benchmark_docs.py makes of its JSON files."""
-import importlib.util
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +9,9 @@ from apt_dense.benchmark import report, summary
 from apt_dense.benchmark.__main__ import cases_of, parse_args
 from apt_dense.benchmark.cases import Case
 from apt_dense.benchmark.suites import PAPER
+from tests.locations import ROOT, load_tool
 
-ROOT = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location('benchmark_docs', ROOT / 'tools/analysis_tools/benchmark_docs.py')
-tool = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tool)
+tool = load_tool('benchmark/benchmark_docs.py')
 PAGE = (ROOT / 'docs/benchmarks.md').read_text(encoding='utf-8')
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train, evaluate and draw a demo config, and say where everything is; `make demo` calls it.
 
-    python tools/run_demo.py configs/apt_eva02_ti_demo_det.py --work-dir work_dirs/apt_eva02_ti_demo_det
+    python tools/demo/run_demo.py configs/apt_eva02_ti_demo_det.py --work-dir work_dirs/apt_eva02_ti_demo_det
 
 An interrupted run goes on from its last checkpoint.
 """
@@ -19,7 +19,7 @@ with from_extra('mm'):
     from mmengine.config import Config
     from mmengine.runner import find_latest_checkpoint
 
-TOOLS = Path(__file__).parent
+TOOLS = Path(__file__).parents[1]
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50', 'mIoU', 'mAcc', 'aAcc', 'kept_tokens')
 NUM_GRIDS = 8  # validation images whose patch grid is drawn
 

@@ -1,8 +1,6 @@
 """The count of what autograd saves, and the estimate as a command."""
-import importlib.util
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +11,9 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 
-SCRIPT = Path(__file__).parents[1] / 'tools/analysis_tools/estimate_memory.py'
-spec = importlib.util.spec_from_file_location('estimate_memory', SCRIPT)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+from tests.locations import CONFIGS, load_tool
+
+tool = load_tool('analysis_tools/estimate_memory.py')
 
 
 def test_saved_bytes_of_known_layers():
@@ -37,7 +34,7 @@ def estimate(task, tmp_path, capsys, monkeypatch):
     """What the command prints for the demo's APT model on noise, and its figures in MB: weights, blocks, rest."""
     noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / 'noise.png')
-    config = str(SCRIPT.parents[2] / f'configs/apt_eva02_ti_demo_{task}.py')
+    config = str(CONFIGS / f'apt_eva02_ti_demo_{task}.py')
     monkeypatch.setattr(tool, 'GB', 1e6)
     arguments = [config, str(tmp_path / 'noise.png'), '--size', '256', '--batch-size', '1', '3']
     monkeypatch.setattr(sys, 'argv', ['', *arguments])
@@ -61,7 +58,7 @@ def test_the_command(task, millions, tmp_path, capsys, monkeypatch):
 
 def test_a_segmentors_two_images_count_as_one():
     """The bytes of an image are those that a third image adds: autocast's copies of the weights are no part of them."""
-    cfg = Config.fromfile(SCRIPT.parents[2] / 'configs/apt_eva02_ti_demo_seg.py')
+    cfg = Config.fromfile(CONFIGS / 'apt_eva02_ti_demo_seg.py')
     init_default_scope(cfg.default_scope)
     image, sample = torch.randn(1, 3, 256, 256), tool.segmentation_sample(256)
     of_two, of_three = (

@@ -1,18 +1,14 @@
 """The simulation of idle ranks, as a command."""
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from apt_dense.token_counts import write_token_counts
+from tests.locations import CONFIGS, load_tool
 
-SCRIPT = Path(__file__).parents[1] / 'tools/analysis_tools/simulate_token_balance.py'
-CONFIG = str(SCRIPT.parents[2] / 'configs/apt_eva02_ti_demo_seg.py')
-spec = importlib.util.spec_from_file_location('simulate_token_balance', SCRIPT)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+CONFIG = str(CONFIGS / 'apt_eva02_ti_demo_seg.py')
+tool = load_tool('analysis_tools/simulate_token_balance.py')
 
 
 def table(printed: str) -> list[tuple[int, int, float, float]]:

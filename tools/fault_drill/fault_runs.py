@@ -60,7 +60,7 @@ class Drill:
         self.config.write_text(f"_base_ = '{CONFIG}'\n"
                                "custom_hooks = [dict(type='KeptTokensHook'), dict(type='EMAHook')]\n")
         self.guarded.write_text(GUARDED)
-        subprocess.run([sys.executable, ROOT / 'tools/dataset_converters/make_demo_dataset.py', '--out',
+        subprocess.run([sys.executable, ROOT / 'tools/demo/make_demo_dataset.py', '--out',
                         self.data, '--num-train', '24', '--num-val', '2'], check=True, stdout=subprocess.DEVNULL)
 
     @contextmanager

@@ -362,7 +362,7 @@ def write_split(root: Path, split: str, num_scenes: int, seed: int) -> None:
 
 def license_text() -> str:
     """Where the photographs come from, as scikit-image's documentation says."""
-    lines = ['The scenes were composed by tools/dataset_converters/make_demo_dataset.py on crops of photographs that',
+    lines = ['The scenes were composed by tools/demo/make_demo_dataset.py on crops of photographs that',
              'scikit-image ships (skimage/data).  Their sources, as stated in the documentation of skimage.data:', '']
     for split in SPLITS:
         lines += [f'{split}:', *(f'  {name}: {terms}' for name, terms in PHOTOS[split].items()), '']

@@ -1,7 +1,5 @@
 """get_flops.py and benchmark_model.py on small detectors and segmentors; their times are not judged."""
-import importlib.util
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,19 +11,11 @@ from mmengine.registry import DefaultScope
 from apt_dense.benchmark import report
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.mm import launch
+from tests.locations import load_tool
 from tests.mm import conftest, test_seg
 
-TOOLS = Path(__file__).parents[2] / 'tools/analysis_tools'
-
-
-def import_tool(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-flops, bench = import_tool('get_flops'), import_tool('benchmark_model')
+flops = load_tool('analysis_tools/get_flops.py')
+bench = load_tool('benchmark/benchmark_model.py')
 
 
 @pytest.fixture

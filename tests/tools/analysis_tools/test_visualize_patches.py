@@ -1,21 +1,17 @@
 """The patch visualiser: what it counts, draws and refuses."""
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-TOOL = Path(__file__).parents[1] / 'tools/analysis_tools/visualize_patches.py'
-CONFIG = Path(__file__).parents[1] / 'configs/apt_eva02_ti_demo_det.py'
+from tests.locations import CONFIGS, load_tool
+
+CONFIG = CONFIGS / 'apt_eva02_ti_demo_det.py'
 
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('visualize_patches', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('analysis_tools/visualize_patches.py')
 
 
 @pytest.fixture
