@@ -10,7 +10,7 @@ TOOLS = ROOT / 'tools'
 
 
 def load_tool(path: str) -> ModuleType:
-    """The script tools/``path`` as it is run, such as 'analysis_tools/get_flops.py': what lies beside it can be imported."""
+    """The script tools/``path`` as it is run, with what lies beside it: 'analysis_tools/get_flops.py', for example."""
     script = TOOLS / path
     spec = importlib.util.spec_from_file_location(script.stem, script)
     tool = importlib.util.module_from_spec(spec)

@@ -1,5 +1,6 @@
 """tools/demo/make_demo_dataset.py: the files fit each other, are reproducible and never half-written."""
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ from pycocotools.coco import COCO
 from tests.locations import load_tool
 
 demo = load_tool('demo/make_demo_dataset.py')
+scenes = sys.modules['scenes']  # which it has imported
 
 NUM_TRAIN, NUM_VAL = 26, 25
 
@@ -83,7 +85,7 @@ def test_masks_lie_on_the_drawn_objects(monkeypatch):
     def grey(rng, photos, height, width):
         return np.full((height, width, 3), 128, np.float32)
 
-    monkeypatch.setattr(demo, 'BACKGROUNDS', ((grey, 1.0),))
+    monkeypatch.setattr(scenes, 'BACKGROUNDS', ((grey, 1.0),))
     photos = demo.load_photos('val')
     for index in range(12):
         scene = demo.make_scene(3, 'val', index, photos)
@@ -99,12 +101,12 @@ def test_masks_lie_on_the_drawn_objects(monkeypatch):
 def test_objects_stay_visible_and_touch_the_border():
     rng = np.random.default_rng(0)
     mask = np.ones((60, 40), bool)
-    free = np.zeros((2 * demo.MARGIN_PX + 100, 2 * demo.MARGIN_PX + 90), np.uint8)
-    areas = [int(demo.find_place(rng, free, mask, [])[0][demo.INSIDE].sum()) for _ in range(50)]
-    assert min(areas) >= demo.MIN_VISIBLE * mask.sum()
+    free = np.zeros((2 * scenes.MARGIN_PX + 100, 2 * scenes.MARGIN_PX + 90), np.uint8)
+    areas = [int(scenes.find_place(rng, free, mask, [])[0][scenes.INSIDE].sum()) for _ in range(50)]
+    assert min(areas) >= scenes.MIN_VISIBLE * mask.sum()
     assert min(areas) < mask.sum()
-    assert demo.find_place(rng, np.ones_like(free), mask, [10**4]) is None  # nowhere but wholly inside another
-    assert demo.find_place(rng, np.pad(np.ones((100, 90), np.uint8), demo.MARGIN_PX), mask, [10**4]) is None
+    assert scenes.find_place(rng, np.ones_like(free), mask, [10**4]) is None  # nowhere but wholly inside another
+    assert scenes.find_place(rng, np.pad(np.ones((100, 90), np.uint8), scenes.MARGIN_PX), mask, [10**4]) is None
 
 
 def test_same_arguments_give_the_same_bytes(tmp_path):
@@ -208,7 +210,7 @@ def test_missing_photographs_say_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(demo.PHOTOS, 'train', {'no_such.png': ''})
     with pytest.raises(FileNotFoundError, match='no_such.png: scikit-image 0.26 ships it'):
         demo.make_dataset(tmp_path / 'demo', 1, 1)
-    monkeypatch.setattr(demo.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(scenes.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ImportError, match='pip install scikit-image'):
         demo.make_dataset(tmp_path / 'demo', 1, 1)
     assert not any(tmp_path.iterdir())
