@@ -126,7 +126,8 @@ def test_one_oldest_python_everywhere(package):
 
 
 @pytest.mark.parametrize(('statement', 'missing', 'extra'), [
-    ('import apt_dense.images', 'numpy', 'images'), ('import apt_dense.images', 'PIL', 'images'),
+    ('import apt_dense.calibration.images', 'numpy', 'images'),
+    ('import apt_dense.calibration.images', 'PIL', 'images'),
     ('import apt_dense.mm', 'mmengine', 'mm'), ('import apt_dense.mm.seg', 'mmseg', 'mm'),
     ('import apt_dense.mm.det', 'mmdet', 'mm')])
 def test_a_missing_package_names_its_extra(statement, missing, extra):

@@ -88,7 +88,7 @@ def build_batch(img_size: int, kept: Sequence[float] = (), photos: Sequence[str 
         ValueError: if a file cannot be read as an image, or a fraction cannot be reached.
     """
     if photos:
-        from apt_dense.images import load_image, resize_longest, to_input  # takes more than torch
+        from apt_dense.calibration.images import load_image, resize_longest, to_input  # takes more than torch
         return torch.cat([to_input(resize_longest(load_image(path), img_size, 'pillow'), img_size) for path in photos])
     side = img_size // patch_size
     return normalise(torch.stack([

@@ -177,7 +177,7 @@ def chooser_of(cfg: Config, num_scales: int | None = None) -> PatchChooser:
 
 
 def resampling_of(cfg: Config, split: str = 'train') -> str:
-    """How the pipeline of a split resizes images, one of ``apt_dense.images.RESAMPLINGS``."""
+    """How the pipeline of a split resizes images, one of ``apt_dense.calibration.images.RESAMPLINGS``."""
     return 'pillow' if any(step.get('backend') == 'pillow' for step in _pipeline(cfg, split)) else 'opencv'
 
 

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
-from apt_dense.core.calibrate import ScoreMaps
+from apt_dense.calibration.thresholds import ScoreMaps
 from apt_dense.core.flops import multiply_adds
 from apt_dense.core.importance import SCORERS
 from apt_dense.mm.inputs import ConfigInputs

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from apt_dense.core.calibrate import Family, ScoreMaps, find_thresholds, quantile_family, ratio_family
+from apt_dense.calibration.images import RESAMPLINGS, crop_square, find_images, load_image, resize_longest, to_input
+from apt_dense.calibration.thresholds import Family, ScoreMaps, find_thresholds, quantile_family, ratio_family
+from apt_dense.calibration.token_counts import write_token_counts
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.importance import SCORERS
 from apt_dense.extras import from_extra
-from apt_dense.images import RESAMPLINGS, crop_square, find_images, load_image, resize_longest, to_input
-from apt_dense.token_counts import write_token_counts
 
 with from_extra('tools'):
     import numpy as np

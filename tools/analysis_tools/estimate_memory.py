@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
+from apt_dense.calibration.images import load_image, to_input
 from apt_dense.extras import from_extra
-from apt_dense.images import load_image, to_input
 
 with from_extra('mm'):
     from mmdet.structures import DetDataSample

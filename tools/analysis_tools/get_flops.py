@@ -23,10 +23,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from apt_dense.benchmark.run import environment
+from apt_dense.calibration.images import find_images
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.extras import from_extra
-from apt_dense.images import find_images
 from apt_dense.mm import compat, launch
 from apt_dense.mm.inputs import BackboneInput, ConfigInputs
 

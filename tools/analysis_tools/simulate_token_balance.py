@@ -17,10 +17,10 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+from apt_dense.calibration.images import RESAMPLINGS, find_images, load_image, resize, to_input
+from apt_dense.calibration.token_counts import load_token_counts
 from apt_dense.extras import from_extra
-from apt_dense.images import RESAMPLINGS, find_images, load_image, resize, to_input
 from apt_dense.mm.samplers import balanced_steps
-from apt_dense.token_counts import load_token_counts
 
 with from_extra('tools'):
     import numpy as np

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from apt_dense.calibration.images import RESAMPLINGS, load_image, resize_longest, to_input
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.importance import SCORERS
 from apt_dense.core.layout import TokenLayout
 from apt_dense.extras import from_extra
-from apt_dense.images import RESAMPLINGS, load_image, resize_longest, to_input
 
 with from_extra('images'):
     import numpy as np

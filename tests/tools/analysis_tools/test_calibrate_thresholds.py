@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apt_dense.token_counts import read_token_counts
+from apt_dense.calibration.token_counts import read_token_counts
 from tests.locations import load_tool
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apt_dense.token_counts import write_token_counts
+from apt_dense.calibration.token_counts import write_token_counts
 from tests.locations import CONFIGS, load_tool
 
 CONFIG = str(CONFIGS / 'apt_eva02_ti_demo_seg.py')

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from apt_dense.images import crop_square, find_images, load_image, resize, resize_longest, to_input
+from apt_dense.calibration.images import crop_square, find_images, load_image, resize, resize_longest, to_input
 
 
 def test_sixteen_bits_become_eight(tmp_path):

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from apt_dense.core import calibrate
-from apt_dense.core.calibrate import ScoreMaps, find_thresholds, quantile_family, ratio_family
+from apt_dense.calibration import thresholds as calibration
+from apt_dense.calibration.thresholds import ScoreMaps, find_thresholds, quantile_family, ratio_family
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.quadtree import select_scales
@@ -29,7 +29,7 @@ def scored(num_scales: int = 4) -> tuple[ScoreMaps, list]:
 @pytest.mark.parametrize('num_scales', [2, 3, 4])
 @pytest.mark.parametrize('stack', [2, 512])
 def test_counts_are_those_of_the_layout(num_scales, stack, monkeypatch):
-    monkeypatch.setattr(calibrate, 'STACK_INPUTS', stack)
+    monkeypatch.setattr(calibration, 'STACK_INPUTS', stack)
     scores, inputs = scored(num_scales)
     assert scores.num_cells.tolist() == [height * width for height, width in SHAPES]
     for thresholds in ((4.0, 5.0, 3.0), (0.0, 0.0, 0.0), (-1.0, 9.0, -1.0), (9.0, 1.0, 9.0)):

@@ -1,0 +1,1 @@
+"""Finding thresholds on photographs and datasets: torch, numpy and Pillow."""
