@@ -12,6 +12,7 @@ from apt_dense.mm.normalisation import check_model_normalisation
 with from_extra('mm'):
     from mmseg.datasets.transforms import LoadAnnotations
     from mmseg.models.segmentors import EncoderDecoder
+    from mmseg.structures import SegDataSample
 
 IGNORE = 255
 
@@ -35,6 +36,21 @@ class APTEncoderDecoder(FreezeMixin, EncoderDecoder):
         super().__init__(*args, **kwargs)
         check_model_normalisation(self)
 
+    def test_step(self, data: dict) -> list[SegDataSample]:
+        """Predict a batch of the data loader or of mmsegmentation's inference functions.
+
+        Images of different sizes, of which mmsegmentation makes no batch, are predicted one by one.
+        """
+        inputs, samples = data['inputs'], data.get('data_samples')
+        if len({image.shape for image in inputs}) <= 1:
+            return super().test_step(data)
+        results = []
+        for index, image in enumerate(inputs):
+            results += super().test_step(dict(inputs=[image], data_samples=samples and [samples[index]]))
+        return results
+
+    val_step = test_step
+
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """(B, 3, H, W), normalised -> logits (B, classes, H, W)."""
         height_px, width_px = inputs.shape[2:]
@@ -46,10 +62,11 @@ class APTEncoderDecoder(FreezeMixin, EncoderDecoder):
 
 @TRANSFORMS.register_module()
 class LoadLabelMap(LoadAnnotations):
-    """``mmseg.LoadAnnotations`` that checks what it reads.
+    """``mmseg.LoadAnnotations`` that checks what it reads, and leaves pictures alone that belong to no dataset.
 
     mmsegmentation cuts 16-bit ids to 8 bits without a word; an id without a class ends training with an index error
-    (on a GPU, with one that names neither file nor id) and is left out of the metrics.
+    (on a GPU, with one that names neither file nor id) and is left out of the metrics.  Its functions for one's own
+    pictures use a test pipeline without the step named LoadAnnotations; this one passes over them by itself.
 
     Args:
         num_classes: classes of the dataset, 1 to 255; after reduce_zero_label and the dataset's label_map, ids are 0 to
@@ -59,7 +76,7 @@ class LoadLabelMap(LoadAnnotations):
 
     Raises:
         ValueError: naming the file, for several channels, another size than the image's, values that are no whole
-            numbers, or unknown ids.
+            numbers, or unknown ids; or for a dataset's image that has no label map.
     """
 
     def __init__(self, num_classes: int, unknown_ids: str = 'raise', backend_args: dict | None = None,
@@ -74,6 +91,11 @@ class LoadLabelMap(LoadAnnotations):
         self.unknown_ids = unknown_ids
 
     def _load_seg_map(self, results: dict) -> None:
+        if 'seg_map_path' not in results:
+            if 'seg_fields' in results:  # as every dataset's sample
+                raise ValueError(f'{results.get("img_path")} has no label map: give the dataset '
+                                 'data_prefix.seg_map_path, or take LoadLabelMap out of its pipeline to predict only')
+            return
         path = results['seg_map_path']
         labels = mmcv.imfrombytes(fileio.get(path, backend_args=self.backend_args), flag='unchanged',
                                   backend=self.imdecode_backend)
