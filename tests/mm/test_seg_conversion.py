@@ -60,7 +60,10 @@ def test_every_key_lands_and_the_outputs_are_equal(name, tmp_path, monkeypatch):
                                       '--config', str(tmp_path / 'config.py')])
     runpy.run_path(str(TOOL), run_name='__main__')
 
-    converted = torch.load(tmp_path / 'converted.pth')['state_dict']
+    content = torch.load(tmp_path / 'converted.pth')
+    # What mmsegmentation draws predictions with; without it, with the classes of Cityscapes.
+    assert content['meta']['dataset_meta'] == dict(cfg.metainfo)
+    converted = content['state_dict']
     assert len(converted) == len(official) - 2  # the two tables of RoPE are computed
     cfg.model.neck.norm_cfg = cfg.model.decode_head.norm_cfg = cfg.model.auxiliary_head.norm_cfg = BN
     model = MODELS.build(cfg.model).eval()

@@ -6,7 +6,8 @@
 
 Reads detection (detectron2), segmentation (mmsegmentation) and pre-trained files, .pth, .pt or .safetensors, without
 running code in them.  Every key is mapped or dropped on purpose; otherwise no file is written.  With --config the
-result is checked against that config's model, and positions and patches are resampled to it.
+result is checked against that config's model, positions and patches are resampled to it, and the names and colours of
+its classes are stored, for drawings.
 """
 import argparse
 import sys
@@ -21,25 +22,28 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('source', type=Path, metavar='SRC')
     parser.add_argument('target', type=Path, metavar='DST')
     parser.add_argument('--task', choices=['auto', *TASKS], default='auto', help='default: recognised from the keys')
-    parser.add_argument('--config', help='check names and shapes against the model of this config')
+    parser.add_argument('--config', help='check names and shapes against this model, store its classes')
     parser.add_argument('--weights', metavar='ENTRY', help="which entry of the file to take, such as 'model_ema'")
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
     return parser.parse_args()
 
 
-def target_shapes(config: str) -> dict:
-    """Names and shapes of a config's model, which takes no memory."""
+def read_config(config: str) -> tuple[dict, dict]:
+    """Names and shapes of a config's model, which takes no memory; its dataset's classes and palette."""
     import torch
     with from_extra('mm'):
         from mmengine.config import Config
-        from mmengine.registry import MODELS, DefaultScope
+        from mmengine.registry import DATASETS, MODELS, DefaultScope
 
     from apt_dense.mm import compat
     compat.filter_library_warnings()
     cfg = Config.fromfile(config)
     cfg.model.pop('trainable', None)  # it logs what is trained
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')), torch.device('meta'):
-        return {name: tensor.shape for name, tensor in MODELS.build(cfg.model).state_dict().items()}
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
+        with torch.device('meta'):
+            shapes = {name: tensor.shape for name, tensor in MODELS.build(cfg.model).state_dict().items()}
+        metainfo = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True)).metainfo
+    return shapes, {name: metainfo[name] for name in ('classes', 'palette') if name in metainfo}
 
 
 def report(conversion: Conversion, entry: str, others: list[str]) -> str:
@@ -66,8 +70,11 @@ def main() -> None:
     if args.target.exists() and not args.force:
         raise ValueError(f'{args.target} exists: remove it, or replace it with --force')
     state_dict, entry, others = load_official(args.source, args.weights)
-    conversion = convert(state_dict, args.task, target_shapes(args.config) if args.config else None)
+    shapes, classes = read_config(args.config) if args.config else (None, {})
+    conversion = convert(state_dict, args.task, shapes)
     meta = dict(converted_from=args.source.name, task=conversion.task, entry=entry)
+    if classes:
+        meta['dataset_meta'] = classes
     save_atomically(dict(meta=meta, state_dict=conversion.state_dict), args.target)
     print(report(conversion, entry, others))
     print(f'written:     {args.target}')
