@@ -29,6 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from apt_dense.mm.resumable_data import make_resumable, seed_generators
+from apt_dense.mm.resume_checks import changed_settings, check_resumable, remedy, training_settings
 
 
 class _NotStarted:
@@ -155,9 +156,15 @@ class ResumeStateHook(Hook):
     That is early stopping's count, whether the validation after the iteration is done, and what the order of the data
     hangs on.
 
-    On resuming, a warning is logged if the number of processes or the batch size has changed, and if checkpoints fall
-    between two optimiser steps of gradient accumulation, whose first gradients they do not hold.
+    On resuming, a warning is logged for each setting of the optimiser, the schedules, the averaged weights and the
+    length that differs between the config and the checkpoint; if the number of processes or the batch size has changed;
+    and if checkpoints fall between two optimiser steps of gradient accumulation, whose first gradients they lack.
+
+    Raises:
+        DataError: on resuming, if the checkpoint's model or optimiser is another one.
     """
+
+    priority = 'HIGH'  # before EMAHook, which loads its own copy
 
     def __init__(self):
         self._validated_iter = -1
@@ -180,15 +187,20 @@ class ResumeStateHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add an entry 'resume' of builtin types."""
         checkpoint['resume'] = dict(
-            _data_layout(runner), validated_iter=self._validated_iter,
+            _data_layout(runner), **training_settings(runner), validated_iter=self._validated_iter,
             stop_training=bool(runner.train_loop.stop_training),
             early_stopping={hook.monitor: dict(wait_count=hook.wait_count, best_score=float(hook.best_score))
                             for hook in _early_stopping(runner)})
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Restore it, if the runner resumes."""
+        """Restore it, if the runner resumes, and say what else the checkpoint decides."""
+        if not runner._resume:
+            return
+        check_resumable(runner, checkpoint)
+        for line in changed_settings(runner, checkpoint):
+            runner.logger.warning(f'{line}. {remedy(runner)}')
         state = checkpoint.get('resume')
-        if not runner._resume or state is None:
+        if state is None:
             return
         for name, value in _data_layout(runner).items():
             if state[name] != value:

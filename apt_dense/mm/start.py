@@ -107,7 +107,11 @@ def set_start(cfg: Config, resume: str | None) -> None:
     if start.resume:
         cfg.load_from = start.path
     if start.seed is not None:
-        cfg.randomness = dict(cfg.get('randomness') or {}, seed=start.seed)
+        randomness = cfg.get('randomness') or {}
+        if randomness.get('seed', start.seed) not in (start.seed, None) and dist.get_rank() == 0:
+            print_log(f'randomness.seed is {randomness["seed"]} in the config and {start.seed} in the checkpoint, '
+                      'which is kept, because the order of the data follows from it', level=logging.WARNING)
+        cfg.randomness = dict(randomness, seed=start.seed)
 
 
 def set_tested(cfg: Config, path: str, source: str) -> None:
