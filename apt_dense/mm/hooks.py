@@ -54,7 +54,7 @@ class KeptTokensHook(Hook):
         self._rank_tokens: list[int] = []  # of this rank, since the last exchange
 
     def before_run(self, runner: Runner) -> None:
-        model = _unwrapped(runner.model)
+        model = unwrapped(runner.model)
         check_model_normalisation(model)
         model.data_preprocessor.register_forward_pre_hook(self._note_sizes)
 
@@ -163,7 +163,7 @@ class CheckFrozenLoadedHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self._loaded = True
-        model = _unwrapped(runner.model)
+        model = unwrapped(runner.model)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         bad = [name for name in unloaded(model, checkpoint) if name not in trained]
         if bad:
@@ -172,7 +172,7 @@ class CheckFrozenLoadedHook(Hook):
                             "Give the checkpoint of this config's dense twin")
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The model, out of any wrapper for data-parallel training or test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
@@ -181,7 +181,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _backbone(model: nn.Module) -> APTEVA02:
     """The model's backbone."""
-    backbone = getattr(_unwrapped(model), 'backbone', None)
+    backbone = getattr(unwrapped(model), 'backbone', None)
     if not isinstance(backbone, APTEVA02):
         raise ValueError(f'KeptTokensHook needs a model whose backbone is APTEVA02, got {type(backbone).__name__}: '
                          'remove the hook from custom_hooks')

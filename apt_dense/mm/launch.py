@@ -16,7 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from apt_dense.mm import checkpointing, compat, leftovers, signals
+from apt_dense.mm import checkpointing, compat, leftovers, loading, signals
 from apt_dense.mm.errors import DataError, LaunchError
 from apt_dense.mm.start import check_checkpoint, described, set_start, set_tested, start_processes  # noqa: F401
 
@@ -281,10 +281,15 @@ def set_auto_scale_lr(cfg: Config) -> None:
 def build_runner(cfg: Config) -> Runner:
     """Build the runner, with the fixes that depend on the launcher and the scope, and without the libraries' noise.
 
+    It checks what is loaded, see ``CheckLoadedHook``.
+
     Raises:
         LaunchError: for a launcher that does not work on this machine.
     """
     start_processes(cfg)
+    present = [hook['type'] for hook in cfg.get('custom_hooks') or ()]
+    if loading.CheckLoadedHook.__name__ not in present:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), dict(type=loading.CheckLoadedHook.__name__)]
     compat.filter_library_warnings()
     runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     compat.filter_library_warnings(runner.logger)

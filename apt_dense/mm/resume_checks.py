@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from apt_dense.mm.errors import DataError
+from apt_dense.mm.loading import listed
 
 PROGRESS = ('last_step', 'base_values', 'verbose', 'best', 'num_bad_epochs', 'cooldown_counter')  # of a schedule
 MOMENTS = ('exp_avg', 'exp_avg_sq', 'momentum_buffer')  # optimiser states of their parameter's shape
@@ -108,11 +109,6 @@ def _optimizer_problems(wrapper: OptimWrapper, state: dict | None, stored: list[
 def _names_by_group(wrapper: OptimWrapper, names: dict[int, str]) -> list[list[str]]:
     return [[names.get(id(parameter), '') for parameter in group['params']]
             for group in wrapper.optimizer.param_groups]
-
-
-def listed(names: list[str], most: int = 5) -> str:
-    """The first names, and dots for the rest."""
-    return ', '.join(names[:most]) + (', ...' if len(names) > most else '')
 
 
 def changed_settings(runner: Runner, checkpoint: dict) -> list[str]:

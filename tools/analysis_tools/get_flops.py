@@ -27,7 +27,7 @@ from apt_dense.calibration.images import find_images
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.extras import from_extra
-from apt_dense.mm import compat, launch
+from apt_dense.mm import compat, launch, loading
 from apt_dense.mm.inputs import BackboneInput, ConfigInputs
 
 with from_extra('mm'):
@@ -36,7 +36,6 @@ with from_extra('mm'):
     from mmengine.device import get_device
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, DefaultScope
-    from mmengine.runner import load_checkpoint
 
 PERCENTILES = (5, 50, 95)
 
@@ -94,7 +93,7 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval().requires_grad_(False).to(get_device())
     if checkpoint:
         launch.check_checkpoint(checkpoint, 'the second argument')
-        load_checkpoint(model, checkpoint, map_location='cpu')
+        loading.load_weights(model, checkpoint)
     return model
 
 

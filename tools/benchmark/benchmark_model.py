@@ -26,7 +26,7 @@ from apt_dense.benchmark.measure import Marks, interleave, keep_freed_memory, su
 from apt_dense.benchmark.report import format_seconds
 from apt_dense.benchmark.run import device_name, environment
 from apt_dense.extras import from_extra
-from apt_dense.mm import compat, launch
+from apt_dense.mm import compat, launch, loading
 
 with from_extra('mm'):
     from mmengine.config import Config, ConfigDict, DictAction
@@ -34,7 +34,7 @@ with from_extra('mm'):
     from mmengine.model import revert_sync_batchnorm
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import MODELS, DefaultScope
-    from mmengine.runner import Runner, load_checkpoint
+    from mmengine.runner import Runner
 
 
 @dataclass
@@ -123,7 +123,7 @@ def build(cfg: Config, checkpoint: str | None, args: argparse.Namespace) -> Cont
         model = revert_sync_batchnorm(model)
     if checkpoint:
         launch.check_checkpoint(checkpoint, 'CHECKPOINT')
-        load_checkpoint(model, checkpoint, map_location='cpu')
+        loading.load_weights(model, checkpoint)
     model.to(get_device()).train(train)
     contestant = Contestant(cfg, model, lambda data: None)
     if hasattr(model, 'backbone'):
