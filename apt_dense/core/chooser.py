@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.core.importance import check_finite, get_scorer, may_be_finite
-from apt_dense.core.layout import TokenLayout, check_grid, padding_remedy
+from apt_dense.core.layout import TokenLayout
+from apt_dense.core.order import check_grid, padding_remedy
 from apt_dense.core.quadtree import check_thresholds, fit_budgets, select_scales, share_budget
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)

@@ -10,7 +10,8 @@ from apt_dense.core.attention import check_backend
 from apt_dense.core.block import Block
 from apt_dense.core.chooser import IMAGENET_MEAN, IMAGENET_STD, PatchChooser
 from apt_dense.core.embed import AdaptivePatchEmbed
-from apt_dense.core.layout import TokenLayout, check_grid
+from apt_dense.core.layout import TokenLayout
+from apt_dense.core.order import check_grid
 from apt_dense.core.position import resample_table
 from apt_dense.core.rope import check_anchor, rope_table
 

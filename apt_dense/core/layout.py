@@ -18,6 +18,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from apt_dense.core.order import check_grid, order_cells, restore_cells
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -285,55 +287,3 @@ class TokenLayout:
             tokens = tokens.repeat_interleave(self.areas, 0, output_size=self.num_cells)
         cells = restore_cells(tokens, self.batch_size, self.height, self.width, self.window_size, self.num_scales)
         return cells.permute(0, 3, 1, 2)
-
-
-def check_grid(height: int, width: int, window_size: int, num_scales: int, patch_size: int = 16) -> None:
-    """Raise ValueError unless the grid (cells) is whole windows and a window is whole roots; window 0 is the image."""
-    root = 2**(num_scales - 1)
-    if window_size % root:
-        raise ValueError(f'window_size={window_size} is not a multiple of the largest patch, {root} cells a side with '
-                         f'num_scales={num_scales}: use fewer scales or a window of {-(-window_size // root) * root}')
-    multiple = window_size or root
-    if height % multiple or width % multiple:
-        what = f'window_size={window_size}' if window_size else f'the largest patch, {root} cells a side'
-        raise ValueError(f'grid {height}x{width} is not a multiple of {what}: {padding_remedy(multiple * patch_size)}')
-
-
-def padding_remedy(multiple_px: int) -> str:
-    """What to do about an image whose sides are not multiples of this, for error messages."""
-    return (f'pad the image to multiples of {multiple_px} px, by data_preprocessor.pad_size_divisor={multiple_px} in '
-            'mmdetection, by data_preprocessor.size and the crops in mmsegmentation')
-
-
-def order_cells(cells: Tensor, window_size: int, num_scales: int) -> Tensor:
-    """(B, H, W, ...) -> (B * H * W, ...): cells in the tokens' order (see the module docstring).
-
-    ``window_size`` and ``num_scales`` count in the same cells; the sides must pass ``check_grid``.
-    """
-    batch, height, width = cells.shape[:3]
-    rows, cols = _factors(height, window_size, num_scales), _factors(width, window_size, num_scales)
-    rest = cells.shape[3:]
-    split = cells.reshape(batch, *rows, *cols, *rest)
-    return split.permute(*_interleaved(len(rows), len(rest))).reshape(-1, *rest)
-
-
-def restore_cells(ordered: Tensor, batch: int, height: int, width: int, window_size: int, num_scales: int) -> Tensor:
-    """(B * H * W, C) -> (B, H, W, C): the inverse of ``order_cells``."""
-    rows, cols = _factors(height, window_size, num_scales), _factors(width, window_size, num_scales)
-    alternating = [side for pair in zip(rows, cols, strict=True) for side in pair]
-    split = ordered.reshape(batch, *alternating, ordered.shape[-1])
-    order = _interleaved(len(rows), 1)
-    inverse = [order.index(axis) for axis in range(len(order))]
-    return split.permute(*inverse).reshape(batch, height, width, ordered.shape[-1])
-
-
-def _factors(side: int, window_size: int, num_scales: int) -> list[int]:
-    """Split a side: windows, roots in a window, then one factor of 2 for each scale above the base."""
-    window = window_size or side
-    return [side // window, window >> (num_scales - 1), *[2] * (num_scales - 1)]
-
-
-def _interleaved(levels: int, num_rest: int) -> list[int]:
-    """Permutation (batch, rows..., cols..., rest...) -> (batch, row, col, row, col, ..., rest...)."""
-    pairs = [axis for level in range(1, levels + 1) for axis in (level, level + levels)]
-    return [0, *pairs, *range(2 * levels + 1, 2 * levels + 1 + num_rest)]

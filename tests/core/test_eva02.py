@@ -8,10 +8,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt_dense import APTEVA02, TokenLayout
-from apt_dense.core.block import Block, DropPath, _add_branch, _compiled_parts
+from apt_dense.core.block import Block, _compiled_parts
 from apt_dense.core.embed import DETAIL_BRANCHES
 from apt_dense.core.eva02 import PRESETS
 from apt_dense.core.importance import _compiled_scorer
+from apt_dense.core.layers import DropPath, add_branch
 from apt_dense.core.layout import Runs
 
 from .toys import SPLIT, image_of, normalise, random_scales, scales_of, toy_model
@@ -169,7 +170,7 @@ def test_gradient_of_a_dropped_branch():
     torch.manual_seed(0)
     x, branch = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     factor = torch.tensor([[0.0], [2.0], [2.0], [0.0]])
-    assert torch.autograd.gradcheck(lambda x, branch: _add_branch(x, branch, factor), (x, branch))
+    assert torch.autograd.gradcheck(lambda x, branch: add_branch(x, branch, factor), (x, branch))
 
 
 @pytest.mark.parametrize('rate', [-0.1, 1.0, 2])

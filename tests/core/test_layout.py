@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from apt_dense import TokenLayout
-from apt_dense.core.layout import Runs, check_grid
+from apt_dense.core.layout import Runs
+from apt_dense.core.order import check_grid
 from tests import oracle
 from tests.oracle import Token
 
