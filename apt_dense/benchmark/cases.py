@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, build_batch
-from apt_dense.core.checkpoint import load_official, positions_fit, resample_positions
+from apt_dense.core.checkpoint_files import load_official
 from apt_dense.core.eva02 import APTEVA02, PRESETS
+from apt_dense.core.position import positions_fit, resample_positions
 
 GEOMETRIES = ('det', 'seg', 'demo')
 MODES = ('forward', 'train')

@@ -7,6 +7,7 @@ from typing import Any
 
 from apt_dense.benchmark.measure import STAGES
 from apt_dense.benchmark.run import Row
+from apt_dense.core.files import write_atomically
 from apt_dense.extras import from_extra
 
 METHOD_NAMES = {'apt': 'APT', 'tome': 'ToMe'}
@@ -181,12 +182,8 @@ def report(rows: Sequence[Row]) -> str:
 def save_json(path: str | Path, rows: Sequence[Row], environment: dict[str, str],
               left_out: Sequence[str] = ()) -> None:
     """Write the rows, what they depend on, and the names of rows that did not fit the GPU; never half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = dict(environment=environment, rows=list(rows)) | (dict(left_out=list(left_out)) if left_out else {})
-    new = path.with_name(f'{path.name}.new')
-    new.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
-    new.replace(path)
+    write_atomically(path, json.dumps(content, indent=1) + '\n')
 
 
 def plot(path: str | Path, rows: Sequence[Row]) -> None:

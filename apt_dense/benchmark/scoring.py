@@ -25,6 +25,7 @@ from apt_dense.benchmark.measure import CLOCKS, Marks, keep_freed_memory, peak_o
 from apt_dense.benchmark.report import count, format_seconds, markdown
 from apt_dense.benchmark.run import device_name, environment
 from apt_dense.core.chooser import PatchChooser
+from apt_dense.core.files import write_atomically
 from apt_dense.core.importance import LUMA_WEIGHTS, patch_entropy
 from apt_dense.core.layout import TokenLayout
 
@@ -140,10 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     args.clock) for method in METHODS]
     print(f'{describe(rows)}\n\n{table(rows)}')
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         content = dict(environment=environment(['python -m apt_dense.benchmark.scoring', *(arguments or sys.argv[1:])]),
                        rows=rows)
-        args.json.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+        write_atomically(args.json, json.dumps(content, indent=1) + '\n')
     return 0
 
 

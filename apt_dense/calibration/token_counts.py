@@ -1,8 +1,9 @@
 """A cache of token counts, one for each image of a dataset, that is refused once its settings have changed."""
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from apt_dense.core.files import write_atomically
 
 
 def write_token_counts(path: Path, settings: dict[str, Any], tokens: dict[str, int]) -> None:
@@ -13,13 +14,7 @@ def write_token_counts(path: Path, settings: dict[str, Any], tokens: dict[str, i
         tokens: the image's path, as the dataset gives it, -> its number of tokens, class tokens not counted.
     """
     content = json.dumps({'settings': settings, 'tokens': tokens}, indent=1, default=str) + '\n'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_text(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, content)
 
 
 def load_token_counts(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

@@ -22,7 +22,8 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from apt_dense.mm.leftovers import HELD, LAST_CHECKPOINT, PARTIAL, STOPPED, remove_leftovers, try_lock
+from apt_dense.core.files import HELD, try_lock, write_atomically
+from apt_dense.mm.leftovers import LAST_CHECKPOINT, STOPPED, remove_leftovers
 
 LOCK = '.train.lock'
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -35,42 +36,16 @@ class WorkDirError(OSError):
         return self.strerror
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file under another name beside it, to the disk, then rename it: it is whole, or it is what it was.
-
-    The file is locked while it is written, so that nobody takes it for a leftover.
+def write_to_work_dir(path: str | Path, content: bytes) -> None:
+    """``files.write_atomically`` with an error that says what to do.
 
     Raises:
         WorkDirError: if it cannot be written; nothing is left behind, and a file of that name is as it was.
     """
-    path = Path(path)
-    partial, own = path.with_name(path.name + PARTIAL), False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, 'ab') as file:
-            error = try_lock(file)
-            if error is not None and error.errno in HELD:
-                raise OSError(error.errno, 'another process is writing it')
-            own = True
-            file.truncate(0)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(partial, path)
-        _sync_directory(path.parent)
+        write_atomically(path, content)
     except OSError as error:
-        if own and partial.is_file():
-            partial.unlink()
-        raise WorkDirError(error.errno, _explained(error, path, len(content))) from error
-
-
-def _sync_directory(path: Path) -> None:
-    """Put the renaming on the disk too."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        raise WorkDirError(error.errno, _explained(error, Path(path), len(content))) from error
 
 
 def _explained(error: OSError, path: Path, size: int) -> str:
@@ -89,12 +64,12 @@ class AtomicLocalBackend(LocalBackend):
     """mmengine's backend for local files, which writes whole files or none."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes; raises WorkDirError as write_atomically does."""
-        write_atomically(filepath, obj)
+        """Write bytes; raises WorkDirError as write_to_work_dir does."""
+        write_to_work_dir(filepath, obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
-        """Write text; raises WorkDirError as write_atomically does."""
-        write_atomically(filepath, obj.encode(encoding))
+        """Write text; raises WorkDirError as write_to_work_dir does."""
+        write_to_work_dir(filepath, obj.encode(encoding))
 
 
 @HOOKS.register_module()
@@ -163,7 +138,7 @@ class SafeCheckpointHook(CheckpointHook):
             save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
             backend_args=self.backend_args, **self.args)
         if is_main_process():
-            write_atomically(Path(runner.work_dir, LAST_CHECKPOINT), self.last_ckpt.encode())
+            write_to_work_dir(Path(runner.work_dir, LAST_CHECKPOINT), self.last_ckpt.encode())
 
     def _remove(self, paths: Iterable[str]) -> None:
         for path in paths:

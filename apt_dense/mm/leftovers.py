@@ -1,37 +1,18 @@
 """Partly written files: how they are named, who is writing one, and which of them a killed run has left behind."""
-import errno
-import fcntl
 import logging
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from apt_dense.core.files import HELD, PARTIAL, try_lock
+
 LAST_CHECKPOINT = 'last_checkpoint'  # mmengine's file that names the last checkpoint
 STOPPED = 'stopped.pth'  # saved in the middle of an epoch
-PARTIAL = '.partial'  # ends the name of a file while it is written
-HELD = (errno.EACCES, errno.EAGAIN)  # what a lock of another process gives
-
-
-def try_lock(file: IO) -> OSError | None:
-    """Lock a file that is open for writing, without waiting.
-
-    It is a POSIX record lock: the kernel drops it when this process closes the file or ends, however it ends, and
-    children do not inherit it.
-
-    Returns:
-        None if it is held now; else the error, whose errno is in HELD if another process holds it; any other means that
-        the file system has no locks.
-    """
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error
-    return None
 
 
 def checkpoint_folders(cfg: Config) -> list[Path]:

@@ -9,14 +9,9 @@ from torch import Tensor, nn
 
 import apt_dense.core.eva02
 import apt_dense.core.pyramid
-from apt_dense.core.checkpoint import (
-    describe_other,
-    lacking_layers,
-    load_official,
-    looks_official,
-    positions_fit,
-    resample_positions,
-)
+from apt_dense.core.checkpoint_files import load_official
+from apt_dense.core.eva02_keys import describe_other, lacking_layers, looks_official
+from apt_dense.core.position import positions_fit, resample_positions
 from apt_dense.mm.errors import DataError
 
 

@@ -12,7 +12,8 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.utils.dl_utils import set_multi_processing
 
-from apt_dense.core.checkpoint import describe_other, load_official, looks_official
+from apt_dense.core.checkpoint_files import load_official
+from apt_dense.core.eva02_keys import describe_other, looks_official
 from apt_dense.mm import checkpointing, compat
 from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.leftovers import checkpoint_folders

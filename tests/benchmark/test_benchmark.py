@@ -17,9 +17,9 @@ from apt_dense.benchmark.run import code_version, run_case
 from apt_dense.benchmark.suites import PAPER, SUITES
 from apt_dense.core.attention import _kernel
 from apt_dense.core.block import _compiled_parts
-from apt_dense.core.checkpoint import resample_positions
 from apt_dense.core.flops import ideal_speedup
 from apt_dense.core.importance import _compiled_scorer
+from apt_dense.core.position import resample_positions
 
 TINY = Case('tiny', 'demo', 256, kept=(0.6, 0.3))
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from apt_dense import APTEVA02
-from apt_dense.core.checkpoint import convert
+from apt_dense.core.conversion import convert
 from tests.oracle import MEAN, STD, oracle_backbone, scale_map
 
 from .toys import SPLIT, image_of, normalise, random_scales, toy_model, without_prefix

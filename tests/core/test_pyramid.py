@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from apt_dense import SimpleFeaturePyramid
-from apt_dense.core.checkpoint import convert
+from apt_dense.core.conversion import convert
 from apt_dense.core.pyramid import Conv2dLN, LayerNorm2d
 
 from .toys import randomise, without_prefix

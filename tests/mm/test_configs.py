@@ -9,7 +9,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, DefaultScope
 from mmengine.runner import Runner
 
-from apt_dense.core.checkpoint import convert
+from apt_dense.core.conversion import convert
 from apt_dense.mm import launch
 from tests.official import official_state
 

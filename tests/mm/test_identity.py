@@ -16,7 +16,7 @@ from mmseg.models.necks import Feature2Pyramid
 
 import apt_dense.mm.det  # noqa: F401
 from apt_dense import APTEVA02
-from apt_dense.core.checkpoint import convert
+from apt_dense.core.conversion import convert
 from tests.mm.conftest import CONFIGS
 
 USUAL = dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5)

@@ -7,8 +7,9 @@ import signal
 import pytest
 from mmengine.config import Config
 
-from apt_dense.mm import checkpointing, launch
-from apt_dense.mm.checkpointing import WorkDirError, claim_work_dir, write_atomically
+from apt_dense.core import files
+from apt_dense.mm import launch
+from apt_dense.mm.checkpointing import WorkDirError, claim_work_dir, write_to_work_dir
 from apt_dense.mm.leftovers import checkpoint_folders, remove_leftovers
 from tests.mm.toys import Interrupted, interrupt, run_toy
 
@@ -43,7 +44,7 @@ def test_directories_and_links_stay(tmp_path, capsys):
         assert names(tmp_path) == ['iter_2.pth.partial', 'iter_4.pth.partial', 'mine']
     assert capsys.readouterr().out.count('is no file, and the checkpoint of its name cannot be written') == 2
     with pytest.raises(WorkDirError, match=r'iter_2\.pth cannot be written: Is a directory \(.*\.partial\)'):
-        write_atomically(tmp_path / 'iter_2.pth', b'x')
+        write_to_work_dir(tmp_path / 'iter_2.pth', b'x')
     assert (tmp_path / 'iter_2.pth.partial').is_dir()
 
 
@@ -57,8 +58,8 @@ def writer(tmp_path):
             os.write(ready, b'x')
             signal.pause()
 
-        checkpointing.os.fsync = stay
-        write_atomically(tmp_path / 'iter_2.pth', bytes(10**6))
+        files.os.fsync = stay
+        write_to_work_dir(tmp_path / 'iter_2.pth', bytes(10**6))
     os.read(reader, 1)
     yield pid
     os.kill(pid, signal.SIGKILL)
@@ -71,7 +72,7 @@ def test_what_another_process_is_writing_stays(tmp_path, writer, capsys):
     assert partial.stat().st_size == 10**6
     assert f'{partial} is left: another process is writing it' in capsys.readouterr().out
     with pytest.raises(WorkDirError, match=r'iter_2\.pth cannot be written: another process is writing it'):
-        write_atomically(tmp_path / 'iter_2.pth', b'x')
+        write_to_work_dir(tmp_path / 'iter_2.pth', b'x')
     assert partial.stat().st_size == 10**6
 
 
@@ -83,7 +84,7 @@ def test_without_locks_nothing_is_removed(tmp_path, monkeypatch, capsys):
     (tmp_path / 'iter_2.pth.partial').touch()
     remove_leftovers(tmp_path)
     assert 'cannot be told on this file system (No locks available)' in capsys.readouterr().out
-    write_atomically(tmp_path / 'iter_2.pth', b'x')
+    write_to_work_dir(tmp_path / 'iter_2.pth', b'x')
     assert names(tmp_path) == ['iter_2.pth']
 
 

@@ -15,7 +15,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 import apt_dense.mm.det
-from apt_dense.core.checkpoint import resample_positions
+from apt_dense.core.position import resample_positions
 from apt_dense.mm import launch, outputs, seg
 from tests.mm.conftest import CONFIGS, draw_scene, run_briefly
 

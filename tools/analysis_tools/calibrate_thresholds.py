@@ -23,6 +23,7 @@ from apt_dense.calibration.images import RESAMPLINGS, crop_square, find_images, 
 from apt_dense.calibration.thresholds import Family, ScoreMaps, find_thresholds, quantile_family, ratio_family
 from apt_dense.calibration.token_counts import write_token_counts
 from apt_dense.core.chooser import PatchChooser
+from apt_dense.core.files import write_atomically
 from apt_dense.core.importance import SCORERS
 from apt_dense.extras import from_extra
 
@@ -299,7 +300,7 @@ def run(args: argparse.Namespace) -> int:
     print(table)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     draw(args.out_dir / 'thresholds.png', scored, thresholds, family, args.kept, args.content)
-    (args.out_dir / 'thresholds.py').write_text(snippet(args, source, family, thresholds, table))
+    write_atomically(args.out_dir / 'thresholds.py', snippet(args, source, family, thresholds, table))
     print(f'-> {args.out_dir / "thresholds.png"}, {args.out_dir / "thresholds.py"}')
     if args.save_tokens:
         tokens = scored.per_image(scored.maps.count_tokens(thresholds)).sum(1).tolist()

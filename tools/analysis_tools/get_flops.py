@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from apt_dense.benchmark.run import environment
 from apt_dense.calibration.images import find_images
 from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.files import write_atomically
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat, launch, loading
@@ -138,11 +139,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(f'{cfg.filename}, thresholds {model.backbone.thresholds}, batch 1')
     print(summarise(counts, rest, sum(parameter.numel() for parameter in model.parameters())))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         words = ['python tools/analysis_tools/get_flops.py', *(arguments or sys.argv[1:])]
         content = dict(environment=environment(words), thresholds=model.backbone.thresholds, images=counts,
                        neck_and_heads=rest)
-        args.json.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+        write_atomically(args.json, json.dumps(content, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from apt_dense.benchmark import report, scoring, summary
+from apt_dense.core.files import write_atomically
 from apt_dense.extras import install_command
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = page.read_text(encoding='utf-8')
     for name, run in RUNS.items():
         text = rewrite(text, name, section(name, run, page.parent / 'benchmarks'))
-    page.write_text(rewrite(text, 'summary', summary.table(page.parent / 'benchmarks')), encoding='utf-8')
+    write_atomically(page, rewrite(text, 'summary', summary.table(page.parent / 'benchmarks')))
     if failed:
         print(f'error: {", ".join(failed)} failed, see above; the page has their old figures', file=sys.stderr)
     return 1 if failed else 0

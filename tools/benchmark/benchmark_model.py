@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from apt_dense.benchmark.measure import Marks, interleave, keep_freed_memory, summary
 from apt_dense.benchmark.report import format_seconds
 from apt_dense.benchmark.run import device_name, environment
+from apt_dense.core.files import write_atomically
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat, launch, loading
 
@@ -241,8 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.json:
         words = ['python tools/benchmark/benchmark_model.py', *(arguments or sys.argv[1:])]
         content = dict(environment=environment(words), setting=setting, results=results)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+        write_atomically(args.json, json.dumps(content, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -13,7 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from apt_dense.core.checkpoint import TASKS, Conversion, convert, load_official, save_atomically
+import torch
+
+from apt_dense.core.checkpoint_files import load_official
+from apt_dense.core.conversion import Conversion, convert
+from apt_dense.core.eva02_keys import TASKS
+from apt_dense.core.files import write_atomically
 from apt_dense.extras import from_extra
 
 
@@ -75,7 +80,8 @@ def main() -> None:
     meta = dict(converted_from=args.source.name, task=conversion.task, entry=entry)
     if classes:
         meta['dataset_meta'] = classes
-    save_atomically(dict(meta=meta, state_dict=conversion.state_dict), args.target)
+    content = dict(meta=meta, state_dict=conversion.state_dict)
+    write_atomically(args.target, lambda file: torch.save(content, file))
     print(report(conversion, entry, others))
     print(f'written:     {args.target}')
 

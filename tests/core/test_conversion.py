@@ -1,19 +1,17 @@
 """Conversion of official checkpoints: every key lands, or nothing is written."""
-import os
-import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 from apt_dense import APTEVA02, SimpleFeaturePyramid
-from apt_dense.core import checkpoint
+from apt_dense.core.conversion import convert
+from apt_dense.core.eva02_keys import looks_official
+from tests.locations import TOOLS
 
-TOOL = Path(__file__).parents[2] / 'tools/model_converters/eva02_to_mm.py'
+TOOL = TOOLS / 'model_converters/eva02_to_mm.py'
 DEPTH, DIM = 3, 16
 
 
@@ -67,7 +65,7 @@ def segmentor(reference) -> dict:
 
 # ---- names ----
 def test_detection(detector):
-    result = checkpoint.convert(detector)
+    result = convert(detector)
     assert result.task == 'det' and not result.absent and not result.resampled
     assert sorted(result.dropped) == ['backbone.net.rope_glb.freqs_sin', 'backbone.net.rope_win.freqs_cos']
     assert len(result.mapped) == len(result.state_dict) == len(detector) - 2
@@ -83,7 +81,7 @@ def test_detection(detector):
 
 
 def test_segmentation_backbone_and_neck(segmentor):
-    result = checkpoint.convert(segmentor)
+    result = convert(segmentor)
     assert (result.task, result.absent) == ('seg', ['decode_head', 'auxiliary_head'])
     assert result.dropped == ['backbone.blocks.0.attn.rope.freqs_cos']
     assert torch.equal(result.state_dict['neck.upsample_4x.3.weight'], segmentor['backbone.fpn1.3.weight'])
@@ -92,7 +90,7 @@ def test_segmentation_backbone_and_neck(segmentor):
 
 
 def test_pretrained(pretrained):
-    result = checkpoint.convert(pretrained)
+    result = convert(pretrained)
     assert result.task == 'pretrain'
     assert {'mask_token', 'norm.weight', 'lm_head.bias', 'rope.freqs_cos'} <= set(result.dropped)
     model = backbone()
@@ -102,21 +100,21 @@ def test_pretrained(pretrained):
 
 def test_only_a_backbone_or_backbone_and_pyramid(detector):
     net = {name: value for name, value in detector.items() if name.startswith('backbone.net.')}
-    assert checkpoint.convert(net).absent == ['neck', 'rpn_head', 'roi_head.bbox_head', 'roi_head.mask_head']
+    assert convert(net).absent == ['neck', 'rpn_head', 'roi_head.bbox_head', 'roi_head.mask_head']
     both = {name: value for name, value in detector.items() if name.startswith('backbone.')}
-    assert checkpoint.convert(both).absent == ['rpn_head', 'roi_head.bbox_head', 'roi_head.mask_head']
+    assert convert(both).absent == ['rpn_head', 'roi_head.bbox_head', 'roi_head.mask_head']
 
 
 def test_data_parallel_prefix(detector):
     wrapped = {f'module.{name}': value for name, value in detector.items()}
-    assert checkpoint.convert(wrapped).state_dict.keys() == checkpoint.convert(detector).state_dict.keys()
+    assert convert(wrapped).state_dict.keys() == convert(detector).state_dict.keys()
 
 
 @pytest.mark.parametrize('name', ['backbone.net.blocks.1.attn.qkv.weight', 'roi_heads.keypoint_head.weight', 'odd'])
 def test_unknown_keys_are_named(detector, name):
     wanted = 'left over' if 'qkv' in name else 'do not belong'
     with pytest.raises(ValueError, match=rf'1 keys .*{wanted}.*{name.split("net.")[-1]}'):
-        checkpoint.convert({**detector, name: torch.zeros(1)})
+        convert({**detector, name: torch.zeros(1)})
 
 
 @pytest.mark.parametrize(('old', 'new'), [
@@ -126,32 +124,32 @@ def test_unknown_keys_are_named(detector, name):
 def test_missing_keys_are_named(detector, old, new):
     del detector[old]
     with pytest.raises(ValueError, match=rf'1 keys are missing: {new}'):
-        checkpoint.convert(detector)
+        convert(detector)
 
 
 def test_a_file_of_something_else():
     with pytest.raises(ValueError, match=r'belong to no official EVA-02 checkpoint: layer1\.0\.conv1\.weight'):
-        checkpoint.convert({'layer1.0.conv1.weight': torch.zeros(1)})
+        convert({'layer1.0.conv1.weight': torch.zeros(1)})
     with pytest.raises(ValueError, match="unknown task 'pose'"):
-        checkpoint.convert({}, 'pose')
+        convert({}, 'pose')
 
 
 def test_a_converted_file_is_not_converted_again(detector):
     with pytest.raises(ValueError, match='converted already'):
-        checkpoint.convert(checkpoint.convert(detector).state_dict)
+        convert(convert(detector).state_dict)
 
 
 def test_a_missing_last_block():
     state = {f'backbone.net.{name}': value for name, value in backbone(
         embed_dims=192, depth=11, num_heads=3, with_cls_token=False).state_dict().items()}
     with pytest.raises(ValueError, match=r'the last block, backbone\.blocks\.11, is missing: .*192 channels has 12'):
-        checkpoint.convert(state)
+        convert(state)
 
 
 def test_official_names_are_told_from_converted_ones(detector, segmentor, pretrained):
     for state, task in ((detector, 'det'), (segmentor, 'seg'), (pretrained, 'pretrain')):
-        assert checkpoint.looks_official(state) == task
-        assert checkpoint.looks_official(checkpoint.convert(state).state_dict) is None
+        assert looks_official(state) == task
+        assert looks_official(convert(state).state_dict) is None
 
 
 BOTH = ('weight', 'bias')
@@ -192,26 +190,26 @@ def test_another_vision_transformer_is_not_taken_for_eva02(other_vit, layout, wr
     prefix, others = LAYOUTS[layout]
     state = {f'{prefix}{name}': value for name, value in other_vit.items()} | dict.fromkeys(others, torch.zeros(1))
     state = {f'module.{name}': value for name, value in state.items()} if wrapped else state
-    assert checkpoint.looks_official(state) is None
+    assert looks_official(state) is None
     for task, named in (('auto', ''), (layout, f'{layout} ')):
         with pytest.raises(ValueError, match=f'these keys belong to no official EVA-02 {named}checkpoint: .*Wanted are '
                                              r'.*attn\.q_proj\.weight, .*attn\.q_bias, .*mlp\.w1\.weight, .*mlp\.ffn_ln'
                                              r'\.weight in the blocks of B and L; there is no .*mlp\.ffn_ln\.weight'):
-            checkpoint.convert(state, task)
+            convert(state, task)
 
 
 def test_timms_copy_of_eva02_is_told_apart():
     state = {f'blocks.0.{layer}': torch.zeros(1) for layer in OTHER_VITS['timm_eva02_b'][0]}
     with pytest.raises(ValueError, match=r"no attn\.q_bias, mlp\.w1\.weight, mlp\.ffn_ln\.weight\. These names are "
                                          "timm's: take the file of EVA-02's authors"):
-        checkpoint.convert(state)
+        convert(state)
 
 
 def test_another_task_than_the_files(detector, pretrained):
     with pytest.raises(ValueError, match='belong to no official EVA-02 det checkpoint: .*backbone.net.blocks.N.attn'):
-        checkpoint.convert(pretrained, 'det')
+        convert(pretrained, 'det')
     with pytest.raises(ValueError, match='belong to no official EVA-02 pretrain checkpoint: backbone.net'):
-        checkpoint.convert(detector, 'pretrain')
+        convert(detector, 'pretrain')
 
 
 @pytest.mark.parametrize('name', ['bottom_up.res2.0.conv1.weight', 'layers.0.attn.qkv.weight'])
@@ -219,22 +217,22 @@ def test_another_task_than_the_files(detector, pretrained):
 def test_a_model_with_another_backbone_is_not_taken_for_eva02(name, head):
     """Of detectron2, mmdetection or mmsegmentation: neither official nor converted already."""
     state = dict.fromkeys((f'backbone.{name}', head), torch.zeros(1))
-    assert checkpoint.looks_official(state) is None
+    assert looks_official(state) is None
     with pytest.raises(ValueError, match=f'belong to no official EVA-02 checkpoint: backbone.{name}'):
-        checkpoint.convert(state)
+        convert(state)
 
 
 def test_a_data_parallel_file_is_official(detector, segmentor, pretrained):
     """mmengine takes the prefix away, and finds no name of the model all the same."""
     for state, task in ((detector, 'det'), (segmentor, 'seg'), (pretrained, 'pretrain')):
-        assert checkpoint.looks_official({f'module.{name}': value for name, value in state.items()}) == task
+        assert looks_official({f'module.{name}': value for name, value in state.items()}) == task
 
 
 # ---- sizes ----
 def test_patches_of_14_px(pretrained):
     pretrained['patch_embed.proj.weight'] = torch.randn(DIM, 3, 14, 14)
     pretrained['pos_embed'] = torch.randn(1, 16 * 16 + 1, DIM)
-    result = checkpoint.convert(pretrained)
+    result = convert(pretrained)
     assert len(result.resampled) == 2
     expected = F.interpolate(pretrained['patch_embed.proj.weight'], size=(16, 16), mode='bicubic', align_corners=False)
     torch.testing.assert_close(result.state_dict['backbone.patch_embed.proj.weight'], expected)
@@ -252,104 +250,25 @@ def shapes(model) -> dict:
 
 def test_positions_follow_the_target(pretrained):
     target = shapes(backbone(img_size=(512, 512), pretrain_img_size=512))
-    result = checkpoint.convert(pretrained, target_shapes=target)
+    result = convert(pretrained, target_shapes=target)
     assert result.resampled == ['backbone.pos_embed: 14x14 -> 32x32 positions']
     assert result.state_dict['backbone.pos_embed'].shape == target['backbone.pos_embed']
 
 
 def test_a_detector_takes_no_class_token_and_apt_may_add_parameters(pretrained):
     target = shapes(backbone(with_cls_token=False, num_scales=3, thresholds=(2, 2)))
-    result = checkpoint.convert(pretrained, target_shapes=target)
+    result = convert(pretrained, target_shapes=target)
     assert 'cls_token' in result.dropped and 'backbone.cls_token' not in result.state_dict
 
 
 def test_what_does_not_fit_the_target_is_named(pretrained):
     with pytest.raises(ValueError, match=r'does not fit the config\. .*parameters of the model are not in the file: '
                                          r'backbone\.blocks\.3'):
-        checkpoint.convert(pretrained, target_shapes=shapes(backbone(depth=4)))
+        convert(pretrained, target_shapes=shapes(backbone(depth=4)))
     with pytest.raises(ValueError, match=r'keys have no place in the model: backbone\.blocks\.2'):
-        checkpoint.convert(pretrained, target_shapes=shapes(backbone(depth=2)))
+        convert(pretrained, target_shapes=shapes(backbone(depth=2)))
     with pytest.raises(ValueError, match=r'shapes differ: .*\(16, 16\) in the file, \(32, 32\) in the model'):
-        checkpoint.convert(pretrained, target_shapes=shapes(backbone(embed_dims=32)))
-
-
-# ---- files ----
-@pytest.mark.parametrize('wrapper', [*checkpoint.WRAPPERS, ''])
-def test_wrappers(tmp_path, detector, wrapper):
-    torch.save({wrapper: detector, 'iteration': 7} if wrapper else detector, tmp_path / 'file.pth')
-    state, entry, others = checkpoint.load_official(tmp_path / 'file.pth')
-    assert (entry, others) == (wrapper, ['iteration'] if wrapper else [])
-    assert state.keys() == detector.keys() and all(torch.equal(state[name], detector[name]) for name in state)
-
-
-def test_one_of_two_entries(tmp_path, detector):
-    average = {name: value + 1 for name, value in detector.items()}
-    torch.save({'model': detector, 'model_ema': average}, tmp_path / 'file.pth')
-    name = 'backbone.net.pos_embed'
-    assert torch.equal(checkpoint.load_official(tmp_path / 'file.pth')[0][name], detector[name])
-    assert torch.equal(checkpoint.load_official(tmp_path / 'file.pth', 'model_ema')[0][name], average[name])
-    with pytest.raises(ValueError, match=r"no entry 'ema' that holds a state dict: it has model, model_ema"):
-        checkpoint.load_official(tmp_path / 'file.pth', 'ema')
-
-
-def test_old_format_and_safetensors(tmp_path, pretrained):
-    torch.save({'module': pretrained}, tmp_path / 'old.pt', _use_new_zipfile_serialization=False)
-    save_file(pretrained, tmp_path / 'file.safetensors')
-    for name in ('old.pt', 'file.safetensors'):
-        state = checkpoint.load_official(tmp_path / name)[0]
-        assert all(torch.equal(state[key], pretrained[key]) for key in pretrained), name
-
-
-class Code:
-
-    def __init__(self, marker: Path):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return os.mkdir, (self.marker,)
-
-
-@pytest.mark.parametrize('zipped', [True, False])
-def test_a_file_with_code_is_refused_and_not_run(tmp_path, detector, zipped):
-    torch.save({'model': detector, 'code': Code(tmp_path / 'ran')}, tmp_path / 'file.pth',
-               _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r'holds more than plain data, and is not loaded|posix\.mkdir'):
-        checkpoint.load_official(tmp_path / 'file.pth')
-    assert not (tmp_path / 'ran').exists()
-
-
-def test_broken_files(tmp_path):
-    (tmp_path / 'text.pth').write_text('not a checkpoint')
-    (tmp_path / 'bad.safetensors').write_text('not a checkpoint')
-    (tmp_path / 'list.pth').write_bytes(pickle.dumps([1]))
-    torch.save([1, 2], tmp_path / 'numbers.pth')
-    torch.save({'model': {'a': 1}}, tmp_path / 'no_tensors.pth')
-    whole = tmp_path / 'whole.pth'
-    torch.save({'model': {'a': torch.zeros(10_000)}}, whole)
-    (tmp_path / 'cut.pth').write_bytes(whole.read_bytes()[:20_000])
-    broken = 'is damaged|cannot be read as a checkpoint'
-    for name, message in (('text.pth', broken), ('list.pth', broken), ('cut.pth', broken),
-                          ('bad.safetensors', 'cannot be read as safetensors'), ('none.pth', 'does not exist'),
-                          ('numbers.pth', 'holds a list, wanted a dict'),
-                          ('no_tensors.pth', 'model is no state dict: a')):
-        with pytest.raises(ValueError, match=message):
-            checkpoint.load_official(tmp_path / name)
-
-
-def test_atomic_writing(tmp_path, monkeypatch):
-    target = tmp_path / 'new/file.pth'
-    checkpoint.save_atomically({'a': torch.ones(3)}, target)
-    assert torch.equal(torch.load(target)['a'], torch.ones(3))
-
-    def full_disk(*args):
-        args[1].write(b'half')
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(torch, 'save', full_disk)
-    with pytest.raises(OSError, match='No space left'):
-        checkpoint.save_atomically({}, target)
-    assert torch.equal(torch.load(target)['a'], torch.ones(3))
-    assert [path.name for path in target.parent.iterdir()] == ['file.pth']
+        convert(pretrained, target_shapes=shapes(backbone(embed_dims=32)))
 
 
 # ---- the tool ----
@@ -368,7 +287,7 @@ def test_tool_converts_and_reports(tmp_path, detector):
         assert line in done.stdout
     converted = torch.load(target)
     assert converted['meta'] == {'converted_from': 'official.pth', 'task': 'det', 'entry': 'model'}
-    assert converted['state_dict'].keys() == checkpoint.convert(detector).state_dict.keys()
+    assert converted['state_dict'].keys() == convert(detector).state_dict.keys()
     assert source.read_bytes() == before
     again = run_tool(source, target)
     assert again.returncode == 2 and 'exists: remove it, or replace it with --force' in again.stderr

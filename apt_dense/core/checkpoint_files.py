@@ -1,0 +1,82 @@
+"""Checkpoint files: read safely, whatever wrote them."""
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+WRAPPERS = ('model', 'model_ema', 'state_dict', 'module')
+
+
+def load_official(path: str | Path, wrapper: str | None = None) -> tuple[dict[str, Tensor], str, list[str]]:
+    """Read a .pth, .pt or .safetensors file without running any code in it.
+
+    Args:
+        path: the file.  Tensors of recent .pth files stay on disk until they are used.
+        wrapper: the entry that holds the state dict, such as 'model_ema'; by default the first that is there of
+            'model', 'model_ema', 'state_dict', 'module', or the file itself if it is a state dict.
+
+    Returns:
+        The state dict, the name of its entry ('' if there is none), and the names of the other entries.
+
+    Raises:
+        ValueError: if the file is missing, damaged, holds more than plain data, or has no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f'{path} does not exist')
+    content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_pickle(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f'{path} holds a {type(content).__name__}, wanted a dict of tensors')
+    if wrapper is None:
+        wrapper = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), '')
+    elif not isinstance(content.get(wrapper), Mapping):
+        raise ValueError(f'{path} has no entry {wrapper!r} that holds a state dict: it has {listed(content)}')
+    state = content[wrapper] if wrapper else content
+    others = [str(name) for name in content if name != wrapper] if wrapper else []
+    bad = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if bad or not state:
+        raise ValueError(f'{path}: {wrapper or "the file"} is no state dict: {listed(bad) or "it is empty"}. Name the '
+                         f'entry that is one; the file has {listed(content)}')
+    return dict(state), wrapper, others
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(f'{path.name} needs the package safetensors: pip install safetensors, or pip '
+                          "install -e '.[tools]' in the project's folder") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f'{path} cannot be read as safetensors: {error}') from error
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        names = _unsafe_names(path)
+        if names:
+            raise ValueError(f'{path} holds more than plain data and is not loaded, because that could run code: '
+                             f'{listed(names)}. Ask its author for a file with tensors only') from error
+        raise ValueError(f'{path} is damaged, or holds more than plain data, and is not loaded: '
+                         f'{str(error).splitlines()[0]}') from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f'{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}') from error
+
+
+def _unsafe_names(path: Path) -> list[str]:
+    """The classes and functions that a file of torch's zip format would call."""
+    if not zipfile.is_zipfile(path) or not hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint'):
+        return []
+    return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+
+
+def listed(names: Iterable[object], most: int = 10) -> str:
+    names = [str(name) for name in names]
+    return ', '.join(names[:most]) + (', ...' if len(names) > most else '')
