@@ -14,7 +14,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--tta', action='store_true', help="test-time augmentation: the config's tta_pipeline and tta_model")
     parser.add_argument('--show', action='store_true', help='show the predictions on the screen')
-    parser.add_argument('--show-dir', help='draw the predictions into this directory')
+    parser.add_argument('--show-dir', help='draw truth beside predictions into this directory')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show keeps a picture')
     launch.add_common_arguments(parser)
     return parser.parse_args()
@@ -30,6 +30,7 @@ def main() -> None:
         outputs.set_tta(cfg)
     if args.out:
         outputs.set_output(cfg, args.out)
+    outputs.keep_folders(cfg)
     outputs.check_label_maps(cfg)
     launch.check_dataset_files(cfg, 'test')
     launch.build_runner(cfg).test()

@@ -1,10 +1,13 @@
 """What a test writes and draws: the options of tools/test.py."""
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from apt_dense.mm import pictures  # noqa: F401  (registers what is named here)
 from apt_dense.mm.launch import LaunchError, scope_of
+from apt_dense.mm.output_names import LABEL_MAPS, common_folder
 
 VISUALIZATION = {
     'mmdet': ('DetVisualizationHook', 'DetLocalVisualizer'),
@@ -15,49 +18,82 @@ VISUALIZATION = {
 def set_visualization(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
     """Draw the predictions for every test image: on the screen, into a directory, or both.
 
-    Detection writes WORK_DIR/TIMESTAMP/show_dir/NAME, segmentation show_dir/vis_data/vis_image/NAME.  Deviation from
+    Both tasks write show_dir/FOLDERS/NAME, with the image's folders below its data prefix.  Deviation from
     mmsegmentation, whose hook draws every 50th image: all of them.
 
     Args:
         wait_time: seconds that each picture stays on the screen.
 
     Raises:
-        LaunchError: if default_scope is neither 'mmdet' nor 'mmseg', or a segmentor's pictures are to be shown and
-            written at once, for which mmsegmentation's hook has no way.
+        LaunchError: if default_scope is neither 'mmdet' nor 'mmseg', or the pictures would overwrite the images.
     """
     scope = scope_of(cfg)
-    if scope == 'mmseg' and show and show_dir:
-        raise LaunchError('--show with --show-dir: mmsegmentation shows pictures or writes them, remove one of the two')
     hook_type, visualizer_type = VISUALIZATION[scope]
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     hook = hooks.visualization = hooks.get('visualization') or ConfigDict(type=hook_type)
-    hook.update(draw=True, show=show, wait_time=wait_time)
     if not cfg.get('visualizer'):
         cfg.visualizer = dict(type=visualizer_type, vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+    if show_dir:
+        _check_apart(cfg, '--show-dir', show_dir)
+        options = dict(pred_score_thr=hook.get('score_thr', 0.3)) if scope == 'mmdet' else {}
+        hooks.visualization = dict(
+            type='DrawPredictionsHook', out_dir=show_dir, image_root=common_folder(_dataset(cfg)), show=show,
+            wait_time=wait_time, backend_args=hook.get('backend_args'), **options)
+        return
+    hook.update(draw=True, show=show, wait_time=wait_time)
     if scope == 'mmseg':
         hook.interval = 1
-        if show_dir:
-            cfg.visualizer.save_dir = show_dir
-    elif show_dir:
-        hook.test_out_dir = show_dir
 
 
 def set_output(cfg: Config, out: str) -> None:
     """Write the predictions of a test: detection into a pickle file, segmentation as label maps into a directory.
 
+    A label map is out/FOLDERS/NAME.png, with the image's folders below its data prefix.
+
     Raises:
-        LaunchError: if a detector's file is not a .pkl or .pickle, or a segmentor has no IoUMetric to write the maps.
+        LaunchError: if a detector's file is not a .pkl or .pickle, a segmentor has no IoUMetric to write the maps, or
+            they would overwrite the data.
     """
-    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     if scope_of(cfg) == 'mmdet':
         if not out.endswith(('.pkl', '.pickle')):
             raise LaunchError(f'--out {out}: the predictions of a detector are written to a file named *.pkl')
-        cfg.test_evaluator = [*metrics, dict(type='DumpDetResults', out_file_path=out)]
+        cfg.test_evaluator = [*_metrics(cfg), dict(type='DumpDetResults', out_file_path=out)]
         return
-    writers = [metric for metric in metrics if metric.get('type') == 'IoUMetric']
+    writers = [metric for metric in _metrics(cfg) if metric.get('type') == 'IoUMetric']
     if not writers:
         raise LaunchError('--out needs an IoUMetric in test_evaluator: it writes the label maps')
     writers[0].output_dir = out
+    keep_folders(cfg)
+
+
+def keep_folders(cfg: Config) -> None:
+    """Let label maps that a test writes keep the folders of their images, whether --out or the config asks for them.
+
+    Raises:
+        LaunchError: if they would overwrite the data.
+    """
+    for metric in _metrics(cfg):
+        if metric.get('type') == 'IoUMetric' and metric.get('output_dir'):
+            _check_apart(cfg, '--out', metric.output_dir)
+            from apt_dense.mm import seg  # noqa: F401  (registers it; detection runs without mmsegmentation)
+            metric.update(type='FolderIoUMetric', image_root=common_folder(_dataset(cfg)))
+
+
+def _metrics(cfg: Config) -> list[ConfigDict]:
+    metrics = cfg.get('test_evaluator') or []
+    return metrics if isinstance(metrics, list) else [metrics]
+
+
+def _dataset(cfg: Config) -> ConfigDict | None:
+    return (cfg.get('test_dataloader') or {}).get('dataset')
+
+
+def _check_apart(cfg: Config, option: str, folder: str) -> None:
+    """Check that files named like the images do not become the images, or their label maps."""
+    for taken in (common_folder(_dataset(cfg)), common_folder(_dataset(cfg), LABEL_MAPS)):
+        if taken and os.path.realpath(taken) == os.path.realpath(folder):
+            raise LaunchError(f'{option} {folder} holds the test data, which would be overwritten: choose another '
+                              'directory')
 
 
 def check_label_maps(cfg: Config) -> None:
@@ -71,7 +107,7 @@ def check_label_maps(cfg: Config) -> None:
         return
     loads = any('Label' in str(step.get('type')) or 'Annotations' in str(step.get('type'))
                 for step in _steps(cfg.test_dataloader.dataset.pipeline))
-    for metric in cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]:
+    for metric in _metrics(cfg):
         if metric.get('format_only') and not metric.get('output_dir'):
             raise LaunchError('test_evaluator.format_only=True writes label maps and evaluates nothing: say where, '
                               'with --out DIRECTORY')

@@ -1,16 +1,22 @@
 """EVA-02's UperNet on mmsegmentation's classes: what differs from mmsegmentation, and nothing else."""
+import os
+from collections.abc import Sequence
+
 import mmcv
 import mmengine.fileio as fileio
 import numpy as np
-from mmengine.registry import MODELS, TRANSFORMS
+from mmengine.registry import METRICS, MODELS, TRANSFORMS
 from torch import Tensor
 
 from apt_dense.extras import from_extra
+from apt_dense.mm.errors import DataError
 from apt_dense.mm.freeze import FreezeMixin
 from apt_dense.mm.normalisation import check_model_normalisation
+from apt_dense.mm.output_names import name_below
 
 with from_extra('mm'):
     from mmseg.datasets.transforms import LoadAnnotations
+    from mmseg.evaluation import IoUMetric
     from mmseg.models.segmentors import EncoderDecoder
     from mmseg.structures import SegDataSample
 
@@ -146,3 +152,42 @@ def _reduce(label: int, results: dict) -> int:
     if not results['reduce_zero_label'] or label < 0:
         return label
     return IGNORE if label in (0, IGNORE) else label - 1
+
+
+@METRICS.register_module()
+class FolderIoUMetric(IoUMetric):
+    """``mmseg.IoUMetric`` that writes the label maps with the folders of their images.
+
+    mmsegmentation names a map by its image's file alone: of images of one name in different folders, the last one's map
+    is left.
+
+    Args:
+        image_root: the folder that the images' own are below, see ``output_names``.
+
+    Raises:
+        DataError: if two images of one folder differ in their suffix only, and would share a map.
+    """
+
+    def __init__(self, *args, image_root: str | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.image_root = image_root
+        self._images: dict[str, str] = {}  # label map -> its image
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """See ``IoUMetric.process``."""
+        top = self.output_dir
+        if top is None:
+            super().process(data_batch, data_samples)
+            return
+        try:
+            for sample in data_samples:
+                stem = os.path.splitext(name_below(sample['img_path'], self.image_root))[0]
+                image = self._images.setdefault(stem, sample['img_path'])
+                if image != sample['img_path']:
+                    raise DataError(f'{image} and {sample["img_path"]} would both have the label map {stem}.png: '
+                                    'rename one, or test them apart')
+                self.output_dir = os.path.dirname(os.path.join(top, stem))  # where IoUMetric writes NAME.png
+                os.makedirs(self.output_dir, exist_ok=True)
+                super().process(data_batch, [sample])
+        finally:
+            self.output_dir = top

@@ -15,21 +15,17 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.evaluator import Evaluator
 from mmengine.model import BaseModel, PretrainedInit
-from mmengine.registry import HOOKS, MODELS, RUNNERS, VISUALIZERS, DefaultScope
+from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner
-from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
-from mmseg.structures import SegDataSample
 
 from apt_dense.mm import checkpointing, launch, outputs, signals
 from apt_dense.mm.bad_data import BadDataHook, GuardSamples
@@ -576,18 +572,6 @@ def test_auto_scale_lr():
             launch.set_auto_scale_lr(config(**settings))
 
 
-def test_visualization_of_a_detector(tmp_path):
-    """The options are those that mmdet's hook and visualiser take."""
-    cfg = config()
-    outputs.set_visualization(cfg, show=False, show_dir='predictions', wait_time=0.5)
-    name = 'test_visualization_of_a_detector'
-    visualizer = VISUALIZERS.build(dict(cfg.visualizer, name=name, save_dir=str(tmp_path)))
-    assert type(visualizer).__name__ == 'DetLocalVisualizer'
-    hook = HOOKS.build(cfg.default_hooks.visualization)
-    assert isinstance(hook, DetVisualizationHook)
-    assert (hook.draw, hook.show, hook.test_out_dir, hook.wait_time) == (True, False, 'predictions', 0.5)
-
-
 @pytest.mark.parametrize(('scope', 'more'), [('mmdet', {}), ('mmseg', dict(interval=1))])
 def test_visualization_keeps_the_configs_settings(scope, more):
     cfg = config(default_hooks=dict(visualization=dict(type='MyHook', score_thr=0.5), timer=dict(type='IterTimerHook')),
@@ -600,34 +584,11 @@ def test_visualization_keeps_the_configs_settings(scope, more):
     assert cfg.visualizer == dict(type='MyVisualizer')
 
 
-def test_visualization_of_a_segmentor_draws_every_image(tmp_path):
-    cfg = Config(dict(default_scope='mmseg', default_hooks=dict(visualization=dict(type='SegVisualizationHook'))))
-    outputs.set_visualization(cfg, show=False, show_dir=str(tmp_path / 'drawn'), wait_time=0)
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        visualizer = VISUALIZERS.build(dict(cfg.visualizer, name='test_visualization_of_a_segmentor'))
-        visualizer.dataset_meta = dict(classes=('a', 'b'), palette=[[0, 0, 0], [255, 0, 0]])
-        hook = HOOKS.build(cfg.default_hooks.visualization)  # takes the newest visualiser
-    for index in range(3):
-        path = tmp_path / f'{index}.png'
-        cv2.imwrite(str(path), np.zeros((8, 12, 3), np.uint8))
-        sample = SegDataSample(metainfo=dict(img_path=str(path)),
-                               pred_sem_seg=PixelData(data=torch.ones(1, 8, 12, dtype=torch.long)))
-        hook.after_test_iter(SimpleNamespace(iter=0), index, {}, [sample])
-    drawn = sorted(path.name for path in (tmp_path / 'drawn/vis_data/vis_image').iterdir())
-    assert drawn == [f'test_{index}.png_0.png' for index in range(3)]
-
-
 def test_visualization_that_the_config_switches_off():
     cfg = config(default_hooks=dict(visualization=None), visualizer=None)
     outputs.set_visualization(cfg, show=True, show_dir=None, wait_time=2)
     assert cfg.default_hooks.visualization.type == 'DetVisualizationHook'
     assert cfg.visualizer.type == 'DetLocalVisualizer'
-
-
-def test_a_segmentors_pictures_are_shown_or_written():
-    """mmseg's hook drops the visualiser's backends when it shows, so nothing would be written."""
-    with pytest.raises(launch.LaunchError, match='--show with --show-dir: mmsegmentation shows .* or writes'):
-        outputs.set_visualization(Config(dict(default_scope='mmseg')), show=True, show_dir='drawn', wait_time=2)
 
 
 def test_visualization_needs_a_scope():
@@ -798,7 +759,8 @@ def test_test_tool(run_tool, leaf, checkpoint):
     assert cfg.test_evaluator[1] == dict(type='DumpDetResults', out_file_path='a.pkl')
     cfg = run_tool(test_tool, leaf, checkpoint, '--show-dir', 'drawn')[1]
     assert cfg.default_hooks.visualization == dict(
-        type='DetVisualizationHook', draw=True, show=False, wait_time=2, test_out_dir='drawn')
+        type='DrawPredictionsHook', out_dir='drawn', image_root=f'{Path.cwd()}/coco/val', show=False, wait_time=2,
+        backend_args=None, pred_score_thr=0.3)
 
 
 @pytest.mark.parametrize(('argv', 'message'), [
@@ -806,6 +768,7 @@ def test_test_tool(run_tool, leaf, checkpoint):
     (['checkpoint.pth', '--out', 'a.json'], '--out a.json'),
     (['checkpoint.pth', '--cfg-options', 'test_dataloader.dataset.ann_file=no'], 'test_dataloader.dataset.ann_file'),
     (['checkpoint.pth', '--show-dir', 'drawn', '--cfg-options', 'default_scope=mmpose'], "default_scope='mmpose'"),
+    (['checkpoint.pth', '--show-dir', 'coco/val'], '--show-dir coco/val holds the test data'),
 ])
 def test_test_tool_stops_before_the_runner_is_built(run_tool, leaf, checkpoint, capsys, argv, message):
     status, cfg, _ = run_tool(test_tool, leaf, *argv)
@@ -835,7 +798,7 @@ def test_train_resume_and_test_for_real(tiny_config, coco_root, tmp_path, monkey
         'test_dataloader.dataset.indices=2', 'model.test_cfg.rcnn.max_per_img=5')
     predictions = pickle.loads((tmp_path / 'out/predictions.pkl').read_bytes())
     assert [len(prediction['pred_instances']['scores']) for prediction in predictions] == [5, 5]
-    assert sorted(path.name for path in (tmp_path / 'work').glob('*/drawn/*')) == ['0.jpg', '1.jpg']
+    assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == ['0.jpg', '1.jpg']
 
 
 def test_from_the_command_line_an_error_is_one_line(tmp_path):

@@ -309,14 +309,20 @@ def checkpoint(tmp_path) -> Path:
 
 
 def test_out_in_the_submission_format(scenes, tmp_path, checkpoint):
-    """8-bit maps of the image's size, named like the images; with reduce_zero_label their ids begin at 1."""
+    """8-bit maps of the image's size, named and in folders like the images; with reduce_zero_label ids begin at 1."""
+    for folder, suffix in (('val', '.jpg'), ('semantic/val', '.png')):
+        (scenes / folder / 'more').mkdir()
+        (scenes / folder / f'0{suffix}').rename(scenes / folder / f'more/1{suffix}')
     for reduced in (False, True):
         cfg = point_to(tiny(), scenes, tmp_path / f'work_{reduced}')
         cfg.test_dataloader.dataset.reduce_zero_label = reduced
         cfg.test_evaluator.format_only = True
         run_test(cfg, checkpoint, out=str(tmp_path / f'maps_{reduced}'))
-    for path in sorted((scenes / 'val').iterdir()):
-        plain, shifted = (cv2.imread(str(tmp_path / f'maps_{reduced}' / f'{path.stem}.png'), cv2.IMREAD_UNCHANGED)
+    images = sorted((scenes / 'val').rglob('*.jpg'))
+    assert len(images) == 4
+    for path in images:
+        name = path.relative_to(scenes / 'val').with_suffix('.png')
+        plain, shifted = (cv2.imread(str(tmp_path / f'maps_{reduced}' / name), cv2.IMREAD_UNCHANGED)
                           for reduced in (False, True))
         assert plain.dtype == np.uint8 and plain.shape == cv2.imread(str(path)).shape[:2]
         assert np.array_equal(shifted, plain + 1) and shifted.max() <= 6

@@ -49,16 +49,13 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     seconds = run('train.py', args.config, '--work-dir', args.work_dir, '--resume')
     checkpoint = find_latest_checkpoint(str(args.work_dir))
-    # mmdetection draws into a folder of the run's, mmsegmentation into one of this directory's.
-    segments = cfg.default_scope == 'mmseg'
-    show_dir = args.work_dir / 'predictions' if segments else 'predictions'
-    seconds += run('test.py', args.config, checkpoint, '--work-dir', args.work_dir, '--show-dir', show_dir)
+    predictions = args.work_dir / 'predictions'
+    seconds += run('test.py', args.config, checkpoint, '--work-dir', args.work_dir, '--show-dir', predictions)
     # mmengine names its folders by time; the metrics of a test are a file of the same name inside.
     metrics_file = newest(path for path in args.work_dir.glob('*/*.json') if path.stem == path.parent.name)
     metrics = json.loads(metrics_file.read_text())
-    predictions = show_dir / 'vis_data/vis_image' if segments else metrics_file.parent / show_dir
     dataset = cfg.val_dataloader.dataset
-    folder = Path(dataset.data_root, dataset.data_prefix['img_path' if segments else 'img'])
+    folder = Path(dataset.data_root, dataset.data_prefix['img_path' if cfg.default_scope == 'mmseg' else 'img'])
     images = sorted(folder.iterdir())[:NUM_GRIDS]
     grids = args.work_dir / 'patches'
     if cfg.model.backbone.num_scales > 1:
