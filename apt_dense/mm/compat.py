@@ -111,14 +111,21 @@ def load_checkpoints_safely() -> None:
     through CheckpointLoader.  Without it mmengine leaves the choice to torch, whose default is unsafe before 2.6 and
     for addresses (torch.hub) on every version; onedl-mmengine loads a refused file again with weights_only=False.
 
-    Delete when mmengine passes weights_only=True itself.
+    The text under meta['config'], of mmengine's early days, is left out: on resuming, mmengine would execute it as
+    Python to learn the number of GPUs.
+
+    Delete when mmengine passes weights_only=True itself, and no longer runs that text.
     """
 
     def make(original: Callable) -> Callable:
 
         def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
             with _only_safe_loading():
-                return original(*args, **kwargs)
+                checkpoint = original(*args, **kwargs)
+            meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+            if isinstance(meta, dict):
+                meta.pop('config', None)
+            return checkpoint
 
         return load_checkpoint
 

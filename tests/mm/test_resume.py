@@ -177,6 +177,16 @@ def test_an_endless_sampler_has_no_epochs(balanced, tmp_path):
         run_toy(tmp_path, train_cfg=EPOCHS, train_dataloader=settings)
 
 
+def test_no_text_in_a_checkpoint_is_executed(tmp_path):
+    """mmengine's runner takes meta['config'] for a config file, and those are Python."""
+    run_toy(tmp_path)
+    content = load(tmp_path / 'iter_8.pth')
+    content['meta']['config'] = f'file = open({str(tmp_path / "marker")!r}, "w").close()\n'
+    torch.save(content, tmp_path / 'iter_8.pth')
+    assert run_toy(tmp_path, resume='iter_8.pth').iter == 10
+    assert not (tmp_path / 'marker').exists()
+
+
 class Recorded(list):
     """A batch sampler that notes the epochs it is given."""
 
