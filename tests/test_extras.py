@@ -6,15 +6,14 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
 
 from apt_dense.extras import from_extra
+from tests.locations import ROOT
 
-ROOT = Path(__file__).parents[1]
 # Import names that are not the distribution's.
 DISTRIBUTIONS = {'PIL': 'pillow', 'cv2': 'opencv-python', 'mmseg': 'mmsegmentation', 'flash_attn': 'flash-attn'}
 LOCAL = {'apt_dense', 'tests', 'tools', *(path.stem for path in (ROOT / 'tools').rglob('*.py'))}

@@ -15,8 +15,8 @@ from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
 from apt_dense.mm.errors import DataError
-from apt_dense.mm.hooks import unwrapped
-from apt_dense.mm.layer_decay import ADDED_BY_APT
+from apt_dense.mm.training.hooks import unwrapped
+from apt_dense.mm.training.layer_decay import ADDED_BY_APT
 
 SIZE_MISMATCH = re.compile(r'size mismatch for (\S+): .* shape torch\.Size\((.*)\) from .* torch\.Size\((.*)\)\.')
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import apt_dense
 
 PACKAGE = Path(apt_dense.__file__).parent
-OPTIONAL = {'attention.py': 'flash_attn', 'checkpoint_files.py': 'safetensors'}  # only inside functions: they may be missing
+# Only inside functions: they may be missing.
+OPTIONAL = {'attention.py': 'flash_attn', 'checkpoint_files.py': 'safetensors'}
 UNWANTED = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'timm', 'cv2', 'torchvision', 'detectron2', *OPTIONAL.values()}
 
 

@@ -9,7 +9,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
+from tests.locations import CONFIGS
+
 CLASSES = ('ball', 'crate', 'kite', 'lifebuoy', 'starfish')
 
 

@@ -14,7 +14,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from apt_dense.mm.bad_data import BadDataHook
-from apt_dense.mm.sync_bn import CPUDistributedDataParallel, CPUSyncBatchNorm
+from apt_dense.mm.training.sync_bn import CPUDistributedDataParallel, CPUSyncBatchNorm
 
 NORM = dict(type='SyncBN', requires_grad=True)
 DIMS = 16

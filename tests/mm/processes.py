@@ -7,7 +7,9 @@ import socket
 import sys
 from pathlib import Path
 
-TOOL = Path(__file__).parents[2] / 'tools/train.py'
+from tests.locations import TOOLS
+
+TOOL = TOOLS / 'train.py'
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(['apt_dense.mm.det', 'apt_dense.mm.launch', 'mmdet.datasets', 'mmdet.evaluation'])
 

@@ -14,7 +14,7 @@ import apt_dense.mm.seg  # noqa: F401
 from apt_dense.mm import launch
 from apt_dense.mm.bad_data import BadDataHook, GuardSamples, LoadCheckedImage, find_guards
 from tests.mm.conftest import CLASSES, point_to
-from tests.mm.test_training import losses_of, run
+from tests.mm.training.test_training import losses_of, run
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
 

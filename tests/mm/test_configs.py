@@ -11,9 +11,9 @@ from mmengine.runner import Runner
 
 from apt_dense.core.conversion import convert
 from apt_dense.mm import launch
+from tests.locations import CONFIGS
 from tests.official import official_state
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
 LEAVES = sorted(path.stem for path in CONFIGS.glob('*.py'))
 BACKBONE_MILLIONS = {'b': 86, 'l': 304}  # published sizes of EVA-02-B and L
 ADDED = {'patch_embed.conv_down.weight', 'patch_embed.conv_down.bias', 'patch_embed.zero_mlp.weight',
@@ -243,7 +243,7 @@ def test_short_fine_tuning_optimises_the_added_parameters_only(name):
 def test_fine_tuning_the_entire_model(name, iters, lr):
     """All parameters train, from a dense model, for 5 % of the iterations at a tenth of the rate; else the same.
 
-    Every parameter's rate and weight decay: tests/mm/test_layer_decay_tables.py.
+    Every parameter's rate and weight decay: tests/mm/training/test_layer_decay_tables.py.
     """
     dense, short, entire = (load(f'{prefix}{name}{suffix}') for prefix, suffix in (
         ('eva02_', ''), ('apt_eva02_', ''), ('apt_eva02_', '_entire')))

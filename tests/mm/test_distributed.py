@@ -15,12 +15,12 @@ from mmengine.device import get_device
 
 from apt_dense.mm.run_comparison import differing, load, logged
 from apt_dense.mm.signals import EXIT_STOPPED
+from tests.locations import ROOT
 from tests.mm import processes
 from tests.mm.conftest import CONFIGS, draw_scene, point_to, shrink, write_coco
-from tests.mm.test_training import logged_scalars
 from tests.mm.toys import toy_config
+from tests.mm.training.test_training import logged_scalars
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='mmengine trains on this device')
 
 

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from apt_dense.mm import launch
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
 from tests.mm.conftest import draw_scene, write_coco
-from tests.mm.test_training import losses_of
+from tests.mm.training.test_training import losses_of
 
 STORED = Path(__file__).parents[1] / 'data/before_the_move'
 

@@ -29,10 +29,10 @@ from mmseg.evaluation import IoUMetric
 
 from apt_dense.mm import checkpointing, launch, outputs, signals
 from apt_dense.mm.bad_data import BadDataHook, GuardSamples
-from apt_dense.mm.hooks import CheckFrozenLoadedHook
+from apt_dense.mm.training.hooks import CheckFrozenLoadedHook
+from tests.locations import ROOT
 from tests.mm.conftest import point_to
 
-ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
 SHORT_CONFIG = ROOT / 'configs/apt_eva02_b_coco.py'
 

@@ -15,8 +15,8 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 import apt_dense
 import apt_dense.mm
 from apt_dense.mm.errors import DataError
-from apt_dense.mm.hooks import CheckFrozenLoadedHook
 from apt_dense.mm.models import unloaded
+from apt_dense.mm.training.hooks import CheckFrozenLoadedHook
 
 BACKBONE = dict(type='APTEVA02', img_size=64, embed_dims=32, depth=2, num_heads=2, window_size=4,
                 global_block_indexes=(1,), pretrain_img_size=64)

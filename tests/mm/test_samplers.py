@@ -14,7 +14,7 @@ from apt_dense.mm.errors import DataError
 from apt_dense.mm.inputs import input_settings
 from apt_dense.mm.samplers import TokenBalancedBatchSampler, balanced_steps
 from tests.mm.conftest import point_to
-from tests.mm.test_training import losses_of, run
+from tests.mm.training.test_training import losses_of, run
 
 
 def idle_share(steps: list[np.ndarray], tokens: np.ndarray) -> float:

@@ -1,7 +1,6 @@
 """An official segmentation file through the converter, against a model put together by hand."""
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +9,12 @@ from mmengine.runner import load_checkpoint
 from mmseg.models.decode_heads import FCNHead, UPerHead
 from mmseg.models.necks import Feature2Pyramid
 
+from tests.locations import TOOLS
 from tests.mm.test_seg import tiny
 from tests.official import official_state
 from tests.oracle import oracle_backbone
 
-TOOL = Path(__file__).parents[2] / 'tools/model_converters/eva02_to_mm.py'
+TOOL = TOOLS / 'model_converters/eva02_to_mm.py'
 BN = dict(type='BN')
 
 

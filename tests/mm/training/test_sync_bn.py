@@ -5,7 +5,7 @@ import torch.distributed as dist
 from mmengine.logging import MMLogger
 from torch import nn
 
-from apt_dense.mm.sync_bn import CPUSyncBatchNorm, replace_sync_batch_norm
+from apt_dense.mm.training.sync_bn import CPUSyncBatchNorm, replace_sync_batch_norm
 
 
 @pytest.fixture(autouse=True)

@@ -42,8 +42,8 @@ def layer_id(name: str, num_layers: int, added_params_full_lr: bool = True) -> i
     block = BLOCK.match(inner)
     if block is None:
         raise ValueError(f'parameter {name!r} has no layer: the backbone has pos_embed, cls_token, patch_embed.* and '
-                         'blocks.N.*; add the name to apt_dense/mm/layer_decay.py, or use a constructor made for this '
-                         'backbone')
+                         'blocks.N.*; add the name to apt_dense/mm/training/layer_decay.py, or use a constructor made '
+                         'for this backbone')
     if int(block[1]) >= num_layers:
         raise ValueError(f'parameter {name!r} lies beyond num_layers={num_layers}: set num_layers to the depth of the '
                          'backbone')

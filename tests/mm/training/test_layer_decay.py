@@ -1,5 +1,4 @@
 """Learning rates and weight decays worked out by hand; what the constructor does not know is an error."""
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +9,9 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
 import apt_dense
-from apt_dense.mm.layer_decay import APTLayerDecayOptimWrapperConstructor, layer_id
+from apt_dense.mm.training.layer_decay import APTLayerDecayOptimWrapperConstructor, layer_id
+from tests.locations import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
 LR, WEIGHT_DECAY = 0.8, 0.1
 RECIPE = dict(layer_decay_rate=0.5, num_layers=2)
 SEGMENTATION = dict(flat_decay_mult=0.0, no_weight_decay_keys=('pos_embed', 'cls_token'))

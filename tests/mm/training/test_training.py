@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import apt_dense.mm.det  # noqa: F401
-from apt_dense.mm import hooks
+from apt_dense.mm.training import hooks
 from tests.mm.conftest import draw_scene, point_to, write_coco
 
 ADDED = ['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp']

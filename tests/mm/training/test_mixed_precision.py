@@ -20,7 +20,7 @@ from tests.mm import test_seg
 from tests.mm.conftest import point_to
 from tests.mm.test_non_finite import CPUScalerOptimWrapper
 from tests.mm.test_seg import scenes  # noqa: F401  a fixture
-from tests.mm.test_training import logged_scalars
+from tests.mm.training.test_training import logged_scalars
 
 
 @OPTIM_WRAPPERS.register_module(force=True)

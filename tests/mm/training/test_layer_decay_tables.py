@@ -1,6 +1,5 @@
 """Every parameter's rate and weight decay for EVA-02-B and L, against tables written from the official recipes."""
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from torch import nn
 
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
+from tests.locations import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
 TOP = 'top'  # the layer above the last block: the base rate
 
 # Pattern of the names -> (layer, has weight decay in segmentation).  In detection every parameter has it.

@@ -1,0 +1,1 @@
+"""Hooks and optimiser settings of a training."""
