@@ -4,7 +4,8 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from apt_dense.extras import from_extra
-from apt_dense.mm import checked_coco, compat, transforms  # noqa: F401  importing them registers classes
+from apt_dense.mm import compat
+from apt_dense.mm.data import checked_coco, transforms  # noqa: F401  importing them registers classes
 from apt_dense.mm.freeze import FreezeMixin
 from apt_dense.mm.normalisation import check_model_normalisation
 

@@ -6,7 +6,7 @@ from mmengine.runner import Runner
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
 from apt_dense.mm import normalisation
-from apt_dense.mm.inputs import ConfigInputs
+from apt_dense.mm.data.inputs import ConfigInputs
 from tests.mm import conftest, test_seg
 
 CHANGES = [

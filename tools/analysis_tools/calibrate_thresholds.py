@@ -98,7 +98,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 class Photographs:
-    """Score maps of image files at one size; what ``apt_dense.mm.inputs.ConfigInputs`` is for configs."""
+    """Score maps of image files at one size; what ``apt_dense.mm.data.inputs.ConfigInputs`` is for configs."""
 
     def __init__(self, paths: list[Path], size: int, fit: str, resampling: str, scorer: str, num_scales: int):
         self.chooser = PatchChooser(num_scales, (0.0,) * (num_scales - 1), scorer)
@@ -128,7 +128,7 @@ def open_source(args: argparse.Namespace) -> Any:
         from mmengine.config import DictAction
 
     from apt_dense.mm import compat, launch
-    from apt_dense.mm.inputs import ConfigInputs
+    from apt_dense.mm.data.inputs import ConfigInputs
     compat.filter_library_warnings()
     cv2.setNumThreads(0)  # the workers are the parallelism
     options = argparse.ArgumentParser()

@@ -29,7 +29,7 @@ from apt_dense.core.files import write_atomically
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat, launch, loading
-from apt_dense.mm.inputs import BackboneInput, ConfigInputs
+from apt_dense.mm.data.inputs import BackboneInput, ConfigInputs
 
 with from_extra('mm'):
     import numpy as np

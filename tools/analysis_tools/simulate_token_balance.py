@@ -20,7 +20,7 @@ from pathlib import Path
 from apt_dense.calibration.images import RESAMPLINGS, find_images, load_image, resize, to_input
 from apt_dense.calibration.token_counts import load_token_counts
 from apt_dense.extras import from_extra
-from apt_dense.mm.samplers import balanced_steps
+from apt_dense.mm.data.samplers import balanced_steps
 
 with from_extra('tools'):
     import numpy as np
@@ -76,7 +76,7 @@ def count_draws(args: argparse.Namespace) -> np.ndarray:
         from mmengine.config import Config
 
         import apt_dense.mm  # noqa: F401  registers the backbone
-        from apt_dense.mm.inputs import chooser_of, resampling_of
+        from apt_dense.mm.data.inputs import chooser_of, resampling_of
     cfg = Config.fromfile(args.config)
     chooser, resampling = chooser_of(cfg), args.resampling or resampling_of(cfg)
     print(f'resampling by {resampling}')

@@ -93,7 +93,7 @@ def config_chooser(args: argparse.Namespace) -> tuple[PatchChooser, Callable[[Pa
     with from_extra('mm'):
         from mmengine.config import Config
 
-        from apt_dense.mm.inputs import ConfigInputs
+        from apt_dense.mm.data.inputs import ConfigInputs
     cfg = Config.fromfile(args.config)
     if args.thresholds is not None:
         cfg.model.backbone.update(thresholds=args.thresholds, num_scales=len(args.thresholds) + 1)

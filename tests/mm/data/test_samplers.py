@@ -10,9 +10,9 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 
 import apt_dense.mm.det  # noqa: F401
 from apt_dense.calibration.token_counts import write_token_counts
+from apt_dense.mm.data.inputs import input_settings
+from apt_dense.mm.data.samplers import TokenBalancedBatchSampler, balanced_steps
 from apt_dense.mm.errors import DataError
-from apt_dense.mm.inputs import input_settings
-from apt_dense.mm.samplers import TokenBalancedBatchSampler, balanced_steps
 from tests.mm.conftest import point_to
 from tests.mm.training.test_training import losses_of, run
 

@@ -11,7 +11,7 @@ import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
 from apt_dense.calibration.thresholds import ScoreMaps
 from apt_dense.calibration.token_counts import read_token_counts
-from apt_dense.mm.inputs import ConfigInputs, input_settings
+from apt_dense.mm.data.inputs import ConfigInputs, input_settings
 from tests.locations import load_tool
 from tests.mm import conftest, test_seg
 

@@ -10,8 +10,8 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS
 
 from apt_dense.calibration.token_counts import load_token_counts, read_token_counts
+from apt_dense.mm.data.inputs import input_settings
 from apt_dense.mm.errors import DataError
-from apt_dense.mm.inputs import input_settings
 
 
 def balanced_steps(tokens: np.ndarray, num_ranks: int, batch_size: int, pool_steps: int,

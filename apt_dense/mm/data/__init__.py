@@ -1,0 +1,1 @@
+"""Datasets, transforms and samplers, and what a config makes of its images."""
