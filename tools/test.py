@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from apt_dense.mm import launch, outputs
+from apt_dense.mm.cli import launch, outputs
 
 
 def parse_args() -> argparse.Namespace:

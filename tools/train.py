@@ -6,7 +6,7 @@ checkpoint and exits with status 75.
 import argparse
 import sys
 
-from apt_dense.mm import launch
+from apt_dense.mm.cli import launch
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
 
 

@@ -12,8 +12,8 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from apt_dense.mm.cli.loading import listed
 from apt_dense.mm.errors import DataError
-from apt_dense.mm.loading import listed
 
 PROGRESS = ('last_step', 'base_values', 'verbose', 'best', 'num_bad_epochs', 'cooldown_counter')  # of a schedule
 MOMENTS = ('exp_avg', 'exp_avg_sq', 'momentum_buffer')  # optimiser states of their parameter's shape

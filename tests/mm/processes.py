@@ -11,7 +11,7 @@ from tests.locations import TOOLS
 
 TOOL = TOOLS / 'train.py'
 CONTEXT = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['apt_dense.mm.det', 'apt_dense.mm.launch', 'mmdet.datasets', 'mmdet.evaluation'])
+CONTEXT.set_forkserver_preload(['apt_dense.mm.det', 'apt_dense.mm.cli.launch', 'mmdet.datasets', 'mmdet.evaluation'])
 
 
 def free_port() -> str:
@@ -37,7 +37,8 @@ def train(log: Path, argv: list, kill_in_write: int = 0, **environment: str) -> 
 
 def _train(log: str, argv: list[str], kill_in_write: int, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    from apt_dense.mm import checkpointing, launch
+    from apt_dense.mm import checkpointing
+    from apt_dense.mm.cli import launch
     os.setsid()
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         stream.flush()

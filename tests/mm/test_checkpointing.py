@@ -12,8 +12,9 @@ import pytest
 import torch
 from mmengine.fileio import get_file_backend
 
-from apt_dense.mm import checkpointing, launch
+from apt_dense.mm import checkpointing
 from apt_dense.mm.checkpointing import WorkDirError, claim_work_dir, find_damage, find_last_good_checkpoint
+from apt_dense.mm.cli import launch
 from tests.mm.toys import METRIC_VALUES, run_toy
 
 

@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, Defau
 from mmengine.runner import Runner
 
 from apt_dense.core.conversion import convert
-from apt_dense.mm import launch
+from apt_dense.mm.cli import launch
 from tests.locations import CONFIGS
 from tests.official import official_state
 

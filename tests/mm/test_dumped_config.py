@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from apt_dense.mm import launch
+from apt_dense.mm.cli import launch
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
 from tests.mm.conftest import draw_scene, write_coco
 from tests.mm.training.test_training import losses_of

@@ -8,8 +8,8 @@ import pytest
 from mmengine.config import Config
 
 from apt_dense.core import files
-from apt_dense.mm import launch
 from apt_dense.mm.checkpointing import WorkDirError, claim_work_dir, write_to_work_dir
+from apt_dense.mm.cli import launch
 from apt_dense.mm.leftovers import checkpoint_folders, remove_leftovers
 from tests.mm.toys import Interrupted, interrupt, run_toy
 

@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
 import apt_dense.mm.seg  # noqa: F401
-from apt_dense.mm import launch, outputs
+from apt_dense.mm.cli import launch, outputs
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.output_names import LABEL_MAPS, common_folder, name_below
 

@@ -8,7 +8,8 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS
 from torch import nn
 
-from apt_dense.mm import launch, resume_checks
+from apt_dense.mm import resume_checks
+from apt_dense.mm.cli import launch
 from apt_dense.mm.errors import DataError
 from tests.mm.toys import ToyRegressor, run_toy
 

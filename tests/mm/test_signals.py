@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 
-from apt_dense.mm import launch, signals
+from apt_dense.mm import signals
+from apt_dense.mm.cli import launch
 from apt_dense.mm.run_comparison import logged
 from apt_dense.mm.signals import TrainingStopped
 from tests.mm.toys import LOADED, run_toy

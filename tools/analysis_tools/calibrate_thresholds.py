@@ -127,7 +127,8 @@ def open_source(args: argparse.Namespace) -> Any:
         import cv2
         from mmengine.config import DictAction
 
-    from apt_dense.mm import compat, launch
+    from apt_dense.mm import compat
+    from apt_dense.mm.cli import launch
     from apt_dense.mm.data.inputs import ConfigInputs
     compat.filter_library_warnings()
     cv2.setNumThreads(0)  # the workers are the parallelism

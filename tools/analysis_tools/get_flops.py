@@ -28,7 +28,8 @@ from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.files import write_atomically
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.extras import from_extra
-from apt_dense.mm import compat, launch, loading
+from apt_dense.mm import compat
+from apt_dense.mm.cli import launch, loading
 from apt_dense.mm.data.inputs import BackboneInput, ConfigInputs
 
 with from_extra('mm'):

@@ -27,7 +27,8 @@ from apt_dense.benchmark.report import format_seconds
 from apt_dense.benchmark.run import device_name, environment
 from apt_dense.core.files import write_atomically
 from apt_dense.extras import from_extra
-from apt_dense.mm import compat, launch, loading
+from apt_dense.mm import compat
+from apt_dense.mm.cli import launch, loading
 
 with from_extra('mm'):
     from mmengine.config import Config, ConfigDict, DictAction

@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 
 from apt_dense.benchmark import report
 from apt_dense.core.flops import dense_layout, multiply_adds
-from apt_dense.mm import launch
+from apt_dense.mm.cli import launch
 from tests.locations import load_tool
 from tests.mm import conftest, test_seg
 

@@ -12,9 +12,9 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from mmseg.models import SegTTAModel
 from torch import nn
 
-from apt_dense.mm import launch
+from apt_dense.mm.cli import launch
+from apt_dense.mm.cli.loading import CheckLoadedHook, load_weights
 from apt_dense.mm.errors import DataError
-from apt_dense.mm.loading import CheckLoadedHook, load_weights
 from tests.mm.toys import RUNS, ToyMetric, toy_config
 
 BACKBONE = dict(type='APTEVA02', img_size=64, embed_dims=8, depth=1, num_heads=1, window_size=0,
