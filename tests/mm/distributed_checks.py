@@ -13,7 +13,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from apt_dense.mm.bad_data import BadDataHook
+from apt_dense.mm.fault_tolerance.bad_data import BadDataHook
 from apt_dense.mm.training.sync_bn import CPUDistributedDataParallel, CPUSyncBatchNorm
 
 NORM = dict(type='SyncBN', requires_grad=True)

@@ -37,8 +37,8 @@ def train(log: Path, argv: list, kill_in_write: int = 0, **environment: str) -> 
 
 def _train(log: str, argv: list[str], kill_in_write: int, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    from apt_dense.mm import checkpointing
     from apt_dense.mm.cli import launch
+    from apt_dense.mm.fault_tolerance import checkpointing
     os.setsid()
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         stream.flush()

@@ -13,8 +13,8 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from apt_dense.mm.run_comparison import differing, load, logged
-from apt_dense.mm.signals import EXIT_STOPPED
+from apt_dense.mm.fault_tolerance.run_comparison import differing, load, logged
+from apt_dense.mm.fault_tolerance.signals import EXIT_STOPPED
 from tests.locations import ROOT
 from tests.mm import processes
 from tests.mm.conftest import CONFIGS, draw_scene, point_to, shrink, write_coco

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from fault_runs import INTERVAL, Drill, Outcome, deviations, log_of, message, plain, tail, verdict
 
-from apt_dense.mm.run_comparison import load
+from apt_dense.mm.fault_tolerance.run_comparison import load
 
 BROKEN = '000007.jpg'  # of the training images
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apt_dense.mm.run_comparison import differing, load, logged
+from apt_dense.mm.fault_tolerance.run_comparison import differing, load, logged
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/apt_eva02_ti_demo_det.py'

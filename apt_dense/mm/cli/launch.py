@@ -16,10 +16,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from apt_dense.mm import checkpointing, compat, leftovers, signals
+from apt_dense.mm import compat
 from apt_dense.mm.cli import loading
 from apt_dense.mm.cli.start import check_checkpoint, described, set_start, set_tested, start_processes  # noqa: F401
 from apt_dense.mm.errors import DataError, LaunchError
+from apt_dense.mm.fault_tolerance import checkpointing, leftovers, signals
 
 LAUNCHERS = ('pytorch', 'slurm', 'mpi')
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of each of them

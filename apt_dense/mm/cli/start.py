@@ -14,9 +14,10 @@ from mmengine.utils.dl_utils import set_multi_processing
 
 from apt_dense.core.checkpoint_files import load_official
 from apt_dense.core.eva02_keys import describe_other, looks_official
-from apt_dense.mm import checkpointing, compat
+from apt_dense.mm import compat
 from apt_dense.mm.errors import LaunchError
-from apt_dense.mm.leftovers import checkpoint_folders
+from apt_dense.mm.fault_tolerance import checkpointing
+from apt_dense.mm.fault_tolerance.leftovers import checkpoint_folders
 
 # Beginnings of names in bare vision transformers and in detectron2's models, which no model of mmdetection or
 # mmsegmentation has.

@@ -7,8 +7,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from apt_dense.extras import from_extra
-from apt_dense.mm.bad_data import check_policy
 from apt_dense.mm.errors import DataError
+from apt_dense.mm.fault_tolerance.bad_data import check_policy
 
 with from_extra('mm'):
     from mmdet.datasets import CocoDataset

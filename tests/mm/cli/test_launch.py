@@ -27,9 +27,9 @@ from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 
-from apt_dense.mm import checkpointing, signals
-from apt_dense.mm.bad_data import BadDataHook, GuardSamples
 from apt_dense.mm.cli import launch, outputs
+from apt_dense.mm.fault_tolerance import checkpointing, signals
+from apt_dense.mm.fault_tolerance.bad_data import BadDataHook, GuardSamples
 from apt_dense.mm.training.hooks import CheckFrozenLoadedHook
 from tests.locations import ROOT
 from tests.mm.conftest import point_to

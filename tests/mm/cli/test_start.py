@@ -9,8 +9,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from apt_dense.mm.checkpointing import checkpoint_identity
 from apt_dense.mm.cli import launch, start
+from apt_dense.mm.fault_tolerance.checkpointing import checkpoint_identity
 from tests.mm.processes import CONTEXT, free_port
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
-from apt_dense.mm.run_comparison import logged
+from apt_dense.mm.fault_tolerance.run_comparison import logged
 from apt_dense.mm.training.fsdp import wrap_transformer_blocks
 from tests.mm.conftest import CONFIGS, point_to
 

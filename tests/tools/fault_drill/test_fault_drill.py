@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from apt_dense.mm.run_comparison import differing, load, logged
+from apt_dense.mm.fault_tolerance.run_comparison import differing, load, logged
 from tests import locations
 
 TOOLS = locations.TOOLS / 'fault_drill'

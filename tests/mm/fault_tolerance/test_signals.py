@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 
-from apt_dense.mm import signals
 from apt_dense.mm.cli import launch
-from apt_dense.mm.run_comparison import logged
-from apt_dense.mm.signals import TrainingStopped
+from apt_dense.mm.fault_tolerance import signals
+from apt_dense.mm.fault_tolerance.run_comparison import logged
+from apt_dense.mm.fault_tolerance.signals import TrainingStopped
 from tests.mm.toys import LOADED, run_toy
 
 PLAIN = dict(logger=dict(type='LoggerHook', interval=1), checkpoint=dict(

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from apt_dense.mm.bad_data import BadDataHook
+from apt_dense.mm.fault_tolerance.bad_data import BadDataHook
 
 
 class Regression(BaseModel):

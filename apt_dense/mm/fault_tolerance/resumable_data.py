@@ -1,6 +1,6 @@
 """The data of a training run from any position on: batches of indices that are skipped, samples that are seeded.
 
-See apt_dense/mm/resume.py for what samplers must keep to.
+See apt_dense/mm/fault_tolerance/resume.py for what samplers must keep to.
 """
 import random
 from collections.abc import Iterator

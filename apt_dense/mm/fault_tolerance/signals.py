@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from apt_dense.mm.checkpointing import SafeCheckpointHook
+from apt_dense.mm.fault_tolerance.checkpointing import SafeCheckpointHook
 
 EXIT_STOPPED = os.EX_TEMPFAIL  # 75: not finished, start it again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)

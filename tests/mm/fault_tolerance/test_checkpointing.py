@@ -12,9 +12,14 @@ import pytest
 import torch
 from mmengine.fileio import get_file_backend
 
-from apt_dense.mm import checkpointing
-from apt_dense.mm.checkpointing import WorkDirError, claim_work_dir, find_damage, find_last_good_checkpoint
 from apt_dense.mm.cli import launch
+from apt_dense.mm.fault_tolerance import checkpointing
+from apt_dense.mm.fault_tolerance.checkpointing import (
+    WorkDirError,
+    claim_work_dir,
+    find_damage,
+    find_last_good_checkpoint,
+)
 from tests.mm.toys import METRIC_VALUES, run_toy
 
 

@@ -11,8 +11,8 @@ from mmengine.runner import Runner
 
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
-from apt_dense.mm.bad_data import BadDataHook, GuardSamples, LoadCheckedImage, find_guards
 from apt_dense.mm.cli import launch
+from apt_dense.mm.fault_tolerance.bad_data import BadDataHook, GuardSamples, LoadCheckedImage, find_guards
 from tests.mm.conftest import CLASSES, point_to
 from tests.mm.training.test_training import losses_of, run
 

@@ -28,8 +28,8 @@ from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
-from apt_dense.mm.resumable_data import make_resumable, seed_generators
-from apt_dense.mm.resume_checks import changed_settings, check_resumable, remedy, training_settings
+from apt_dense.mm.fault_tolerance.resumable_data import make_resumable, seed_generators
+from apt_dense.mm.fault_tolerance.resume_checks import changed_settings, check_resumable, remedy, training_settings
 
 
 class _NotStarted:

@@ -16,9 +16,9 @@ from mmengine.dataset import InfiniteSampler
 from apt_dense.calibration.token_counts import write_token_counts
 from apt_dense.mm.data.samplers import TokenBalancedBatchSampler  # noqa: F401  (registers it)
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
-from apt_dense.mm.resumable_data import ResumableBatchSampler, SeededDataset, seed_generators
-from apt_dense.mm.run_comparison import differing, load, logged
-from apt_dense.mm.signals import EXIT_STOPPED
+from apt_dense.mm.fault_tolerance.resumable_data import ResumableBatchSampler, SeededDataset, seed_generators
+from apt_dense.mm.fault_tolerance.run_comparison import differing, load, logged
+from apt_dense.mm.fault_tolerance.signals import EXIT_STOPPED
 from tests.mm import processes
 from tests.mm.conftest import point_to
 from tests.mm.toys import (

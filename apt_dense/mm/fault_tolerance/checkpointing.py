@@ -23,7 +23,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from apt_dense.core.files import HELD, try_lock, write_atomically
-from apt_dense.mm.leftovers import LAST_CHECKPOINT, STOPPED, remove_leftovers
+from apt_dense.mm.fault_tolerance.leftovers import LAST_CHECKPOINT, STOPPED, remove_leftovers
 
 LOCK = '.train.lock'
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -2,7 +2,7 @@
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-from apt_dense.mm import checkpointing, resume, signals  # noqa: F401  (they register what is named here)
+from apt_dense.mm.fault_tolerance import checkpointing, resume, signals  # noqa: F401  (they register what is named here)
 
 TRAIN_LOOPS = {
     'IterBasedTrainLoop': 'ResumableIterBasedTrainLoop',

@@ -8,9 +8,9 @@ import pytest
 from mmengine.config import Config
 
 from apt_dense.core import files
-from apt_dense.mm.checkpointing import WorkDirError, claim_work_dir, write_to_work_dir
 from apt_dense.mm.cli import launch
-from apt_dense.mm.leftovers import checkpoint_folders, remove_leftovers
+from apt_dense.mm.fault_tolerance.checkpointing import WorkDirError, claim_work_dir, write_to_work_dir
+from apt_dense.mm.fault_tolerance.leftovers import checkpoint_folders, remove_leftovers
 from tests.mm.toys import Interrupted, interrupt, run_toy
 
 OWN = ('iter_2.pth', 'epoch_12.pth', 'stopped.pth', 'last_checkpoint', 'best_coco_bbox_mAP_iter_20.pth',

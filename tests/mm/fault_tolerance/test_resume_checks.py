@@ -8,9 +8,9 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS
 from torch import nn
 
-from apt_dense.mm import resume_checks
 from apt_dense.mm.cli import launch
 from apt_dense.mm.errors import DataError
+from apt_dense.mm.fault_tolerance import resume_checks
 from tests.mm.toys import ToyRegressor, run_toy
 
 EMA = dict(type='EMAHook', momentum=0.1)
