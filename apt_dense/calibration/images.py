@@ -18,19 +18,72 @@ RESAMPLINGS = ('pillow', 'opencv')
 IMAGE_SUFFIXES = frozenset(('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'))
 
 
+# 16-bit values that all lie below a quarter of their range are taken for data of fewer bits.
+FEWEST_LARGEST = 2**14
+
+
 def load_image(path: Path) -> Image.Image:
     """Read an image of any mode as RGB, turned as the data loaders turn it (EXIF).
 
     Raises:
-        ValueError: if it cannot be read.
+        ValueError: if it cannot be read, or for values that are not a picture's (``to_eight_bits``).
     """
     try:
-        image = ImageOps.exif_transpose(Image.open(path))
-        if image.mode.startswith('I;16'):  # Pillow would clip 16 bits at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert('RGB')
+        image = Image.open(path)
+        # Of 16-bit colours Pillow gives the upper 8 bits only, and tells it nowhere else.
+        deep = any(';16' in str(tile[3]) for tile in image.tile) and not image.mode.startswith('I')
+        image = ImageOps.exif_transpose(image)
+        if image.mode[0] not in 'IF':
+            image = image.convert('RGB')
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f'{path} cannot be read as an image: {error}') from error
+    if deep:
+        _check_range(256 * int(np.asarray(image).max()) + 255, path)  # at most; the lower 8 bits are lost
+    return image if image.mode == 'RGB' else Image.fromarray(to_eight_bits(np.asarray(image), path)).convert('RGB')
+
+
+def to_eight_bits(values: np.ndarray, name: object, bits: int | None = None) -> np.ndarray:
+    """The values of a picture, of any shape -> the same as uint8.
+
+    uint8 stays.  16-bit values are shifted: their upper 8 bits are taken, of the ``bits`` that count.  Wider integers
+    and floating-point numbers are 8-bit values in another type if they lie in 0..255, the latter rounded; wider
+    integers up to 65535 are 16-bit values.
+
+    Args:
+        name: of the file, for the errors.
+        bits: 8 to 16; None: all 16.  Then values that all lie below 2**14 are refused: they are data of fewer bits, and
+            would be dark or black.
+
+    Raises:
+        ValueError: for that, and for any other value.
+    """
+    if values.dtype == np.uint8:
+        return values
+    kind, lowest, largest = values.dtype.kind, values.min(initial=0), values.max(initial=0)
+    if kind not in 'uif' or not (lowest >= 0 and largest <= (255 if kind == 'f' else 65535)):  # NaN is neither
+        raise ValueError(f'{name} holds {values.dtype} values from {lowest} to {largest}, wanted 8 or 16 bits: 0 to '
+                         '255, or 0 to 65535 in whole numbers')
+    if kind == 'f':
+        if 0 < largest <= 1:
+            raise ValueError(f'{name} holds {values.dtype} values up to {largest}, wanted 0 to 255: multiply by 255')
+        return np.rint(values).astype(np.uint8)
+    if values.dtype.itemsize > 2 and largest <= 255:
+        return values.astype(np.uint8)
+    if bits is None:
+        _check_range(int(largest), name)
+    elif largest >= 2**bits:
+        raise ValueError(f'{name} holds {largest}, which has more than bits={bits}: set '
+                         f'bits={int(largest).bit_length()}')
+    return (values >> (bits or 16) - 8).astype(np.uint8)
+
+
+def _check_range(largest: int, name: object) -> None:
+    """Raise ValueError for a 16-bit picture whose largest value is one of fewer bits; all black is black."""
+    bits = largest.bit_length()
+    if 0 < largest < FEWEST_LARGEST:
+        raise ValueError(f'{name} has 16 bits a value, and its largest, {largest}, has {bits}: as 8 bits it would be '
+                         'dark or black. Write the values over the whole range, or as 8 bits; or say in a config how '
+                         f"many bits count, dict(type='LoadImageFromFile', bits={max(bits, 8)}); 16: it is that dark")
 
 
 def resize(image: Image.Image, size: tuple[int, int], resampling: str) -> Image.Image:

@@ -31,6 +31,8 @@ from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
+from apt_dense.mm.loading import as_picture
+
 # What the libraries say about their own code; no user can act on it.  Regular expressions, matched at the start.
 LIBRARY_WARNINGS = (
     r'To copy construct from a tensor',  # mmdet's mask head, once a picture
@@ -292,6 +294,24 @@ def setup_cpu_ddp(cfg: Config) -> None:
         'type': 'CPUDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False,
         'find_unused_parameters': cfg.get('find_unused_parameters', False)}
     cfg.model_wrapper_cfg = {**defaults, **(cfg.get('model_wrapper_cfg') or {})}
+
+
+def draw_on_any_picture(visualizer: type[Visualizer]) -> None:
+    """Let a package's visualiser draw on arrays that are grey, have alpha or other types, as the models take them.
+
+    mmsegmentation's stops at grey ones, and both wrap 16-bit values around.
+
+    Delete when add_datasample takes such arrays.
+    """
+
+    def make(original: Callable) -> Callable:
+
+        def add_datasample(self: Visualizer, name: str, image: np.ndarray, *args: Any, **kwargs: Any) -> None:
+            return original(self, name, as_picture(image, name, bits=16), *args, **kwargs)
+
+        return add_datasample
+
+    _replace_once(visualizer, 'add_datasample', make)
 
 
 def filter_library_warnings(logger: logging.Logger | None = None) -> None:

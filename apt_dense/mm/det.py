@@ -4,7 +4,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from apt_dense.extras import from_extra
-from apt_dense.mm import compat
+from apt_dense.mm import compat, loading
 from apt_dense.mm.data import checked_coco, transforms  # noqa: F401  importing them registers classes
 from apt_dense.mm.freeze import FreezeMixin
 from apt_dense.mm.normalisation import check_model_normalisation
@@ -15,9 +15,13 @@ with from_extra('mm'):
     from mmdet.models.task_modules.samplers import SamplingResult
     from mmdet.models.utils import empty_instances
     from mmdet.registry import MODELS as MMDET_MODELS
+    from mmdet.registry import TRANSFORMS as MMDET_TRANSFORMS
     from mmdet.structures.bbox import bbox2roi
     from mmdet.utils import InstanceList
+    from mmdet.visualization import DetLocalVisualizer
 
+loading.register(MMDET_TRANSFORMS)
+compat.draw_on_any_picture(DetLocalVisualizer)
 compat.keep_rois_in_float32()
 compat.keep_anchors_in_float32()
 

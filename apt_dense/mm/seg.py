@@ -9,6 +9,7 @@ from mmengine.registry import METRICS, MODELS, TRANSFORMS
 from torch import Tensor
 
 from apt_dense.extras import from_extra
+from apt_dense.mm import compat, loading
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.freeze import FreezeMixin
 from apt_dense.mm.normalisation import check_model_normalisation
@@ -18,7 +19,12 @@ with from_extra('mm'):
     from mmseg.datasets.transforms import LoadAnnotations
     from mmseg.evaluation import IoUMetric
     from mmseg.models.segmentors import EncoderDecoder
+    from mmseg.registry import TRANSFORMS as MMSEG_TRANSFORMS
     from mmseg.structures import SegDataSample
+    from mmseg.visualization import SegLocalVisualizer
+
+loading.register(MMSEG_TRANSFORMS)
+compat.draw_on_any_picture(SegLocalVisualizer)
 
 IGNORE = 255
 

@@ -63,3 +63,33 @@ def test_images_of_folders_in_order(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [path.name for path in find_images([tmp_path, tmp_path / 'a.txt'])] == ['a.webp', 'b.jpg', 'c.PNG', 'a.txt']
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+@pytest.mark.parametrize('channels', [1, 3, 4])
+@pytest.mark.parametrize('bits', [10, 12, 14])
+def test_sixteen_bit_files_with_data_of_fewer_bits_are_refused(tmp_path, suffix, channels, bits):
+    """Pillow tells of 16-bit colours nowhere, and gives the upper 8 bits of them: nearly black."""
+    cv2 = pytest.importorskip('cv2')  # Pillow does not write such colours
+    values = np.linspace(2**bits - 1, 0, 64 * channels).astype(np.uint16).reshape(8, 8, channels)
+    values[..., 3:] = 2**16 - 1  # alpha may fill the range
+    path = tmp_path / f'deep{suffix}'
+    assert cv2.imwrite(str(path), values)
+    with pytest.raises(ValueError, match=rf'deep\{suffix} has 16 bits a value, and its largest, {2**bits - 1}, has '
+                                         f'{bits}: as 8 bits'):
+        load_image(path)
+    values[..., :3] <<= 16 - bits
+    assert cv2.imwrite(str(path), values)
+    assert np.asarray(load_image(path)).max() == 255
+
+
+def test_numbers_of_other_types(tmp_path):
+    for dtype in (np.int32, np.float32):
+        values = np.arange(192, dtype=dtype).reshape(8, 24)
+        Image.fromarray(values).save(tmp_path / 'numbers.tif')
+        assert np.array_equal(np.asarray(load_image(tmp_path / 'numbers.tif'))[..., 0], values)
+        Image.fromarray(values / 192 if dtype == np.float32 else values - 1).save(tmp_path / 'numbers.tif')
+        with pytest.raises(ValueError, match=r'numbers\.tif holds (float32|int32) values .*wanted'):
+            load_image(tmp_path / 'numbers.tif')
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / 'black.png')
+    assert np.asarray(load_image(tmp_path / 'black.png')).max() == 0

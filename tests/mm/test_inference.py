@@ -69,8 +69,10 @@ def test_segmentation_with_every_config(name, folder):
     model = init_model(cfg, device='cpu')
     ids = ids_of(inference_model(model, str(folder / 'a.png')))
     assert ids.shape == (96, 128) and ids.min() >= 0 and ids.max() < cfg.model.decode_head.num_classes
+    seen = Compose(cfg.test_pipeline)(dict(img_path=str(folder / 'a.png')))['inputs']
     inferencer = MMSegInferencer(cfg, weights(model, folder, ONE_CLASS), device='cpu')
-    assert np.array_equal(inferencer(str(folder / 'a.png'))['predictions'], ids)
+    for given in (str(folder / 'a.png'), picture(96, 128)):
+        assert torch.equal(inferencer.pipeline(given)['inputs'], seen)
 
 
 def test_segmentation_of_paths_arrays_lists_and_batches(folder):

@@ -3,7 +3,7 @@ import logging
 from typing import Any
 
 import torch
-from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmcv.transforms import BaseTransform
 from mmengine import dist
 from mmengine.dataset import Compose
 from mmengine.device import get_device
@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import get_worker_info
 
 from apt_dense.mm.errors import BadSampleError, DataError, NotFiniteError
+from apt_dense.mm.loading import LoadPicture
 
 POLICIES = ('raise', 'skip')
 MAX_WORKERS = 256  # of a data loader, that are counted apart
@@ -28,8 +29,8 @@ def check_policy(name: str, policy: str) -> None:
 
 
 @TRANSFORMS.register_module()
-class LoadCheckedImage(LoadImageFromFile):
-    """``mmcv.LoadImageFromFile`` that compares the size with the annotations', if they give one.
+class LoadCheckedImage(LoadPicture):
+    """``LoadPicture`` that compares the size with the annotations', if they give one.
 
     Boxes for a picture of another size fit nothing.  (Truncated and corrupt files do not load: OpenCV decodes a file in
     memory whole or not at all.)
