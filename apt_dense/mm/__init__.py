@@ -6,11 +6,12 @@ adds the classes that need mmdetection.  Configs name what they need in ``custom
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
-    from apt_dense.mm import compat, fault_tolerance, models
+    from apt_dense.mm import compat, fault_tolerance
     from apt_dense.mm.cli import loading
     from apt_dense.mm.data import samplers
     from apt_dense.mm.fault_tolerance import bad_data
+    from apt_dense.mm.models import core_modules
     from apt_dense.mm.training import fsdp, hooks, layer_decay, sync_bn
 
-__all__ = ['bad_data', 'compat', 'fault_tolerance', 'fsdp', 'hooks', 'layer_decay', 'loading', 'models', 'samplers',
-           'sync_bn']
+__all__ = ['bad_data', 'compat', 'core_modules', 'fault_tolerance', 'fsdp', 'hooks', 'layer_decay', 'loading',
+           'samplers', 'sync_bn']

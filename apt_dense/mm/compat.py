@@ -31,7 +31,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
-from apt_dense.mm.loading import as_picture
+from apt_dense.mm.data.load_picture import as_picture
 
 # What the libraries say about their own code; no user can act on it.  Regular expressions, matched at the start.
 LIBRARY_WARNINGS = (

@@ -15,7 +15,7 @@ from apt_dense.core.flops import multiply_adds
 from apt_dense.core.importance import SCORERS
 from apt_dense.mm.data.inputs import ConfigInputs
 from tests.locations import load_tool
-from tests.mm import test_seg
+from tests.mm.models import test_seg
 
 visualiser, flops = load_tool('analysis_tools/visualize_patches.py'), load_tool('analysis_tools/get_flops.py')
 

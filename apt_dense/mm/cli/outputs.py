@@ -5,9 +5,9 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from apt_dense.mm import pictures  # noqa: F401  (registers what is named here)
+from apt_dense.mm.cli import pictures  # noqa: F401  (registers what is named here)
 from apt_dense.mm.cli.launch import LaunchError, scope_of
-from apt_dense.mm.output_names import LABEL_MAPS, common_folder
+from apt_dense.mm.data.output_names import LABEL_MAPS, common_folder
 
 VISUALIZATION = {
     'mmdet': ('DetVisualizationHook', 'DetLocalVisualizer'),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.eva02 import APTEVA02
-from apt_dense.mm.normalisation import check_normalisation
+from apt_dense.mm.models.normalisation import check_normalisation
 
 SPLITS = ('train', 'val', 'test')
 MAX_DRAWS = 100  # of the training pipeline, until one of an image keeps an object

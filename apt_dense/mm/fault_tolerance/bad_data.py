@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import get_worker_info
 
+from apt_dense.mm.data.load_picture import LoadPicture
 from apt_dense.mm.errors import BadSampleError, DataError, NotFiniteError
-from apt_dense.mm.loading import LoadPicture
 
 POLICIES = ('raise', 'skip')
 MAX_WORKERS = 256  # of a data loader, that are counted apart

@@ -13,7 +13,8 @@ from apt_dense.calibration.thresholds import ScoreMaps
 from apt_dense.calibration.token_counts import read_token_counts
 from apt_dense.mm.data.inputs import ConfigInputs, input_settings
 from tests.locations import load_tool
-from tests.mm import conftest, test_seg
+from tests.mm import conftest
+from tests.mm.models import test_seg
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from torch import nn
 
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
-from tests.mm import test_seg
 from tests.mm.conftest import point_to
 from tests.mm.fault_tolerance.test_non_finite import CPUScalerOptimWrapper
-from tests.mm.test_seg import scenes  # noqa: F401  a fixture
+from tests.mm.models import test_seg
+from tests.mm.models.test_seg import scenes  # noqa: F401  a fixture
 from tests.mm.training.test_training import logged_scalars
 
 

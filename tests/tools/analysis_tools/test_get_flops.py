@@ -12,7 +12,8 @@ from apt_dense.benchmark import report
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.mm.cli import launch
 from tests.locations import load_tool
-from tests.mm import conftest, test_seg
+from tests.mm import conftest
+from tests.mm.models import test_seg
 
 flops = load_tool('analysis_tools/get_flops.py')
 bench = load_tool('benchmark/benchmark_model.py')

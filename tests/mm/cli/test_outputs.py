@@ -15,8 +15,8 @@ from mmseg.structures import SegDataSample
 
 import apt_dense.mm.seg  # noqa: F401
 from apt_dense.mm.cli import launch, outputs
+from apt_dense.mm.data.output_names import LABEL_MAPS, common_folder, name_below
 from apt_dense.mm.errors import DataError
-from apt_dense.mm.output_names import LABEL_MAPS, common_folder, name_below
 
 NAMES = ('a/1.jpg', 'b/1.jpg', '1.jpg', 'a/deep/1.jpg')
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
-from apt_dense.images import load_image
-from apt_dense.mm.bad_data import LoadCheckedImage
+from apt_dense.calibration.images import load_image
+from apt_dense.mm.fault_tolerance.bad_data import LoadCheckedImage
 from tests.mm.conftest import CONFIGS, shrink
 from tests.mm.test_inference import picture, shrunk_segmentor
 

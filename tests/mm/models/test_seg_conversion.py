@@ -10,7 +10,7 @@ from mmseg.models.decode_heads import FCNHead, UPerHead
 from mmseg.models.necks import Feature2Pyramid
 
 from tests.locations import TOOLS
-from tests.mm.test_seg import tiny
+from tests.mm.models.test_seg import tiny
 from tests.official import official_state
 from tests.oracle import oracle_backbone
 

@@ -5,9 +5,10 @@ from mmengine.runner import Runner
 
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
-from apt_dense.mm import normalisation
 from apt_dense.mm.data.inputs import ConfigInputs
-from tests.mm import conftest, test_seg
+from apt_dense.mm.models import normalisation
+from tests.mm import conftest
+from tests.mm.models import test_seg
 
 CHANGES = [
     ({'mean': [127.5, 127.5, 127.5]}, r'data_preprocessor.mean is .127.5.*img_mean is \(123.675'),

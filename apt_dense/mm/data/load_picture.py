@@ -5,7 +5,7 @@ from mmcv.image.io import imread_flags
 from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import Registry
 
-from apt_dense.images import to_eight_bits
+from apt_dense.calibration.images import to_eight_bits
 
 
 class LoadPicture(LoadImageFromFile):

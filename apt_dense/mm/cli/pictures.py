@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
-from apt_dense.mm.output_names import name_below
+from apt_dense.mm.data.output_names import name_below
 
 
 @HOOKS.register_module()

@@ -13,7 +13,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 import apt_dense.mm.det  # noqa: F401
-from apt_dense.mm.freeze import FreezeMixin
+from apt_dense.mm.models.freeze import FreezeMixin
 from apt_dense.mm.seg import APTEncoderDecoder
 
 ADDED = ['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp']

@@ -1,0 +1,1 @@
+"""Backbone, necks and heads in OpenMMLab's registries."""
