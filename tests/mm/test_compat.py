@@ -407,7 +407,7 @@ def test_bf16_wrapper_accumulates_gradients():
 
 def test_bf16_wrapper_asks_mmengine_for_the_device(monkeypatch):
     seen = []
-    monkeypatch.setattr(compat, 'get_device', lambda: 'npu')
+    monkeypatch.setattr(compat.cpu, 'get_device', lambda: 'npu')
     monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: seen.append((args, kwargs)) or nullcontext())
     model = nn.Linear(3, 1)
     with compat.BF16OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)).optim_context(model):
@@ -442,7 +442,7 @@ def groups(monkeypatch):
     """The arguments of each process group made; none is made."""
     made = []
     monkeypatch.setattr(torch.distributed, 'init_process_group', lambda *args, **kwargs: made.append((args, kwargs)))
-    monkeypatch.setattr(compat, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(compat.cpu, 'get_device', lambda: 'cpu')
     return made
 
 
@@ -464,7 +464,7 @@ def test_cpu_ddp_fills_in_what_the_config_leaves_open(groups, settings, expected
 @pytest.mark.parametrize(('settings', 'device'), [
     ({}, 'cpu'), (dict(launcher='none'), 'cpu'), (dict(launcher='pytorch'), 'cuda'), (dict(launcher='slurm'), 'cuda')])
 def test_nothing_to_set_up_without_launcher_or_with_a_gpu(groups, monkeypatch, settings, device):
-    monkeypatch.setattr(compat, 'get_device', lambda: device)
+    monkeypatch.setattr(compat.cpu, 'get_device', lambda: device)
     cfg = Config(dict(settings))
     compat.setup_cpu_ddp(cfg)
     assert not groups and cfg.to_dict() == settings

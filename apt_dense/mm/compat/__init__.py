@@ -1,0 +1,38 @@
+"""Fixes that the OpenMMLab packages need on current torch, numpy and matplotlib, and on machines without a GPU.
+
+Each fix is one function: why it is there, and when it can be deleted.  Importing this package applies those that only
+repair what would fail or be wrong otherwise.  Called by name are ``keep_rois_in_float32`` and
+``keep_anchors_in_float32``, because they import mmdet, ``draw_on_any_picture``, which takes a class of one of the
+packages, and ``setup_cpu_ddp`` and ``filter_library_warnings``, because they are a program's business.  A fix looks at
+what it finds, never at a distribution's name or version, so that the onedl-* forks work too.  Applying a fix twice
+changes nothing.
+
+The package must be imported before a checkpoint is loaded: put ``apt_dense.mm`` into a config's ``custom_imports``.
+"""
+from apt_dense.mm.compat.checkpoints import allow_mmengine_checkpoints, load_checkpoints_safely
+from apt_dense.mm.compat.cpu import BF16OptimWrapper, setup_cpu_ddp
+from apt_dense.mm.compat.drawing import draw_on_any_picture, keep_drawing_limits
+from apt_dense.mm.compat.logs import filter_library_warnings, log_core_to
+from apt_dense.mm.compat.operators import (
+    keep_anchors_in_float32,
+    keep_rois_in_float32,
+    repair_roi_align,
+    run_nms_in_float32,
+)
+
+__all__ = [
+    'BF16OptimWrapper', 'draw_on_any_picture', 'filter_library_warnings', 'keep_anchors_in_float32',
+    'keep_rois_in_float32', 'log_core_to', 'setup_cpu_ddp'
+]
+
+
+def apply() -> None:
+    """Apply every fix that is not called by name.  Importing the package does it; doing it again changes nothing."""
+    allow_mmengine_checkpoints()
+    load_checkpoints_safely()
+    run_nms_in_float32()
+    repair_roi_align()
+    keep_drawing_limits()
+
+
+apply()
