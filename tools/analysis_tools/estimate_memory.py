@@ -7,8 +7,9 @@
 One forward pass under bfloat16 autocast, whose saved tensors are counted and dropped.  Added to that: parameters,
 gradients and AdamW's two states in float32, and autocast's bfloat16 copy of the weights.  Not counted: CUDA's context
 and workspaces, fragmentation, and that a GPU's autocast runs LayerNorm in float32: leave a fifth, and 2 GB, of the
-GPU free.  The photograph is resized to the square, so nothing is padded.  A segmentor sees it twice, and the count is
-halved: the batch norm behind UPerHead's pooling to 1 x 1 wants more than one value a channel.
+GPU free.  The photograph is resized to the square, in the way of the config's pipeline, so nothing is padded.  A
+segmentor sees it twice, and the count is halved: the batch norm behind UPerHead's pooling to 1 x 1 wants more than one
+value a channel.
 """
 import argparse
 from pathlib import Path
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
-from apt_dense.calibration.images import load_image, to_input
+from apt_dense.calibration.images import load_image, resize, to_input
 from apt_dense.extras import from_extra
+from apt_dense.mm.data.inputs import resampling_of
 
 with from_extra('mm'):
     from mmdet.structures import DetDataSample
@@ -29,8 +31,6 @@ with from_extra('mm'):
     from mmengine.registry import MODELS, init_default_scope
     from mmengine.structures import InstanceData, PixelData
     from mmseg.structures import SegDataSample
-with from_extra('images'):
-    from PIL import Image
 
 GB = 1e9
 
@@ -129,10 +129,12 @@ def main() -> None:
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.img_size = args.size
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
-    image = load_image(args.image).resize((args.size, args.size), Image.Resampling.BILINEAR)
+    image = resize(load_image(args.image), (args.size, args.size), resampling_of(cfg))
+    chooser = model.backbone.chooser
+    x = to_input(image, args.size, chooser.img_mean, chooser.img_std)
     batch = 2 if cfg.default_scope == 'mmseg' else 1
     sample = segmentation_sample(args.size) if cfg.default_scope == 'mmseg' else detection_sample(args.size)
-    of_blocks, of_input, rest = saved_bytes(model, to_input(image, args.size).repeat(batch, 1, 1, 1), [sample] * batch)
+    of_blocks, of_input, rest = saved_bytes(model, x.repeat(batch, 1, 1, 1), [sample] * batch)
     depth, layout = len(model.backbone.blocks), model.backbone.last_layout
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
