@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from apt_dense.benchmark import report, scoring, summary
+from apt_dense.benchmark import charts, report, scoring, summary
 from apt_dense.core.files import write_atomically
 from apt_dense.extras import install_command
 
@@ -194,6 +194,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, run in RUNS.items():
         text = rewrite(text, name, section(name, run, page.parent / 'benchmarks'))
     write_atomically(page, rewrite(text, 'summary', summary.table(page.parent / 'benchmarks')))
+    for name in charts.CHARTS:
+        if not charts.save(page.parent / 'benchmarks', name):
+            print(f'[{name}] no chart: one of {", ".join(charts.CHARTS[name].files)} is not measured', flush=True)
     if failed:
         print(f'error: {", ".join(failed)} failed, see above; the page has their old figures', file=sys.stderr)
     return 1 if failed else 0
