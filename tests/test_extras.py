@@ -15,7 +15,8 @@ from apt_dense.extras import from_extra
 from tests.locations import ROOT
 
 # Import names that are not the distribution's.
-DISTRIBUTIONS = {'PIL': 'pillow', 'cv2': 'opencv-python', 'mmseg': 'mmsegmentation', 'flash_attn': 'flash-attn'}
+DISTRIBUTIONS = {'PIL': 'pillow', 'cv2': 'opencv-python', 'mmseg': 'mmsegmentation', 'flash_attn': 'flash-attn',
+                 'skimage': 'scikit-image'}
 LOCAL = {'apt_dense', 'tests', 'tools', *(path.stem for path in (ROOT / 'tools').rglob('*.py'))}
 # Where code lies -> the extras that it may take from; the first that fits counts.
 MAY_USE = {
@@ -70,7 +71,7 @@ def test_every_import_is_in_an_extra_that_its_place_may_use(package):
 
 def test_every_extra_package_is_imported_somewhere(package):
     """... or, for a few, run or looked up in another way."""
-    otherwise = {'ftfy', 'regex', 'ruff', 'scikit-image'}  # mmseg imports the first two and does not declare them
+    otherwise = {'ftfy', 'regex', 'ruff'}  # mmseg imports the first two and does not declare them
     imported = {distribution for source in SOURCES
                 for _, distribution in third_party(ast.parse((ROOT / source).read_text()))}
     for extra, requirements in package['extras_require'].items():
