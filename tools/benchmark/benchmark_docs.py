@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Measure what docs/benchmarks.md reports, and write its tables.
+"""Measure what docs/benchmarks.md and docs/benchmarks/tables.md report, and write their tables and charts.
 
     python tools/benchmark/benchmark_docs.py                  # everything that this machine can measure
     python tools/benchmark/benchmark_docs.py --only growth tome
     python tools/benchmark/benchmark_docs.py --no-run         # the tables again, from docs/benchmarks/*.json
 
-Each run writes docs/benchmarks/NAME.json (and .png). The part of docs/benchmarks.md between <!-- NAME --> and
-<!-- end of NAME --> is made from that, so figures and commands cannot differ.  Runs on a GPU are left out where there
-is none, and the page then says so.
+Each run writes docs/benchmarks/NAME.json (and .png). The part of docs/benchmarks/tables.md between <!-- NAME --> and
+<!-- end of NAME --> is made from that, so figures and commands cannot differ; the goals of docs/benchmarks.md and the
+charts are made from the same files.  Runs on a GPU are left out where there is none, and the page then says so.
 """
 import argparse
 import json
@@ -158,7 +158,7 @@ def section(name: str, run: Run, folder: Path) -> str:
     if content.get('left_out'):
         parts.append(f'Did not fit the GPU: {"; ".join(content["left_out"])}.')
     if run.has_plot:
-        parts.append(f'![{name}](benchmarks/{name}.png)')
+        parts.append(f'![{name}]({name}.png)')
     return '\n\n'.join(parts)
 
 
@@ -175,6 +175,18 @@ def rewrite(page: str, name: str, text: str) -> str:
     return re.sub(pattern, lambda match: f'{match[1]}\n{text}\n\n{match[2]}', page, flags=re.DOTALL)
 
 
+def update(path: Path, parts: dict[str, str]) -> None:
+    """Replace these parts of a page.
+
+    Raises:
+        ValueError: if the page lacks one of them.
+    """
+    text = path.read_text(encoding='utf-8')
+    for name, part in parts.items():
+        text = rewrite(text, name, part)
+    write_atomically(path, text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', nargs='+', choices=RUNS, default=list(RUNS), help='these runs')
@@ -189,13 +201,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f'[{name}] {run.arguments}', flush=True)
         if subprocess.run([sys.executable, *run.command(name)], cwd=ROOT).returncode:
             failed.append(name)
-    page = ROOT / 'docs/benchmarks.md'
-    text = page.read_text(encoding='utf-8')
-    for name, run in RUNS.items():
-        text = rewrite(text, name, section(name, run, page.parent / 'benchmarks'))
-    write_atomically(page, rewrite(text, 'summary', summary.table(page.parent / 'benchmarks')))
+    folder = ROOT / 'docs/benchmarks'
+    update(folder / 'tables.md', {name: section(name, run, folder) for name, run in RUNS.items()})
+    update(ROOT / 'docs/benchmarks.md', {'summary': summary.table(folder)})
     for name in charts.CHARTS:
-        if not charts.save(page.parent / 'benchmarks', name):
+        if not charts.save(folder, name):
             print(f'[{name}] no chart: one of {", ".join(charts.CHARTS[name].files)} is not measured', flush=True)
     if failed:
         print(f'error: {", ".join(failed)} failed, see above; the page has their old figures', file=sys.stderr)

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from apt_dense import APTEVA02
+from apt_dense.calibration.images import crop_square, load_image, to_input
 from apt_dense.core.layout import TokenLayout
 from apt_dense.extras import from_extra
-from apt_dense.calibration.images import crop_square, load_image, to_input
 
 with from_extra('tools'):
     import matplotlib

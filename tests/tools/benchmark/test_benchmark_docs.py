@@ -1,4 +1,4 @@
-"""docs/benchmarks.md is what benchmark_docs.py makes of its JSON files."""
+"""The benchmarks' pages are what benchmark_docs.py makes of the JSON files."""
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +12,9 @@ from apt_dense.benchmark.suites import PAPER
 from tests.locations import ROOT, load_tool
 
 tool = load_tool('benchmark/benchmark_docs.py')
-PAGE = (ROOT / 'docs/benchmarks.md').read_text(encoding='utf-8')
+FOLDER = ROOT / 'docs/benchmarks'
+TABLES = (FOLDER / 'tables.md').read_text(encoding='utf-8')
+GOALS = (ROOT / 'docs/benchmarks.md').read_text(encoding='utf-8')
 
 
 BACKBONE = [name for name, run in tool.RUNS.items() if run.program not in (tool.SCORING, tool.WHOLE)]
@@ -22,20 +24,20 @@ BACKBONE = [name for name, run in tool.RUNS.items() if run.program not in (tool.
 def test_the_page_is_up_to_date(name):
     """Nobody has edited a table by hand, and every command is one that the benchmark takes."""
     run = tool.RUNS[name]
-    assert tool.rewrite(PAGE, name, tool.section(name, run, ROOT / 'docs/benchmarks')) == PAGE
+    assert tool.rewrite(TABLES, name, tool.section(name, run, FOLDER)) == TABLES
     if name in BACKBONE:
         assert cases_of(parse_args([*run.photos, *run.arguments.split(), '--json', 'x.json']))
     assert all(hasattr(report, f'{table}_table') for table in run.tables)
 
 
 def test_the_summary_is_up_to_date():
-    assert tool.rewrite(PAGE, 'summary', summary.table(ROOT / 'docs/benchmarks')) == PAGE
+    assert tool.rewrite(GOALS, 'summary', summary.table(FOLDER)) == GOALS
 
 
-@pytest.mark.parametrize('name', [name for name in tool.RUNS if (ROOT / f'docs/benchmarks/{name}.json').is_file()])
+@pytest.mark.parametrize('name', [name for name in tool.RUNS if (FOLDER / f'{name}.json').is_file()])
 def test_the_figures_are_of_the_command(name):
     """The rows of the file are those that its command asks for, so a changed suite must be measured again."""
-    content = json.loads((ROOT / f'docs/benchmarks/{name}.json').read_text())
+    content = json.loads((FOLDER / f'{name}.json').read_text())
     run = tool.RUNS[name]
     assert run.arguments in content['environment']['command']
     if name not in BACKBONE:
@@ -50,7 +52,7 @@ def test_the_figures_are_of_the_command(name):
 def test_the_papers_images_per_second_stand_with_its_gpu():
     """On another machine only the ratios mean something, so each section that quotes them names the GPU."""
     quoting = 0
-    for path in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')):
+    for path in (ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')):
         for part in path.read_text(encoding='utf-8').split('\n## '):
             if any(all(f' {figure:.2f} ' in part for figure in row) for row in PAPER.values()):
                 quoting += 1
@@ -60,9 +62,10 @@ def test_the_papers_images_per_second_stand_with_its_gpu():
 
 def test_a_failed_run_costs_no_other(tmp_path, monkeypatch, capsys):
     (tmp_path / 'docs/benchmarks').mkdir(parents=True)
-    page = tmp_path / 'docs/benchmarks.md'
+    (tmp_path / 'docs/benchmarks.md').write_text('<!-- summary -->\n<!-- end of summary -->\n')
+    page = tmp_path / 'docs/benchmarks/tables.md'
     page.write_text('<!-- good -->\n<!-- end of good -->\n<!-- bad -->\n<!-- end of bad -->\n<!-- gpu -->\n'
-                    '<!-- end of gpu -->\n<!-- summary -->\n<!-- end of summary -->\n')
+                    '<!-- end of gpu -->\n')
     small = '--model Ti --geometry demo --img-size 256 --depth 1 --repeats 1 --no-memory --no-stages'
     (tmp_path / 'docs/benchmarks/bad.json').write_text(json.dumps(dict(rows=[], environment=dict(
         date='long ago', torch='1.0'), left_out=['a row'])))
@@ -73,6 +76,8 @@ def test_a_failed_run_costs_no_other(tmp_path, monkeypatch, capsys):
     assert tool.main(['--only', 'bad', 'good', 'gpu']) == 1
     captured = capsys.readouterr()
     assert 'error: bad failed' in captured.err and '[gpu] left out: needs' in captured.out
+    assert '[kept] no chart: one of kept,' in captured.out
+    assert 'not measured' in (tmp_path / 'docs/benchmarks.md').read_text()
     good, bad = page.read_text().split('<!-- bad -->')
     assert '| EVA-02-Ti first 1 blocks demo 256 |' in good and 'long ago, no row' in bad and 'a row.' in bad
     assert len(json.loads((tmp_path / 'docs/benchmarks/bad.json.part').read_text())['rows']) == 1
