@@ -1,6 +1,6 @@
 # The short fine-tuning of apt_eva02_b_coco.py on one GPU of 24 GB: bfloat16, recomputed activations, 4 images at a
 # time, 8 times a step.  That is a quarter of the official batch, so the rate is a quarter of it too; 3000 steps as
-# there.  Memory is computed (docs/training.md): this has not run on such a GPU.
+# there.  Memory is computed (docs/memory.md): this has not run on such a GPU.
 _base_ = './apt_eva02_b_coco.py'
 accumulative_counts = 8
 max_iters = 3000 * accumulative_counts

@@ -1,6 +1,6 @@
 # The short fine-tuning of apt_eva02_l_coco.py on one GPU of 24 GB: 1024 px, bfloat16, recomputed activations (L's
 # default), 8 images at a time, 4 times a step.  That is a quarter of the official batch, so the rate is a quarter of it
-# too; 3000 steps as there.  Memory is computed (docs/training.md): this has not run on such a GPU.
+# too; 3000 steps as there.  Memory is computed (docs/memory.md): this has not run on such a GPU.
 _base_ = './apt_eva02_l_coco.py'
 image_size = 1024
 accumulative_counts = 4
