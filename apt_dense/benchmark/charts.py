@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apt_dense.benchmark import report
 from apt_dense.benchmark.run import Row
 from apt_dense.extras import from_extra
 
@@ -142,4 +143,5 @@ CHARTS = {
     'overhead': Chart(('overhead', 'overhead_512', 'overhead_train', 'overhead_train_l', 'overhead_train_512'),
                       _draw_overhead),
     'costs': Chart(('scoring', 'memory'), _draw_costs),
+    'growth': Chart(('growth',), lambda plt, rows: report.draw(plt, rows['growth'])),
 }

@@ -187,11 +187,27 @@ def save_json(path: str | Path, rows: Sequence[Row], environment: dict[str, str]
 
 
 def plot(path: str | Path, rows: Sequence[Row]) -> None:
-    """One panel for each group of rows: time over what varies in it, else measured and ideal speed-ups as bars."""
+    """Write the picture of ``draw``."""
     with from_extra('tools'):
         import matplotlib
         from matplotlib import pyplot as plt
     matplotlib.use('Agg')
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = draw(plt, rows)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw(plt, rows: Sequence[Row]):
+    """One panel for each group of rows: time over what varies in it, else measured and ideal speed-ups as bars.
+
+    Args:
+        plt: matplotlib's pyplot.
+
+    Returns:
+        The figure.
+    """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row['group'], []).append(row)
@@ -202,12 +218,9 @@ def plot(path: str | Path, rows: Sequence[Row]) -> None:
         else:
             _plot_bars(axis, members)
         axis.set_title(_constants(group, members) if group in AXES else group, fontsize='medium')
-        axis.legend()
+        axis.legend(fontsize='small')
     figure.suptitle(describe(rows), fontsize='small')
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 AXES = {

@@ -5,7 +5,7 @@
     python tools/benchmark/benchmark_docs.py --only growth tome
     python tools/benchmark/benchmark_docs.py --no-run         # the tables again, from docs/benchmarks/*.json
 
-Each run writes docs/benchmarks/NAME.json (and .png). The part of docs/benchmarks/tables.md between <!-- NAME --> and
+Each run writes docs/benchmarks/NAME.json. The part of docs/benchmarks/tables.md between <!-- NAME --> and
 <!-- end of NAME --> is made from that, so figures and commands cannot differ; the goals of docs/benchmarks.md and the
 charts are made from the same files.  Runs on a GPU are left out where there is none, and the page then says so.
 """
@@ -36,14 +36,12 @@ class Run:
     Attributes:
         arguments: of the program.
         tables: functions of ``report`` that show its rows.
-        has_plot: also write a picture.
         photos: files of skimage.data that it takes.
         program: what Python runs.
         needs: files that other commands make, without which it is left out.
     """
     arguments: str
     tables: tuple[str, ...] = ('times',)
-    has_plot: bool = False
     photos: tuple[str, ...] = ()
     program: str = '-m apt_dense.benchmark'
     needs: tuple[str, ...] = ()
@@ -65,9 +63,8 @@ class Run:
     def command(self, name: str) -> list[str]:
         """What Python runs, with the files that are written."""
         photos = [f'{skimage_data()}/{photo}' for photo in self.photos]
-        plot = ['--plot', f'docs/benchmarks/{name}.png'] if self.has_plot else []
         return [*shlex.split(self.program), *photos, *shlex.split(self.arguments), '--json',
-                f'docs/benchmarks/{name}.json', *plot]
+                f'docs/benchmarks/{name}.json']
 
 
 SCORING = '-m apt_dense.benchmark.scoring'
@@ -107,7 +104,7 @@ RUNS = {
     'bfloat16': Run(f'--model B --kept 1.0 0.7 --dtype float32 bfloat16 --no-memory --no-stages {BUSY}'),
     'compiled': Run(f'--model B --depth 4 --compiled 0 1 --mode forward train --dtype float32 bfloat16 --no-memory '
                     f'--no-stages {BUSY}'),
-    'growth': Run(f'--suite growth --no-memory --no-stages {BUSY}', ('times',), has_plot=True),
+    'growth': Run(f'--suite growth --no-memory --no-stages {BUSY}'),
     'unequal': Run(f'--suite unequal --no-stages {BUSY}', ('unequal', 'memory')),
     'tome': Run(f'--model S --geometry det seg --img-size 1024 --tome --no-memory --no-stages --repeats 2 {BUSY}',
                 ('times', 'distance'), photos=PHOTOS),
@@ -139,7 +136,7 @@ def shown_command(run: Run) -> str:
 
 
 def section(name: str, run: Run, folder: Path) -> str:
-    """What the page shows of a run: its command, where and when it ran, its tables and its picture."""
+    """What the page shows of a run: its command, where and when it ran, its tables."""
     path = folder / f'{name}.json'
     if not path.is_file():
         return f'Not measured. The command:\n\n{shown_command(run)}'
@@ -157,8 +154,6 @@ def section(name: str, run: Run, folder: Path) -> str:
     parts = [shown_command(run), f'{environment["date"]}, {description}, torch {environment["torch"]}:', *tables]
     if content.get('left_out'):
         parts.append(f'Did not fit the GPU: {"; ".join(content["left_out"])}.')
-    if run.has_plot:
-        parts.append(f'![{name}]({name}.png)')
     return '\n\n'.join(parts)
 
 
