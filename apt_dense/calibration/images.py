@@ -16,8 +16,6 @@ with from_extra('images'):
 RESAMPLINGS = ('pillow', 'opencv')
 # Of photographs: Pillow also opens documents and films.
 IMAGE_SUFFIXES = frozenset(('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'))
-
-
 # 16-bit values that all lie below a quarter of their range are taken for data of fewer bits.
 FEWEST_LARGEST = 2**14
 
@@ -45,9 +43,8 @@ def load_image(path: Path) -> Image.Image:
 def to_eight_bits(values: np.ndarray, name: object, bits: int | None = None) -> np.ndarray:
     """The values of a picture, of any shape -> the same as uint8.
 
-    uint8 stays.  16-bit values are shifted: their upper 8 bits are taken, of the ``bits`` that count.  Wider integers
-    and floating-point numbers are 8-bit values in another type if they lie in 0..255, the latter rounded; wider
-    integers up to 65535 are 16-bit values.
+    uint8 stays.  uint16 is shifted: the upper 8 bits are taken, of the ``bits`` that count.  Numbers of other types are
+    8-bit values if they lie in 0..255, floating-point ones rounded; whole numbers up to 65535 are 16-bit values.
 
     Args:
         name: of the file, for the errors.
@@ -67,7 +64,7 @@ def to_eight_bits(values: np.ndarray, name: object, bits: int | None = None) -> 
         if 0 < largest <= 1:
             raise ValueError(f'{name} holds {values.dtype} values up to {largest}, wanted 0 to 255: multiply by 255')
         return np.rint(values).astype(np.uint8)
-    if values.dtype.itemsize > 2 and largest <= 255:
+    if largest <= 255 and (kind == 'i' or values.dtype.itemsize > 2):
         return values.astype(np.uint8)
     if bits is None:
         _check_range(int(largest), name)

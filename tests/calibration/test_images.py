@@ -4,7 +4,15 @@ import pytest
 import torch
 from PIL import Image
 
-from apt_dense.calibration.images import crop_square, find_images, load_image, resize, resize_longest, to_input
+from apt_dense.calibration.images import (
+    crop_square,
+    find_images,
+    load_image,
+    resize,
+    resize_longest,
+    to_eight_bits,
+    to_input,
+)
 
 
 def test_sixteen_bits_become_eight(tmp_path):
@@ -81,6 +89,21 @@ def test_sixteen_bit_files_with_data_of_fewer_bits_are_refused(tmp_path, suffix,
     values[..., :3] <<= 16 - bits
     assert cv2.imwrite(str(path), values)
     assert np.asarray(load_image(path)).max() == 255
+
+
+@pytest.mark.parametrize('dtype', [np.int8, np.int16, np.int32, np.uint32, np.int64, np.uint64, np.float16, np.float64])
+def test_eight_bits_in_another_type(dtype):
+    values = np.arange(128).reshape(8, 16).astype(dtype)
+    result = to_eight_bits(values, 'x')
+    assert result.dtype == np.uint8 and np.array_equal(result, values)
+    if np.dtype(dtype).itemsize > 2 and np.dtype(dtype).kind != 'f':
+        assert np.array_equal(to_eight_bits(values * 512, 'x'), values * 2)
+
+
+@pytest.mark.parametrize('order', ['<', '>'])
+def test_both_orders_of_bytes(order):
+    values = np.array([[0, 256], [65535, 300]], f'{order}u2')
+    assert to_eight_bits(values, 'x').tolist() == [[0, 1], [255, 1]]
 
 
 def test_numbers_of_other_types(tmp_path):
