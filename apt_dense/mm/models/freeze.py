@@ -1,9 +1,12 @@
 """Train a few parameters of a model and freeze everything else."""
+import logging
 from collections.abc import Sequence
 
 from mmengine.logging import print_log
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from apt_dense.mm.errors import LaunchError
 
 
 class FreezeMixin(nn.Module):
@@ -17,29 +20,43 @@ class FreezeMixin(nn.Module):
             parameters get ``requires_grad = False``; modules without a trained parameter stay in eval mode, so that
             their statistics do not move and dropout and drop path are off.  None trains everything.
 
+    A prefix that matches no parameter leaves a model that can only be tested: nothing is frozen, a warning says so, and
+    ``train()`` raises.
+
     Raises:
-        ValueError: if a prefix matches no parameter.
+        LaunchError: by ``train()``, if a prefix matches no parameter.
     """
 
     def __init__(self, *args, trainable: Sequence[str] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.trainable = None if trainable is None else tuple(trainable)
-        if self.trainable is None:
-            return
+        self._not_trainable = None if trainable is None else self._freeze()
+        if self._not_trainable:
+            print_log(f'This model can be tested, not trained: {self._not_trainable}', 'current', logging.WARNING)
+
+    def _freeze(self) -> str | None:
+        """Freeze all but ``trainable``; return what is wrong with these prefixes, and freeze nothing then.
+
+        (Data-parallel wrappers refuse a model without a parameter that needs a gradient, in testing too.)
+        """
         parameters = dict(self.named_parameters())
         unmatched = [prefix for prefix in self.trainable if not any(name.startswith(prefix) for name in parameters)]
         if unmatched:
-            raise ValueError(f'trainable={list(self.trainable)}: no parameter begins with {unmatched}. Parameters '
-                             "added by APT exist with num_scales > 1 and a detail_branch other than 'none'")
+            return (f'trainable={list(self.trainable)}, and no parameter begins with {unmatched}. Parameters added by '
+                    "APT exist with num_scales > 1 and a detail_branch other than 'none'. To train all parameters: "
+                    'model.trainable=None')
         trained = [name for name in parameters if name.startswith(self.trainable)]
         for name, parameter in parameters.items():
             parameter.requires_grad_(name.startswith(self.trainable))
         count = sum(parameters[name].numel() for name in trained)
         total = sum(parameter.numel() for parameter in parameters.values())
         print_log(f'training {count} of {total} parameters, all others are frozen: {", ".join(trained)}', 'current')
+        return None
 
     def train(self, mode: bool = True) -> nn.Module:
         """Switch to training mode, except for modules that are frozen."""
+        if mode and self._not_trainable:
+            raise LaunchError(self._not_trainable)
         super().train(mode)
         if mode and self.trainable is not None:
             _freeze_modes(self)

@@ -1,5 +1,6 @@
 """Training a few parameters and freezing the rest."""
 import logging
+import re
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 import apt_dense.mm.det  # noqa: F401
+from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.models.freeze import FreezeMixin
 from apt_dense.mm.seg import APTEncoderDecoder
+from apt_dense.mm.training.sync_bn import CPUDistributedDataParallel
 
 ADDED = ['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp']
 
@@ -70,13 +73,33 @@ def test_eval_mode_is_for_all():
     assert not any(module.training for module in model.modules())
 
 
-def test_a_prefix_that_matches_nothing(tiny_config):
-    with pytest.raises(ValueError, match=r"no parameter begins with \['neck.lateral'\]"):
-        MODELS.build(dict(tiny_config().model, trainable=['neck.lateral', *ADDED]))
-    resizing = tiny_config().model
-    resizing.backbone.detail_branch = 'none'
-    with pytest.raises(ValueError, match="no parameter begins with .*conv_down.*detail_branch other than 'none'"):
-        MODELS.build(dict(resizing, trainable=ADDED))
+@pytest.mark.parametrize(('change', 'trainable', 'absent'), [
+    ({}, ['neck.lateral', *ADDED], "['neck.lateral']"),
+    (dict(detail_branch='none'), ADDED, f'{ADDED}'),
+    (dict(num_scales=1, thresholds=()), ADDED, f'{ADDED}')], ids=['typo', 'resizing', 'dense'])
+def test_a_prefix_that_matches_nothing_forbids_training_alone(change, trainable, absent, tiny_config, caplog):
+    logger = MMLogger.get_instance(f'prefix {change}')
+    logger.addHandler(caplog.handler)
+    cfg = tiny_config().model
+    cfg.backbone.update(change)
+    model = MODELS.build(dict(cfg, trainable=trainable))
+    wanted = f'and no parameter begins with {absent}. Parameters added by APT exist with num_scales > 1 and a detail_branch'
+    assert [record.levelname for record in caplog.records if wanted in record.getMessage()] == ['WARNING']
+    assert not model.eval().training
+    with pytest.raises(LaunchError, match=re.escape(wanted)):
+        model.train()
+
+
+def test_a_model_without_a_parameter_to_train_is_tested_by_several_processes(tmp_path):
+    """torch's data-parallel wrapper refuses a model in which everything is frozen."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/processes', rank=0, world_size=1)
+    try:
+        model = CPUDistributedDataParallel(FreezableToy(trainable=['no']))
+        assert model.eval()(torch.randn(8, 4)).shape == (8, 1)
+        with pytest.raises(LaunchError, match=r"no parameter begins with \['no'\]"):
+            model.train()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_detector_trains_the_added_parameters_only(tiny_config):
