@@ -30,8 +30,6 @@ PAIRS = [
       for model in SEGMENTORS),
     *((f'apt_eva02_{model}_entire', f'eva02_{model}', SHORT | {'requires_load_from', 'model.trainable'})
       for model in (*SEGMENTORS, 'b_coco', 'l_coco')),
-    *((f'apt_eva02_{model}_resizing', f'eva02_{model}',
-       SHORT | {'train_dataloader', 'auto_scale_lr', 'model.backbone.detail_branch'}) for model in SEGMENTORS),
     *((f'apt_eva02_{size}_coco_full', f'eva02_{size}_coco', set()) for size in 'bl'),
     *((f'apt_eva02_{size}_coco', f'eva02_{size}_coco',
        SHORT | {'requires_load_from', 'custom_hooks', 'model.trainable'}) for size in 'bl'),
@@ -40,9 +38,6 @@ PAIRS = [
         'train_dataloader.batch_size', 'accumulative_counts'}),
     ('apt_eva02_l_coco_24gb', 'eva02_l_coco', SHORT | SMALLER | {
         'requires_load_from', 'custom_hooks', 'model.trainable', 'train_dataloader.batch_size', 'accumulative_counts'}),
-    *((f'apt_eva02_{size}_coco_resizing', f'eva02_{size}_coco',
-       SHORT | {'train_dataloader', 'auto_scale_lr', 'model.backbone.detail_branch'})
-      for size in 'bl'),
     *((f'apt_eva02_ti_demo_{task}', f'eva02_ti_demo_{task}', set()) for task in ('det', 'seg')),
     ('apt_eva02_ti_demo_det_tracked', 'eva02_ti_demo_det',
      {'default_hooks.checkpoint', 'custom_hooks', 'train_cfg.val_interval', 'vis_backends', 'visualizer'}),
@@ -86,10 +81,7 @@ def test_model_and_optimiser(name):
     if size in BACKBONE_MILLIONS:
         dense = sum(parameter.numel() for key, parameter in parameters.items() if key not in ADDED)
         assert dense / 1e6 == pytest.approx(BACKBONE_MILLIONS[size], abs=1)
-    assert ADDED & parameters.keys() == (ADDED if name.startswith('apt') and not name.endswith('resizing') else set())
-    if name.endswith('resizing'):
-        assert 'optim_wrapper' not in cfg
-        return
+    assert ADDED & parameters.keys() == (ADDED if name.startswith('apt') else set())
     launch.set_amp(cfg, amp=False)  # AmpOptimWrapper wants a GPU
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     optimised = [id(parameter) for group in wrapper.optimizer.param_groups for parameter in group['params']
@@ -97,6 +89,15 @@ def test_model_and_optimiser(name):
     assert sorted(optimised) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
     for scheduler in cfg.param_scheduler:
         PARAM_SCHEDULERS.build(dict(scheduler, optimizer=wrapper))
+
+
+@pytest.mark.parametrize('name', [name for name in LEAVES if name.startswith('apt')])
+def test_the_resizing_baseline_is_an_option(name):
+    cfg = load(name)
+    cfg.merge_from_dict({'model.backbone.detail_branch': 'none'})
+    model = build_meta(cfg).eval()
+    assert not ADDED & dict(model.backbone.named_parameters()).keys()
+    assert model.backbone.chooser.thresholds == cfg.model.backbone.thresholds
 
 
 @pytest.mark.parametrize('name', LEAVES)
@@ -108,10 +109,7 @@ def test_datasets_pipelines_and_evaluator(name, tmp_path):
     heads = ((cfg.model.roi_head.mask_head, *cfg.model.roi_head.bbox_head) if detects
              else (cfg.model.decode_head, cfg.model.auxiliary_head))
     for split in ('train', 'val', 'test'):
-        loader = cfg.get(f'{split}_dataloader')
-        if loader is None:
-            assert split == 'train' and name.endswith('resizing')
-            continue
+        loader = cfg[f'{split}_dataloader']
         with scope_of(cfg):
             dataset = DATASETS.build(dict(loader.dataset, lazy_init=True))
         assert dataset.pipeline.transforms

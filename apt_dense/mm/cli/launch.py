@@ -140,7 +140,7 @@ def check_trainable(cfg: Config) -> None:
     """Check that the config says how to train.
 
     Raises:
-        LaunchError: if it does not; the Resizing baselines, for instance, can only be evaluated.
+        LaunchError: if it does not, as a config that is only for testing.
     """
     absent = [key for key in ('train_dataloader', 'train_cfg', 'optim_wrapper') if not cfg.get(key)]
     if absent:

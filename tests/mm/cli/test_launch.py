@@ -719,11 +719,11 @@ def test_train_tool(run_tool, leaf, checkpoint):
     assert cfg.optim_wrapper.type in ('BF16OptimWrapper', 'AmpOptimWrapper') and cfg.auto_scale_lr.enable
 
 
-def test_a_config_without_training(run_tool, capsys):
-    status, cfg, _ = run_tool(train_tool, ROOT / 'configs/apt_eva02_b_coco_resizing.py')
+def test_a_config_without_training(run_tool, leaf, capsys):
+    status, cfg, _ = run_tool(train_tool, leaf, '--cfg-options', 'train_dataloader=None', 'optim_wrapper=None')
     assert status == 2 and cfg is None
     printed = capsys.readouterr().err
-    assert 'resizing.py has no train_dataloader, train_cfg, optim_wrapper: there is nothing to train' in printed
+    assert 'leaf.py has no train_dataloader, optim_wrapper: there is nothing to train' in printed
 
 
 def test_resume_option_with_and_without_a_value(run_tool, leaf, work):
@@ -800,6 +800,39 @@ def test_train_resume_and_test_for_real(tiny_config, coco_root, tmp_path, monkey
     predictions = pickle.loads((tmp_path / 'out/predictions.pkl').read_bytes())
     assert [len(prediction['pred_instances']['scores']) for prediction in predictions] == [5, 5]
     assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == ['0.jpg', '1.jpg']
+
+
+def test_the_resizing_baseline_is_an_option(tiny_config, coco_root, tmp_path, monkeypatch, capsys):
+    """Of a short fine-tuning's config: tested with the dense model's checkpoint, and refused in training.
+
+    What it predicts is what APT does before its detail branch, which starts at zero, has learnt anything.
+    """
+    cfg = point_to(tiny_config(), coco_root, tmp_path / 'work', max_iters=1)
+    short = Config.fromfile(SHORT_CONFIG)
+    cfg.merge_from_dict(dict(model=dict(trainable=short.model.trainable), custom_hooks=short.custom_hooks,
+                             requires_load_from=True))
+    cfg.dump(tmp_path / 'short.py')
+    dense = MODELS.build(tiny_config('eva02_ti_demo_det').model)
+    dense.init_weights()
+    torch.save({'state_dict': dense.state_dict()}, tmp_path / 'dense.pth')
+
+    def run(tool, *argv):
+        monkeypatch.setattr(sys, 'argv', ['tool', str(tmp_path / 'short.py'), *argv])
+        return launch.run_tool(tool.main)
+
+    boxes = []
+    for option in ('model.backbone.detail_branch=none', 'model.backbone.detail_branch=zero'):
+        name = option.rpartition('=')[2]
+        assert run(test_tool, 'dense.pth', '--out', f'{name}.pkl', '--cfg-options', option, f'experiment_name={name}',
+                   'model.test_cfg.rcnn.max_per_img=5', 'test_dataloader.dataset.indices=2') == 0
+        boxes.append([item['pred_instances']['bboxes'] for item in pickle.loads(Path(f'{name}.pkl').read_bytes())])
+    assert [len(found) for found in boxes[0]] == [5] * 2
+    for resized, untrained in zip(*boxes, strict=True):
+        assert torch.equal(resized, untrained)
+    capsys.readouterr()
+    assert run(train_tool, '--cfg-options', 'model.backbone.detail_branch=none', 'load_from=dense.pth') == 2
+    assert 'error: trainable=' in (printed := capsys.readouterr().err) and 'Traceback' not in printed
+    assert not list((tmp_path / 'work').glob('*.pth'))
 
 
 def test_from_the_command_line_an_error_is_one_line(tmp_path):

@@ -83,7 +83,7 @@ def test_a_prefix_that_matches_nothing_forbids_training_alone(change, trainable,
     cfg = tiny_config().model
     cfg.backbone.update(change)
     model = MODELS.build(dict(cfg, trainable=trainable))
-    wanted = f'and no parameter begins with {absent}. Parameters added by APT exist with num_scales > 1 and a detail_branch'
+    wanted = f'and no parameter begins with {absent}. Parameters added by APT exist with num_scales > 1 and a detail_'
     assert [record.levelname for record in caplog.records if wanted in record.getMessage()] == ['WARNING']
     assert not model.eval().training
     with pytest.raises(LaunchError, match=re.escape(wanted)):
