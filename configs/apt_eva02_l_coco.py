@@ -1,10 +1,8 @@
-# APT-EVA-02-L on COCO at 1536: the short fine-tuning of a trained dense detector, as in the paper's anonymous version:
-# everything but the parameters that APT adds is frozen.  (Camera-ready version: apt_eva02_l_coco_entire.py.)  Set
-# load_from to a checkpoint of eva02_l_coco.py.
+# APT-EVA-02-L on COCO at 1536: short fine-tuning of a dense detector, of the added parameters alone.  load_from: a
+# checkpoint of eva02_l_coco.py.
 _base_ = [
-    '_base_/models/apt_eva02_l.py', '_base_/datasets/coco_instance_lsj.py', '_base_/schedules/apt_coco_3k.py',
-    '_base_/default_runtime.py'
+    '_base_/models/eva02_l.py', '_base_/patches/coco_1536.py', '_base_/datasets/coco_instance_lsj.py',
+    '_base_/schedules/apt_coco_3k.py', '_base_/default_runtime.py'
 ]
-model = dict(trainable=['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp'])
-requires_load_from = True
-custom_hooks = [dict(type='KeptTokensHook'), dict(type='BadDataHook'), dict(type='CheckFrozenLoadedHook')]
+model = dict(backbone=_base_.patches, trainable=_base_.added_parameters)
+custom_hooks = [*_base_.custom_hooks, dict(type='CheckFrozenLoadedHook')]

@@ -1,10 +1,7 @@
-# APT-EVA-02-L on COCO at 1536: the short fine-tuning of the paper's camera-ready version.
-# It trains the entire model for 5 % of EVA-02's iterations, at a tenth of its rate, all else as in EVA-02's recipe:
-# layer decay, drop path, weight decay.  The paper leaves open how warm-up and fall of the rate are shortened: here to
-# 5 % too, as in apt_eva02_l_coco.py; and the rate of the added parameters, which start fresh: here the heads'.
+# APT-EVA-02-L on COCO at 1536: short fine-tuning of a dense detector, of the entire model.
 _base_ = './apt_eva02_l_coco.py'
 model = dict(trainable=None)
-custom_hooks = [dict(type='KeptTokensHook'), dict(type='BadDataHook')]
+custom_hooks = [hook for hook in _base_.custom_hooks if hook.type != 'CheckFrozenLoadedHook']  # nothing is frozen
 optim_wrapper = dict(
     constructor='APTLayerDecayOptimWrapperConstructor',
     optimizer=dict(lr=5e-6),

@@ -18,31 +18,28 @@ LEAVES = sorted(path.stem for path in CONFIGS.glob('*.py'))
 BACKBONE_MILLIONS = {'b': 86, 'l': 304}  # published sizes of EVA-02-B and L
 ADDED = {'patch_embed.conv_down.weight', 'patch_embed.conv_down.bias', 'patch_embed.zero_mlp.weight',
          'patch_embed.zero_mlp.bias'}
-SHORT = {'pretrained', 'model.backbone.init_cfg', 'train_cfg', 'param_scheduler', 'optim_wrapper', 'max_iters'}
+SHORT = {'pretrained', 'model.backbone.init_cfg', 'train_cfg', 'param_scheduler', 'optim_wrapper', 'max_iters',
+         'requires_load_from', 'added_parameters', 'model.trainable'}
+ADDED_ONLY = SHORT | {'custom_hooks'}
 SMALLER = {'image_size', 'train_pipeline', 'test_pipeline', 'train_dataloader.dataset.pipeline',
            'val_dataloader.dataset.pipeline', 'test_dataloader.dataset.pipeline', 'model.backbone.img_size',
            'model.data_preprocessor.pad_size_divisor'}
 SEGMENTORS = ('b_ade20k_512', 'l_ade20k_512', 'l_ade20k_640')
+MODELS_OF_PAPER = (*SEGMENTORS, 'b_coco', 'l_coco')
 # (APT config, its dense twin, the settings in which they may differ besides APT's own).
 PAIRS = [
-    *((f'apt_eva02_{model}_full', f'eva02_{model}', set()) for model in SEGMENTORS),
-    *((f'apt_eva02_{model}', f'eva02_{model}', SHORT | {'requires_load_from', 'custom_hooks', 'model.trainable'})
-      for model in SEGMENTORS),
-    *((f'apt_eva02_{model}_entire', f'eva02_{model}', SHORT | {'requires_load_from', 'model.trainable'})
-      for model in (*SEGMENTORS, 'b_coco', 'l_coco')),
-    *((f'apt_eva02_{size}_coco_full', f'eva02_{size}_coco', set()) for size in 'bl'),
-    *((f'apt_eva02_{size}_coco', f'eva02_{size}_coco',
-       SHORT | {'requires_load_from', 'custom_hooks', 'model.trainable'}) for size in 'bl'),
-    ('apt_eva02_b_coco_24gb', 'eva02_b_coco', SHORT | {
-        'requires_load_from', 'custom_hooks', 'model.trainable', 'model.backbone.with_cp',
+    *((f'apt_eva02_{model}_full', f'eva02_{model}', set()) for model in MODELS_OF_PAPER),
+    *((f'apt_eva02_{model}', f'eva02_{model}', ADDED_ONLY) for model in MODELS_OF_PAPER),
+    *((f'apt_eva02_{model}_entire', f'eva02_{model}', SHORT) for model in MODELS_OF_PAPER),
+    ('apt_eva02_b_coco_24gb', 'eva02_b_coco', ADDED_ONLY | {
+        'model.backbone.with_cp', 'train_dataloader.batch_size', 'accumulative_counts'}),
+    ('apt_eva02_l_coco_24gb', 'eva02_l_coco', ADDED_ONLY | SMALLER | {
         'train_dataloader.batch_size', 'accumulative_counts'}),
-    ('apt_eva02_l_coco_24gb', 'eva02_l_coco', SHORT | SMALLER | {
-        'requires_load_from', 'custom_hooks', 'model.trainable', 'train_dataloader.batch_size', 'accumulative_counts'}),
     *((f'apt_eva02_ti_demo_{task}', f'eva02_ti_demo_{task}', set()) for task in ('det', 'seg')),
     ('apt_eva02_ti_demo_det_tracked', 'eva02_ti_demo_det',
      {'default_hooks.checkpoint', 'custom_hooks', 'train_cfg.val_interval', 'vis_backends', 'visualizer'}),
 ]
-APT_SETTINGS = {'model.backbone.num_scales', 'model.backbone.thresholds'}
+APT_SETTINGS = {f'{place}.{name}' for place in ('patches', 'model.backbone') for name in ('num_scales', 'thresholds')}
 
 
 def load(name: str) -> Config:
@@ -70,6 +67,24 @@ def test_leaf_configs_are_short_and_paired():
     for name in LEAVES:
         assert len((CONFIGS / f'{name}.py').read_text().splitlines()) < 40, name
     assert {name for name in LEAVES if name.startswith('apt')} == {apt for apt, _, _ in PAIRS}
+
+
+def test_what_many_configs_share_stands_once():
+    """... so that one change reaches them all: scales and thresholds, and the list of the added parameters."""
+    texts = {path.relative_to(CONFIGS).as_posix(): path.read_text() for path in CONFIGS.rglob('*.py')}
+    found = {text: sorted(path for path in texts if text in texts[path])
+             for text in ('num_scales=', 'thresholds=', 'conv_down', 'zero_mlp')}
+    patches = sorted(path for path in texts if path.startswith('_base_/patches/'))
+    dense = ['_base_/models/cascade_mask_rcnn_eva02.py', '_base_/models/upernet_eva02.py']
+    assert found['num_scales='] == found['thresholds='] == dense + patches
+    assert found['conv_down'] == found['zero_mlp'] == ['_base_/schedules/apt_short.py']
+
+
+def test_full_fine_tuning_is_three_lines_on_the_dense_twin():
+    for model in MODELS_OF_PAPER:
+        comment, base, patches = (CONFIGS / f'apt_eva02_{model}_full.py').read_text().splitlines()
+        assert comment.startswith('#') and base.startswith(f"_base_ = ['./eva02_{model}.py', '_base_/patches/")
+        assert patches == 'model = dict(backbone=_base_.patches)'
 
 
 @pytest.mark.parametrize('name', LEAVES)

@@ -1,4 +1,4 @@
-# The paper's short fine-tuning of EVA-02-B on ADE20K: 5 % of the dense model's 60k iterations, see apt_ade20k_4k.py.
+# The short fine-tuning of EVA-02-B on ADE20K: 5 % of the dense model's 60k iterations.
 _base_ = './apt_ade20k_4k.py'
 max_iters = 3000
 

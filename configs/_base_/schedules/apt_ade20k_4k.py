@@ -1,6 +1,5 @@
-# The paper's short fine-tuning of EVA-02-L on ADE20K: 5 % of the dense model's 80k iterations, the official schedule in
-# short.  The rate of the added parameters, where they train alone, is the official one: a choice made here.  The
-# paper's rate for the entire model, a tenth of it, stands in the *_entire.py configs.
+# The short fine-tuning of EVA-02-L on ADE20K: 5 % of the dense model's 80k iterations.
+_base_ = './apt_short.py'
 max_iters = 4000
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=2000)
