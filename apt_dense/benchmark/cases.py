@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, build_batch
 from apt_dense.core.checkpoint_files import load_official
+from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.core.eva02 import APTEVA02, PRESETS
 from apt_dense.core.position import positions_fit, resample_positions
 
@@ -163,13 +164,12 @@ def load_backbone(model: APTEVA02, checkpoint: str | Path) -> None:
     state, _, _ = load_official(checkpoint)
     state = {name.removeprefix('backbone.'): value for name, value in state.items() if name.startswith('backbone.')}
     wanted = {name: value.shape for name, value in model.state_dict().items()}
-    added = ('patch_embed.conv_down.', 'patch_embed.zero_mlp.')
-    state = {name: value for name, value in state.items() if name in wanted or not name.startswith(added)}
+    state = {name: value for name, value in state.items() if name in wanted or name not in ADDED_PARAMETERS}
     table, own = state.get('pos_embed'), wanted['pos_embed']
     if table is not None and table.shape != own and positions_fit(table.shape, own):
         state['pos_embed'] = resample_positions(table, round((own[1] - 1)**0.5))
     bad = [name for name in wanted.keys() | state.keys()
-           if not (name.startswith(added) and name not in state)
+           if not (name in ADDED_PARAMETERS and name not in state)
            and (name not in wanted or name not in state or state[name].shape != wanted[name])]
     if bad:
         raise ValueError(f'{checkpoint} has another backbone than this row: {", ".join(sorted(bad)[:4])} do not fit. '

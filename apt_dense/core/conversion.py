@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.core.checkpoint_files import listed
+from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.core.eva02 import PRESETS
 from apt_dense.core.eva02_keys import (
     PREFIXES,
@@ -150,9 +151,8 @@ def _fit(conversion: Conversion, target: Mapping[str, torch.Size]) -> None:
     wrong = [f'{name}: {tuple(tensor.shape)} in the file, {tuple(target[name])} in the model'
              for name, tensor in state.items() if name in target and tensor.shape != target[name]]
     # Absent parts, and what APT adds to the dense model, start from their own values.
-    may_lack = re.compile('|'.join([r'backbone\.patch_embed\.(conv_down|zero_mlp)\.',
-                                    *(rf'{re.escape(part)}\.' for part in conversion.absent)]))
-    lacking = sorted(name for name in target if name not in state and not may_lack.match(name))
+    may_lack = (*(f'backbone.{name}' for name in ADDED_PARAMETERS), *(f'{part}.' for part in conversion.absent))
+    lacking = sorted(name for name in target if name not in state and not name.startswith(may_lack))
     problems = [f'{len(names)} {what}: {listed(names)}' for names, what in (
         (left, 'keys have no place in the model'), (lacking, 'parameters of the model are not in the file'),
         (wrong, 'shapes differ')) if names]

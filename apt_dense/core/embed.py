@@ -7,6 +7,9 @@ from apt_dense.core.layout import TokenLayout
 from apt_dense.core.position import resample_table
 
 DETAIL_BRANCHES = ('zero', 'none', 'residual', 'nonzero')
+# What APT adds to a dense model, where the backbone's ``patch_embed`` is an AdaptivePatchEmbed: names in the backbone.
+ADDED_PARAMETERS = ('patch_embed.conv_down.weight', 'patch_embed.conv_down.bias', 'patch_embed.zero_mlp.weight',
+                    'patch_embed.zero_mlp.bias')
 
 
 class AdaptivePatchEmbed(nn.Module):

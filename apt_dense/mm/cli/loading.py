@@ -14,9 +14,9 @@ from mmengine.runner import Runner, load_checkpoint
 from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
+from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.training.hooks import unwrapped
-from apt_dense.mm.training.layer_decay import ADDED_BY_APT
 
 SIZE_MISMATCH = re.compile(r'size mismatch for (\S+): .* shape torch\.Size\((.*)\) from .* torch\.Size\((.*)\)\.')
 
@@ -80,7 +80,7 @@ def _shapes(error: str) -> str:
 
 def is_dense_twins(model: nn.Module, gaps: Gaps) -> bool:
     """True if nothing is missing but what APT adds to the dense model, and that changes nothing as it starts."""
-    if gaps.misshapen or not all(map(ADDED_BY_APT.search, gaps.missing)):
+    if gaps.misshapen or not all(name.endswith(ADDED_PARAMETERS) for name in gaps.missing):
         return False
     embeddings = {name.rpartition('patch_embed.')[0] + 'patch_embed' for name in gaps.missing}
     last = [getattr(model.get_submodule(name), 'zero_mlp', None) for name in embeddings]

@@ -7,8 +7,9 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
+from apt_dense.core.embed import ADDED_PARAMETERS
+
 FIRST_LAYER = re.compile(r'(pos_embed|cls_token|patch_embed\.proj\.(weight|bias))$')
-ADDED_BY_APT = re.compile(r'patch_embed\.(conv_down|zero_mlp)\.(weight|bias)$')
 BLOCK = re.compile(r'blocks\.(\d+)\.')
 OPTIONS = ('layer_decay_rate', 'num_layers', 'flat_decay_mult', 'no_weight_decay_keys', 'added_params_full_lr')
 
@@ -37,7 +38,7 @@ def layer_id(name: str, num_layers: int, added_params_full_lr: bool = True) -> i
     inner = name.removeprefix('backbone.')
     if FIRST_LAYER.match(inner):
         return 0
-    if ADDED_BY_APT.match(inner):
+    if inner in ADDED_PARAMETERS:
         return top if added_params_full_lr else 0
     block = BLOCK.match(inner)
     if block is None:
