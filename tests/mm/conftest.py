@@ -11,6 +11,8 @@ from mmengine.registry import DefaultScope
 
 from tests.locations import CONFIGS
 
+# Prefixes of what APT adds, as the configs of a short fine-tuning name them.
+ADDED = list(Config.fromfile(CONFIGS / '_base_/schedules/apt_short.py').added_parameters)
 CLASSES = ('ball', 'crate', 'kite', 'lifebuoy', 'starfish')
 
 

@@ -10,14 +10,14 @@ from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, Defau
 from mmengine.runner import Runner
 
 from apt_dense.core.conversion import convert
+from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.mm.cli import launch
 from tests.locations import CONFIGS
 from tests.official import official_state
 
 LEAVES = sorted(path.stem for path in CONFIGS.glob('*.py'))
 BACKBONE_MILLIONS = {'b': 86, 'l': 304}  # published sizes of EVA-02-B and L
-ADDED = {'patch_embed.conv_down.weight', 'patch_embed.conv_down.bias', 'patch_embed.zero_mlp.weight',
-         'patch_embed.zero_mlp.bias'}
+ADDED = set(ADDED_PARAMETERS)
 SHORT = {'pretrained', 'model.backbone.init_cfg', 'train_cfg', 'param_scheduler', 'optim_wrapper', 'max_iters',
          'requires_load_from', 'added_parameters', 'model.trainable'}
 ADDED_ONLY = SHORT | {'custom_hooks'}

@@ -12,6 +12,7 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from mmseg.models import SegTTAModel
 from torch import nn
 
+from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.mm.cli import launch
 from apt_dense.mm.cli.loading import CheckLoadedHook, load_weights
 from apt_dense.mm.errors import DataError
@@ -19,7 +20,7 @@ from tests.mm.toys import RUNS, ToyMetric, toy_config
 
 BACKBONE = dict(type='APTEVA02', img_size=64, embed_dims=8, depth=1, num_heads=1, window_size=0,
                 global_block_indexes=(0,), pretrain_img_size=64, num_scales=2, thresholds=(3.0,))
-ADDED = {f'backbone.patch_embed.{layer}.{kind}' for layer in ('conv_down', 'zero_mlp') for kind in ('weight', 'bias')}
+ADDED = {f'backbone.{name}' for name in ADDED_PARAMETERS}
 
 
 class Segmentor(BaseModel):

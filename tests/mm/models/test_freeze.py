@@ -18,8 +18,7 @@ from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.models.freeze import FreezeMixin
 from apt_dense.mm.seg import APTEncoderDecoder
 from apt_dense.mm.training.sync_bn import CPUDistributedDataParallel
-
-ADDED = ['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp']
+from tests.mm.conftest import ADDED
 
 
 class Toy(nn.Module):

@@ -18,9 +18,8 @@ import apt_dense.mm.det
 from apt_dense.core.position import resample_positions
 from apt_dense.mm import seg
 from apt_dense.mm.cli import launch, outputs
-from tests.mm.conftest import CONFIGS, draw_scene, run_briefly
+from tests.mm.conftest import ADDED, CONFIGS, draw_scene, run_briefly
 
-ADDED = ['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp']
 CROP = 128
 
 

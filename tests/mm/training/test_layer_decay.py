@@ -9,14 +9,13 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
 import apt_dense
+from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.mm.training.layer_decay import APTLayerDecayOptimWrapperConstructor, layer_id
 from tests.locations import CONFIGS
 
 LR, WEIGHT_DECAY = 0.8, 0.1
 RECIPE = dict(layer_decay_rate=0.5, num_layers=2)
 SEGMENTATION = dict(flat_decay_mult=0.0, no_weight_decay_keys=('pos_embed', 'cls_token'))
-ADDED = tuple(f'patch_embed.{name}' for name in (
-    'conv_down.weight', 'conv_down.bias', 'zero_mlp.weight', 'zero_mlp.bias'))
 
 
 class Toy(nn.Module):
@@ -77,10 +76,10 @@ def test_toy_with_the_detection_recipe(model):
 
 def test_added_parameters_at_the_rate_of_layer_0(model):
     settings = settings_of(build(model, **RECIPE, added_params_full_lr=False), model)
-    assert all(settings[f'backbone.{name}'] == (0.1, 0.1) for name in ADDED)
+    assert all(settings[f'backbone.{name}'] == (0.1, 0.1) for name in ADDED_PARAMETERS)
     assert settings['decode_head.weight'] == (0.8, 0.1)
     full = settings_of(build(model, **RECIPE, added_params_full_lr=True), model)
-    assert all(full[f'backbone.{name}'] == (0.8, 0.1) for name in ADDED)
+    assert all(full[f'backbone.{name}'] == (0.8, 0.1) for name in ADDED_PARAMETERS)
 
 
 def test_toy_with_the_segmentation_recipe(model):
@@ -135,7 +134,7 @@ def test_detectors_of_the_configs(size, first, block_0, last_block, rate):
         'rpn_head.rpn_cls.bias': 1,
         'roi_head.bbox_head.2.fc_cls.weight': 1,
         'roi_head.mask_head.conv_logits.weight': 1,
-        **{f'backbone.{name}': 1 for name in ADDED},
+        **{f'backbone.{name}': 1 for name in ADDED_PARAMETERS},
     }
     assert {name: scales[name] for name in expected} == pytest.approx(expected, rel=1e-8)
     assert len(wrapper.optimizer.param_groups) == last_block + 3

@@ -13,9 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import apt_dense.mm.det  # noqa: F401
 from apt_dense.mm.training import hooks
-from tests.mm.conftest import draw_scene, point_to, write_coco
-
-ADDED = ['backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp']
+from tests.mm.conftest import ADDED, draw_scene, point_to, write_coco
 
 
 def run(cfg) -> Runner:
