@@ -19,6 +19,8 @@ with from_extra('mm'):
     from mmengine.config import Config
     from mmengine.runner import find_latest_checkpoint
 
+    import apt_dense.mm  # noqa: F401  mmengine knows the package's configs by name
+
 TOOLS = Path(__file__).parents[1]
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50', 'mIoU', 'mAcc', 'aAcc', 'kept_tokens')
 NUM_GRIDS = 8  # validation images whose patch grid is drawn

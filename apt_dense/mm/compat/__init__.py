@@ -10,6 +10,7 @@ changes nothing.
 The package must be imported before a checkpoint is loaded: put ``apt_dense.mm`` into a config's ``custom_imports``.
 """
 from apt_dense.mm.compat.checkpoints import allow_mmengine_checkpoints, load_checkpoints_safely
+from apt_dense.mm.compat.configs import know_own_configs
 from apt_dense.mm.compat.cpu import BF16OptimWrapper, setup_cpu_ddp
 from apt_dense.mm.compat.drawing import draw_on_any_picture, keep_drawing_limits
 from apt_dense.mm.compat.logs import filter_library_warnings, log_core_to
@@ -33,6 +34,7 @@ def apply() -> None:
     run_nms_in_float32()
     repair_roi_align()
     keep_drawing_limits()
+    know_own_configs()
 
 
 apply()
