@@ -4,13 +4,14 @@ PY := $(VENV)/bin/python
 WORK_DIRS ?= work_dirs
 DATA ?= data/demo
 
-.PHONY: help setup data demo demo-dense demo-seg demo-seg-dense test benchmark lint clean
+.PHONY: help setup data demo demo-dense demo-seg demo-seg-dense test package benchmark lint clean
 
 help:
 	@echo 'make demo        install, make the demo dataset, train and evaluate the small APT detector, draw pictures'
 	@echo 'make demo-dense  the same with its dense twin, for comparison'
 	@echo 'make demo-seg    the same for segmentation; make demo-seg-dense, its dense twin'
 	@echo 'make test        install, lint, run the tests'
+	@echo 'make package     install, build the wheel and use it from an empty directory'
 	@echo 'make benchmark   measure what docs/benchmarks.md reports, and write its tables'
 	@echo 'make setup       install what is missing into $(VENV)'
 	@echo 'make clean       remove the demo runs and the demo dataset'
@@ -41,6 +42,9 @@ lint: setup
 
 test: lint
 	@$(PY) -m pytest
+
+package: setup
+	@$(PY) tests/installed_package.py
 
 clean:
 	rm -rf $(foreach config,apt_eva02_ti_demo_det eva02_ti_demo_det apt_eva02_ti_demo_seg eva02_ti_demo_seg,'$(WORK_DIRS)/$(config)')
