@@ -74,7 +74,7 @@ def test_paths(path):
 @pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
 def test_modules(path):
     """`apt_dense.a.b.c` is a module, or c is defined in one."""
-    for name in set(re.findall(r'\bapt_dense(?:\.[a-zA-Z_]\w*)+', text_of(path))):
+    for name in set(re.findall(r'\bapt_dense(?:\.(?!__)[a-zA-Z_]\w*)+', text_of(path))):
         parts = name.split('.')
         homes = [ROOT.joinpath(*parts[:length]) for length in range(len(parts), 0, -1)]
         files = (file for base in homes for file in (base.with_suffix('.py'), base / '__init__.py'))
