@@ -330,7 +330,7 @@ def test_the_documented_config_for_a_submission(tmp_path):
         assert METRICS.build(dict(cfg.test_evaluator, output_dir=str(tmp_path / 'maps'))).format_only
     assert dataset.get_data_info(0)['img_path'].endswith('images/testing/a.jpg')
     names = [type(transform).__name__ for transform in dataset.pipeline.transforms]
-    assert names == ['LoadPicture', 'Resize', 'PackSegInputs']
+    assert names == ['LoadImageFromFile', 'Resize', 'PackSegInputs']
 
 
 @pytest.mark.parametrize('name', ['eva02_ti_demo_det', 'apt_eva02_ti_demo_det', 'eva02_ti_demo_seg',

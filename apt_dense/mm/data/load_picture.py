@@ -1,22 +1,22 @@
 """Pictures of any depth and number of channels, from files and from arrays."""
 import cv2
+import mmcv.transforms
 import numpy as np
 from mmcv.image.io import imread_flags
-from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import Registry
 
 from apt_dense.calibration.images import to_eight_bits
 
 
-class LoadPicture(LoadImageFromFile):
-    """``LoadImageFromFile`` and ``LoadImageFromNDArray`` in one: 8 bits and three channels, or an error that says why.
+class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
+    """mmcv's, for pictures of any kind, files and arrays: 8 bits and three channels, or an error that says why.
 
     OpenCV keeps the upper 8 of 16 bits, so that data of 12 bits become nearly black without a word; arrays are taken
     as they are, and fail later.  Here 16-bit values are shifted by the bits that count (``to_eight_bits``), grey
     pictures are repeated, and alpha is left out, as from files.
 
-    ``register`` puts it under both names into a package's registry, so that configs, and the inferencers, which look
-    for these names, need no other.
+    ``register`` puts it into a package's registry under ``LoadImageFromFile`` and ``LoadImageFromNDArray``: configs
+    name it as ever, and inferencers look for these names.
 
     Args:
         bits: how many bits of 16-bit values count, 8 to 16.  None: all of them, and a picture that leaves three
@@ -62,7 +62,7 @@ def as_picture(image: np.ndarray, name: str, bits: int | None = None) -> np.ndar
     """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any type -> (H, W, 3), uint8.
 
     Raises:
-        ValueError: see ``LoadPicture``.
+        ValueError: see ``LoadImageFromFile``.
     """
     if image.ndim == 2:
         image = image[..., None]
@@ -74,6 +74,6 @@ def as_picture(image: np.ndarray, name: str, bits: int | None = None) -> np.ndar
 
 
 def register(transforms: Registry) -> None:
-    """Let the names that load pictures in a package's configs mean ``LoadPicture``."""
+    """Let a package's configs load pictures with ``LoadImageFromFile`` as it is here, files and arrays."""
     for name in ('LoadImageFromFile', 'LoadImageFromNDArray'):
-        transforms.register_module(name=name, force=True, module=LoadPicture)
+        transforms.register_module(name=name, force=True, module=LoadImageFromFile)

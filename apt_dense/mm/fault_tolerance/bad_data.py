@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import get_worker_info
 
-from apt_dense.mm.data.load_picture import LoadPicture
+from apt_dense.mm.data.load_picture import LoadImageFromFile
 from apt_dense.mm.errors import BadSampleError, DataError, NotFiniteError
 
 POLICIES = ('raise', 'skip')
@@ -29,8 +29,8 @@ def check_policy(name: str, policy: str) -> None:
 
 
 @TRANSFORMS.register_module()
-class LoadCheckedImage(LoadPicture):
-    """``LoadPicture`` that compares the size with the annotations', if they give one.
+class LoadCheckedImage(LoadImageFromFile):
+    """``LoadImageFromFile`` that compares the size with the annotations', if they give one.
 
     Boxes for a picture of another size fit nothing.  (Truncated and corrupt files do not load: OpenCV decodes a file in
     memory whole or not at all.)
