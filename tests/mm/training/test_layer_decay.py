@@ -157,7 +157,7 @@ def test_layers_of_names(name, layer):
     'backbone.norm.weight', 'backbone.layers.3.weight', 'backbone.rel_pos_embed', 'backbone.pos_embed.scale',
     'backbone.patch_embed.norm.weight', 'backbone.patch_embed.proj.weight_scale', 'backbone.blocks.norm.weight'])
 def test_names_without_a_layer(name):
-    with pytest.raises(ValueError, match=f"'{name}' has no layer: .*add the name to apt_dense/mm/layer_decay"):
+    with pytest.raises(ValueError, match=f"'{name}' has no layer: .*add the name to apt_dense/mm/training/layer_decay"):
         layer_id(name, 12)
 
 
