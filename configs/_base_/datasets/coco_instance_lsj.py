@@ -1,5 +1,5 @@
 # COCO instance segmentation with large-scale jittering at 1536 px; padding to the square is the model's.
-dataset_type = 'CocoDataset'
+dataset_type = 'CheckedCocoDataset'  # checks and mends the file, and logs what it leaves out
 data_root = 'data/coco/'
 image_size = 1536
 backend_args = None
@@ -38,7 +38,7 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
-        type='CheckedCocoDataset',  # logs what CocoDataset leaves out without a word
+        type=dataset_type,
         on_bad_annotation='skip',
         data_root=data_root,
         ann_file='annotations/instances_train2017.json',
@@ -63,7 +63,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type='CocoMetric',
+    type='CheckedCocoMetric',
     ann_file=data_root + 'annotations/instances_val2017.json',
     metric=['bbox', 'segm'],
     proposal_nums=(1, 10, 100),  # COCO's own; mmdetection's default counts up to 1000 detections in AP50 and AP75

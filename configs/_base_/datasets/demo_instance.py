@@ -1,5 +1,5 @@
 # The small dataset of tools/demo/make_demo_dataset.py: scenes of 192 to 320 px, five classes.
-dataset_type = 'CocoDataset'
+dataset_type = 'CheckedCocoDataset'  # checks and mends the file, and logs what it leaves out
 data_root = 'data/demo/'
 image_size = 256
 metainfo = dict(classes=('ball', 'crate', 'kite', 'lifebuoy', 'starfish'))
@@ -54,7 +54,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type='CocoMetric',
+    type='CheckedCocoMetric',
     ann_file=data_root + 'annotations/instances_val.json',
     metric=['bbox', 'segm'],
     proposal_nums=(1, 10, 100))
