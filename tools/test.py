@@ -3,6 +3,7 @@ import argparse
 import sys
 
 from apt_dense.mm.cli import launch, outputs
+from apt_dense.mm.preflight.run import check_before_start
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,6 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-dir', help='draw truth beside predictions into this directory')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show keeps a picture')
     launch.add_common_arguments(parser)
+    launch.add_check_argument(parser)
     return parser.parse_args()
 
 
@@ -33,6 +35,8 @@ def main() -> None:
     outputs.keep_folders(cfg)
     outputs.check_label_maps(cfg)
     launch.check_dataset_files(cfg, 'test')
+    if not args.no_check:
+        check_before_start(cfg, ['test'])
     launch.build_runner(cfg).test()
 
 

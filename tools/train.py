@@ -8,6 +8,7 @@ import sys
 
 from apt_dense.mm.cli import launch
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
+from apt_dense.mm.preflight.run import check_before_start
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,6 +21,7 @@ def parse_args() -> argparse.Namespace:
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help='go on from this checkpoint, or without a value from the last one in the work directory')
     launch.add_common_arguments(parser)
+    launch.add_check_argument(parser)
     return parser.parse_args()
 
 
@@ -32,6 +34,8 @@ def main() -> None:
         launch.set_auto_scale_lr(cfg)
     launch.check_pretrained(cfg.model)
     launch.check_dataset_files(cfg, 'train', 'val')
+    if not args.no_check:
+        check_before_start(cfg, ['train', 'val'], later=['test'])
     make_fault_tolerant(cfg)
     with launch.claim_work_dir(cfg):
         launch.set_start(cfg, args.resume)

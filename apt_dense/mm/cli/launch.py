@@ -95,6 +95,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
 
 
+def add_check_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that leaves out the preflight."""
+    parser.add_argument('--no-check', action='store_true',
+                        help='start without checking config and data first (tools/check_data.py does that alone)')
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config that the command names and put the common options into it.
 

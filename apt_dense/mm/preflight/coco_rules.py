@@ -4,6 +4,7 @@ from apt_dense.mm.preflight.findings import MENDED, STOP, WARN, Rule
 EXPORT = 'Export the file again, or correct it'
 
 # ---- the file: nothing can be read from it ----
+FILE_MISSING = Rule('coco-file-missing', STOP, 'an annotation file that is not there', 'Put it there, or name yours')
 UNREADABLE = Rule('coco-unreadable', STOP, 'a file that is not whole JSON text: a Git LFS pointer, a cut download, a '
                   'web page, an archive, another encoding', 'Fetch the file again')
 NOT_AN_OBJECT = Rule('coco-not-an-object', STOP, 'a list or a value instead of an object with images, annotations and '
@@ -27,8 +28,8 @@ CLASS_SPELLING = Rule('coco-class-spelling', STOP, 'names of metainfo.classes th
                       'spaces only', 'Write both alike')
 DUPLICATE_CLASSES = Rule('coco-duplicate-classes', STOP, 'names that metainfo.classes has twice', 'Name each class '
                          'once')
-FILE_RULES = (UNREADABLE, NOT_AN_OBJECT, MISSING_SECTION, EMPTY_SECTION, BAD_IMAGE, DUPLICATE_IMAGES, BAD_CATEGORY,
-              DUPLICATE_CATEGORIES, CLASSES_TEXT, MISSING_CLASS, CLASS_SPELLING, DUPLICATE_CLASSES)
+FILE_RULES = (FILE_MISSING, UNREADABLE, NOT_AN_OBJECT, MISSING_SECTION, EMPTY_SECTION, BAD_IMAGE, DUPLICATE_IMAGES,
+              BAD_CATEGORY, DUPLICATE_CATEGORIES, CLASSES_TEXT, MISSING_CLASS, CLASS_SPELLING, DUPLICATE_CLASSES)
 
 # ---- mended: the right value is beyond doubt ----
 BYTE_ORDER_MARK = Rule('coco-byte-order-mark', MENDED, 'a byte order mark before the JSON', 'It is passed over')

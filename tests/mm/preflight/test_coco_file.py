@@ -380,7 +380,7 @@ def test_nothing_left_says_why(kind, wrap, tmp_path):
     content, said = EMPTY[kind]
     write(tmp_path, content)
     data = dataset(tmp_path, on_bad_annotation='skip', filter_cfg=dict(filter_empty_gt=True))
-    with pytest.raises(DataError, match=rf'a\.json: has no image left: 4 images, 4 without objects.*({said})'):
+    with pytest.raises(DataError, match=rf'a\.json has no image left: 4 images, 4 without objects.*({said})'):
         len(DATASETS.build(wrap(data)))
 
 

@@ -1,0 +1,150 @@
+"""Checks of the COCO files of a config: what its datasets and metrics would make of them."""
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from mmengine.config import Config
+
+from apt_dense.extras import from_extra
+from apt_dense.mm.data.checked_coco import CheckedCocoDataset, CheckedCocoMetric, wants_masks
+from apt_dense.mm.data.coco_file import CocoFile
+from apt_dense.mm.data.coco_survey import Survey, check_classes
+from apt_dense.mm.preflight import coco_rules as rules
+from apt_dense.mm.preflight.datasets import Source, annotation_file, datasets_of, is_remote, metrics_of
+from apt_dense.mm.preflight.findings import MENDED, STOP, WARN, Finding, Rule
+from apt_dense.mm.preflight.pictures import check_pictures
+
+with from_extra('mm'):
+    from mmdet.datasets import CocoDataset
+    from mmdet.datasets.api_wrappers import COCO
+    from mmdet.evaluation import CocoMetric
+
+ReadFile = Callable[[str], CocoFile]
+MASKS_ONLY = (rules.FLAT_POLYGON, rules.THIN_POLYGONS)
+
+
+def check_coco(cfg: Config, split: str, deep: str | None, read: ReadFile, counts: list[str]) -> Iterator[Finding]:
+    """Check the COCO files and pictures of a split.
+
+    Args:
+        split: 'train', 'val' or 'test'.
+        deep: None reads no pixels; 'sample' or 'all' of the pictures.
+        read: reads a file, or has it already.
+        counts: gets a line of numbers for each dataset.
+    """
+    sources = [source for source in datasets_of(cfg, split) if reads_coco(source)]
+    surveys = []
+    for source in sources:
+        survey = yield from _check_dataset(source, split, deep, read, counts)
+        surveys.append(survey)
+    if split == 'train' and surveys and all(surveys) and not any(survey.num_objects for survey in surveys):
+        if any(survey.num_crowds for survey in surveys):
+            yield Finding(rules.ONLY_CROWDS, 'train dataset ' + ', '.join(survey.file.name for survey in surveys),
+                          f'no single object, {sum(survey.num_crowds for survey in surveys)} crowds')
+        else:
+            yield Finding(rules.NO_IMAGE_LEFT, 'train dataset ' + ', '.join(survey.file.name for survey in surveys),
+                          'has no object left: there is no annotation')
+    for metric in metrics_of(cfg, split):
+        if sources and metric.kind is not None and issubclass(metric.kind, CocoMetric) and (
+                metric.settings.get('ann_file')):
+            yield from _check_metric(metric, sources[0], read)
+
+
+def reads_coco(source: Source) -> bool:
+    """True for mmdetection's CocoDataset and those that read its files in its way."""
+    return (source.kind is not None and issubclass(source.kind, CocoDataset) and bool(annotation_file(source)) and
+            issubclass(source.kind.COCOAPI, COCO) and source.kind.load_data_list in (
+                CocoDataset.load_data_list, CheckedCocoDataset.load_data_list))
+
+
+def _check_dataset(source: Source, split: str, deep: str | None, read: ReadFile, counts: list[str]):
+    """Yields findings; returns the survey, or None where it does not come to that."""
+    settings, path = source.settings, annotation_file(source)
+    if is_remote(settings, path):
+        counts.append(f'{split}: {path} is not on this machine, passed over')
+        return None
+    if not os.path.isfile(path):
+        yield Finding(rules.FILE_MISSING, f'{source.key}.ann_file', f'{path} does not exist')
+        return None
+    file = read(path)
+    classes = source.kind._load_metainfo(copy.deepcopy(settings.get('metainfo'))).get('classes', ())
+    masks = wants_masks(settings.get('pipeline') or ())
+    found = list(file.findings())
+    if not any(finding.rule.severity == STOP for finding in found):
+        found += check_classes(file, classes)
+    checked = issubclass(source.kind, CheckedCocoDataset)
+    yield from _as_read(found, source, checked, rules.BREAKS_DATASET, masks)
+    if any(finding.rule.severity == STOP for finding in found):
+        return None
+    survey = Survey(file, classes, masks)
+    harmless = rules.SCORED if settings.get('test_mode') else ()
+    yield from _bad_annotations(survey, source, checked, harmless)
+    lost = list(survey.emptiness(None if settings.get('test_mode') else settings.get('filter_cfg'), f'{split} dataset'))
+    yield from lost
+    yield from survey.suspicions()
+    counts.append(f'{split}: {path}: {len(file.images)} images, {len(survey.images_with_objects)} with objects; '
+                  f'{survey.num_objects} objects of {sum(map(bool, survey.good.values()))} of {len(classes)} classes; '
+                  f'{survey.describe_losses()}')
+    yield from check_pictures(source, _loaded_images(survey, settings), deep, checked)
+    return None if any(finding.rule.severity == STOP for finding in lost) else survey
+
+
+def _loaded_images(survey: Survey, settings: dict) -> list[dict]:
+    """The images that the dataset will load."""
+    filters = {} if settings.get('test_mode') else settings.get('filter_cfg') or {}
+    return [image for image in survey.file.images
+            if (not filters.get('filter_empty_gt') or image['id'] in survey.images_annotated) and
+            min(image['width'], image['height']) >= filters.get('min_size', 0)]
+
+
+def _check_metric(metric: Source, dataset: Source, read: ReadFile) -> Iterator[Finding]:
+    settings, path = metric.settings, metric.settings['ann_file']
+    if is_remote(settings, path):
+        return
+    if not os.path.isfile(path):
+        yield Finding(rules.FILE_MISSING, f'{metric.key}.ann_file', f'{path} does not exist')
+        return
+    file = read(path)
+    classes = dataset.kind._load_metainfo(copy.deepcopy(dataset.settings.get('metainfo'))).get('classes', ())
+    wanted = settings.get('metric', 'bbox')
+    masks = 'segm' in ([wanted] if isinstance(wanted, str) else wanted)
+    found = list(file.findings())
+    if not any(finding.rule.severity == STOP for finding in found):
+        found += check_classes(file, classes)
+    checked = issubclass(metric.kind, CheckedCocoMetric)
+    yield from _as_read(found, metric, checked, rules.BREAKS_METRIC, masks)
+    if any(finding.rule.severity == STOP for finding in found):
+        return
+    survey = Survey(file, classes, masks, scored=True)
+    yield from _bad_annotations(survey, metric, checked)
+    if not survey.num_objects and not settings.get('format_only'):
+        yield Finding(rules.NOTHING_TO_SCORE, f'{metric.key}.ann_file', f'{path} has no object to compare with: '
+                                                                        f'{survey.describe_losses()}')
+
+
+def _as_read(found: Iterable[Finding], source: Source, checked: bool, breaks: frozenset[Rule],
+             masks: bool) -> Iterator[Finding]:
+    """Findings as the class of the config would have them: mmdetection's own mends nothing."""
+    for finding in found:
+        if finding.rule.severity != MENDED or checked:
+            yield finding
+        elif finding.rule in breaks and (masks or finding.rule not in MASKS_ONLY):
+            yield Finding(rules.UNMENDED, finding.where, f'{finding.got}; {source.key}.type={source.kind.__name__} '
+                                                         f'does not mend it ({finding.rule.name})', finding.count)
+
+
+def _bad_annotations(survey: Survey, source: Source, checked: bool, harmless: Iterable[Rule] = ()) -> Iterator[Finding]:
+    policy = source.settings.get('on_bad_annotation', 'raise')
+    for finding in survey.bad.findings():
+        rule = finding.rule
+        if rule is rules.OTHER_CLASS:
+            continue
+        left_out = rule in harmless or (policy == 'skip' if checked else rule not in rules.UNUSABLE)
+        if left_out:
+            rule = replace(rule, severity=WARN, remedy='Left out')
+        elif not checked:
+            rule = replace(rule, remedy=f"Correct it, or set {source.key}.type='Checked{source.kind.__name__}', "
+                                        "on_bad_annotation='skip'")
+        yield replace(finding, rule=rule, got=f'annotations {finding.got}')
+

@@ -1,0 +1,55 @@
+"""Check a config and its data: everything at once, in seconds, before a training.
+
+Prints numbers for each split, everything that was found, and draws a few samples with their truth.  The exit status is
+2 if anything must be put right first.  docs/data.md lists the checks.
+"""
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from apt_dense.mm.cli import launch
+from apt_dense.mm.preflight import draw, run
+from apt_dense.mm.preflight.findings import MENDED, STOP, WARN
+
+HEADINGS = {STOP: 'must be put right', WARN: 'worth a look', MENDED: 'put right when it is read'}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--deep', choices=run.DEEP,
+                        help='read the pixels of some pictures and label maps, or of all (without: headers only)')
+    parser.add_argument('--out-dir', help='where the drawn samples go (work_dirs/NAME_OF_THE_CONFIG/check_data)')
+    parser.add_argument('--num-pictures', type=int, default=3, help='samples drawn for each dataset; 0 draws none')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='change settings of the config, as for tools/train.py')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    args.launcher, args.work_dir, args.local_rank = 'none', None, 0
+    cfg = launch.load_config(args)
+    report = run.check(cfg, deep=args.deep)
+    for line in report.counts:
+        print(line)
+    for severity, heading in HEADINGS.items():
+        found = [finding for finding in report.findings if finding.rule.severity == severity]
+        if found:
+            print(f'\n{heading}: {len(found)}', *(f'  {finding}' for finding in found), sep='\n')
+    if not report.findings:
+        print('\nnothing was found')
+    if args.num_pictures > 0:
+        out_dir = args.out_dir or os.path.join('work_dirs', Path(args.config).stem, 'check_data')
+        print()
+        for line in draw.draw_samples(cfg, out_dir, args.num_pictures):
+            print(line)
+    if report.stops:
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    sys.exit(launch.run_tool(main))
