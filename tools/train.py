@@ -34,11 +34,11 @@ def main() -> None:
         launch.set_auto_scale_lr(cfg)
     launch.check_pretrained(cfg.model)
     launch.check_dataset_files(cfg, 'train', 'val')
-    if not args.no_check:
-        check_before_start(cfg, ['train', 'val'], later=['test'])
     make_fault_tolerant(cfg)
     with launch.claim_work_dir(cfg):
         launch.set_start(cfg, args.resume)
+        if not args.no_check:
+            check_before_start(cfg, ['train', 'val'], later=['test'])
         launch.build_runner(cfg).train()
 
 

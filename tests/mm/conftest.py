@@ -23,6 +23,12 @@ def plain_config_dumps(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """What the preflight remembers is not left in the user's folder."""
+    monkeypatch.setenv('APT_DENSE_CACHE', str(tmp_path_factory.getbasetemp() / 'cache'))
+
+
+@pytest.fixture(autouse=True)
 def scope():
     """mmdetection's scope, as its runner sets it."""
     with DefaultScope.overwrite_default_scope('mmdet'):

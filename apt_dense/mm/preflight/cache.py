@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 import apt_dense
 from apt_dense.mm.preflight.datasets import SPLITS, paths_of
 
-CHANGES_NOTHING = ('work_dir', 'load_from', 'resume', 'launcher')  # keys that no check looks at
+CHANGES_NOTHING = ('work_dir', 'load_from', 'resume', 'launcher', 'randomness')  # keys that no check looks at
 
 
 def folder() -> Path:

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets import CocoDataset
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -26,6 +27,7 @@ from mmengine.model import BaseModel, PretrainedInit
 from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
+from PIL import Image
 
 from apt_dense.mm.cli import launch, outputs
 from apt_dense.mm.fault_tolerance import checkpointing, signals
@@ -695,7 +697,13 @@ def test_build_runner_with_a_launcher_that_wants_gpus(launcher):
 
 @pytest.fixture
 def leaf(tmp_path, coco):
-    """A config of a detector whose dataset is there."""
+    """A config of a detector whose dataset is there: one object of COCO's first class."""
+    categories = [dict(id=number, name=name) for number, name in enumerate(CocoDataset.METAINFO['classes'])]
+    content = dict(images=[dict(id=1, file_name='1.png', width=32, height=24)], categories=categories, annotations=[
+        dict(id=1, image_id=1, category_id=0, bbox=[2, 2, 9, 9], area=81, iscrowd=0)])
+    for split in ('train', 'val'):
+        (tmp_path / f'coco/annotations/{split}.json').write_text(json.dumps(content))
+        Image.new('RGB', (32, 24)).save(tmp_path / f'coco/{split}/1.png')
     dataset = {split: coco(split) for split in ('train', 'val')}
     (tmp_path / 'leaf.py').write_text(
         "default_scope = 'mmdet'\nmodel = dict(type='LaunchToy')\n"
