@@ -11,7 +11,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from apt_dense.mm.cli import launch
-from apt_dense.mm.preflight import draw, run
+from apt_dense.mm.preflight import draw, rules, run
 from apt_dense.mm.preflight.findings import MENDED, STOP, WARN
 
 HEADINGS = {STOP: 'must be put right', WARN: 'worth a look', MENDED: 'put right when it is read'}
@@ -19,18 +19,25 @@ HEADINGS = {STOP: 'must be put right', WARN: 'worth a look', MENDED: 'put right 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', nargs='?', help='config file')
+    parser.add_argument('--rules', action='store_true', help='print the list of all checks for docs/data.md, and exit')
     parser.add_argument('--deep', choices=run.DEEP,
                         help='read the pixels of some pictures and label maps, or of all (without: headers only)')
     parser.add_argument('--out-dir', help='where the drawn samples go (work_dirs/NAME_OF_THE_CONFIG/check_data)')
     parser.add_argument('--num-pictures', type=int, default=3, help='samples drawn for each dataset; 0 draws none')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='change settings of the config, as for tools/train.py')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.config and not args.rules:
+        parser.error('which config?')
+    return args
 
 
 def main() -> None:
     args = parse_args()
+    if args.rules:
+        print(rules.table())
+        return
     args.launcher, args.work_dir, args.local_rank = 'none', None, 0
     cfg = launch.load_config(args)
     report = run.check(cfg, deep=args.deep)
