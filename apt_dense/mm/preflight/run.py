@@ -10,13 +10,13 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 from tqdm import tqdm
 
+from apt_dense.mm.cli.start import decide_together, start_processes
 from apt_dense.mm.data.coco_file import CocoFile
 from apt_dense.mm.preflight import cache
 from apt_dense.mm.preflight.coco import check_coco
 from apt_dense.mm.preflight.datasets import SPLITS, datasets_of, paths_of
 from apt_dense.mm.preflight.draw import is_semantic
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding, raise_if_stopped
-from apt_dense.mm.cli.start import decide_together, start_processes
 
 try:
     from apt_dense.mm.preflight.configs import check_config
