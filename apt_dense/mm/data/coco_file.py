@@ -20,9 +20,9 @@ FLAGS = {0: 0, 1: 1, '0': 0, '1': 1, 'false': 0, 'true': 1, 'False': 0, 'True': 
 class CocoFile:
     """Images, annotations and categories of a COCO file.
 
-    The lists hold the file's own dictionaries, in its order.  After mending the ids of annotations are whole numbers
-    from 1, each once; an annotation's ``image_id`` and ``category_id`` are of the type of what they mean; ``iscrowd``
-    is 0 or 1, and ``area`` is there if it can be known.  Images' ids are text or numbers, as in the file.
+    The lists hold the file's own dictionaries, in its order.  After mending the ids of annotations are whole numbers,
+    each once, and not 0; an annotation's ``image_id`` and ``category_id`` are of the type of what they mean;
+    ``iscrowd`` is 0 or 1, and ``area`` is there if it can be known.  Images' ids are text or numbers, as in the file.
 
     Args:
         path: the file.
@@ -100,9 +100,9 @@ class CocoFile:
             image['id'] = as_id(image.get('id'))
             for side in ('width', 'height'):
                 length = as_int(image.get(side))
-                if length is not None and type(image[side]) is not int:
+                if length is not None and type(image[side]) is str:
                     self.tally.add(rules.SIZE_AS_TEXT, 'image {}, {}: {!r}', image['id'], side, image[side])
-                    image[side] = length
+                image[side] = image.get(side) if length is None else length
             problem = _image_problem(image)
             if problem:
                 self.tally.add(rules.BAD_IMAGE, 'image {}, {}', image['id'], problem)
@@ -141,9 +141,7 @@ class CocoFile:
         kept = []
         for name, same in by_name.items():
             busy = [category for category in same if used[category['id']]] or same[-1:]
-            if len(busy) > 1:
-                self.tally.add(rules.DUPLICATE_CATEGORIES, 'name {!r}, ids {}', name, [item['id'] for item in busy])
-            elif len(same) > 1:
+            if len(busy) == 1 < len(same):  # of more than one with annotations nobody knows which is meant
                 self.tally.add(rules.SPARE_CATEGORIES, '{!r} has the ids {}, kept: {}', name,
                                [item['id'] for item in same], busy[0]['id'])
             kept += busy
@@ -157,9 +155,12 @@ class CocoFile:
         if type(flag) is not int or flag not in (0, 1):
             try:
                 annotation['iscrowd'] = FLAGS[flag]
-                tally.add(rules.ISCROWD, 'annotation {}, {!r}', annotation.get('id'), flag)
             except (KeyError, TypeError):
                 annotation.pop('iscrowd', None)  # nobody knows what it means: the annotation is incomplete
+            else:
+                if flag is None or type(flag) is str:  # True and 1.0 are 1 for everybody
+                    tally.add(rules.ISCROWD if flag is None else rules.ISCROWD_TEXT, 'annotation {}, {!r}',
+                              annotation.get('id'), flag)
         segmentation = annotation.get('segmentation')
         if type(segmentation) is list and segmentation:
             segmentation = annotation['segmentation'] = self._mend_polygons(segmentation, annotation)
@@ -186,7 +187,7 @@ class CocoFile:
             return polygons
         kept = [polygon for polygon, is_thin in zip(polygons, thin, strict=True) if not is_thin]
         if kept:
-            self.tally.add(rules.THIN_POLYGONS, 'annotation {}', annotation.get('id'))
+            self.tally.add(rules.THIN_FIRST if thin[0] else rules.THIN_POLYGONS, 'annotation {}', annotation.get('id'))
         return kept
 
     def _mend_ids(self) -> None:
@@ -198,20 +199,23 @@ class CocoFile:
         for annotation in self.annotations:
             self._match(annotation, 'image_id', image_ids)
             self._match(annotation, 'category_id', category_ids)
-            number = annotation.get('id')
-            if type(number) is not int or number < 1:
-                unnumbered.append(annotation)
+            number = as_id(annotation.get('id'))
+            if number is None:
+                unnumbered.append((rules.ANNOTATION_IDS, annotation))
+            elif number == 0 or type(number) is str:
+                unnumbered.append((rules.UNSCORED_IDS, annotation))
             elif number not in seen:
                 seen[number] = annotation
+                annotation['id'] = number
             elif seen[number] == annotation:
                 self.tally.add(rules.REPEATED_ANNOTATIONS, 'annotation {}', number)
                 continue
             else:
-                unnumbered.append(annotation)
+                unnumbered.append((rules.ANNOTATION_IDS, annotation))
             used[annotation.get('category_id')] += 1
             kept.append(annotation)
-        for number, annotation in enumerate(unnumbered, start=max(seen, default=0) + 1):
-            self.tally.add(rules.ANNOTATION_IDS, 'id {!r} of image {} becomes {}', annotation.get('id'),
+        for number, (rule, annotation) in enumerate(unnumbered, start=max(0, max(seen, default=0)) + 1):
+            self.tally.add(rule, 'id {!r} of image {} becomes {}', annotation.get('id'),
                            annotation.get('image_id'), number)
             annotation['id'] = number
         self.annotations[:] = kept
@@ -228,7 +232,7 @@ class CocoFile:
         if matched not in known:
             number = as_int(matched)
             matched = next((other for other in (number, str(matched)) if other is not None and other in known), matched)
-        if type(matched) is not type(value):
+        if matched != value:  # 3.0 is 3 for everybody
             self.tally.add(rules.ID_TYPES, 'annotation {}, {} {!r} is {!r}', annotation.get('id'), key, value, matched)
         annotation[key] = matched
 

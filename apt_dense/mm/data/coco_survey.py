@@ -40,6 +40,10 @@ def check_classes(file: CocoFile, classes: Any) -> Iterator[Finding]:
     if lacking:
         yield Finding(rules.MISSING_CLASS, f'{file.name} defines no category {lacking}',
                       f'metainfo.classes must be names of the file, {sorted(names)}', len(lacking))
+    for name in [name for name, count in Counter(names).items() if count > 1 and name in classes]:
+        ids = [category['id'] for category in file.categories if category['name'] == name]
+        yield finding(rules.DUPLICATE_CATEGORIES, f'name {name!r}, ids {ids}, with annotations each', len(ids))
+        missing.append(name)  # there is no order to speak of
     order = [name for name in names if name in set(classes)]
     if not missing and not twice and order != list(classes):
         first = next(index for index, name in enumerate(classes) if name != order[index])

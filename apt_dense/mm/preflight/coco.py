@@ -1,7 +1,7 @@
 """Checks of the COCO files of a config: what its datasets and metrics would make of them."""
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from mmengine.config import Config
@@ -21,7 +21,7 @@ with from_extra('mm'):
     from mmdet.evaluation import CocoMetric
 
 ReadFile = Callable[[str], CocoFile]
-MASKS_ONLY = (rules.FLAT_POLYGON, rules.THIN_POLYGONS)
+MASKS_ONLY = (rules.FLAT_POLYGON, rules.THIN_POLYGONS, rules.THIN_FIRST)
 
 
 def check_coco(cfg: Config, split: str, deep: str | None, read: ReadFile, counts: list[str]) -> Iterator[Finding]:
@@ -70,24 +70,26 @@ def _check_dataset(source: Source, split: str, deep: str | None, read: ReadFile,
     file = read(path)
     classes = source.kind._load_metainfo(copy.deepcopy(settings.get('metainfo'))).get('classes', ())
     masks = wants_masks(settings.get('pipeline') or ())
-    found = list(file.findings())
-    if not any(finding.rule.severity == STOP for finding in found):
-        found += check_classes(file, classes)
     checked = issubclass(source.kind, CheckedCocoDataset)
-    yield from _as_read(found, source, checked, rules.BREAKS_DATASET, masks)
-    if any(finding.rule.severity == STOP for finding in found):
+    yield from _as_read(file.findings(), source, checked, rules.BREAKS_DATASET, masks)
+    if _stops(file.findings()):
         return None
-    survey = Survey(file, classes, masks)
+    found = list(check_classes(file, classes))
+    yield from _as_read(found, source, checked, rules.BREAKS_DATASET, masks)
+    if not (file.images and file.categories):
+        return None
+    survey = Survey(file, _usable(file, classes, found), masks)
     harmless = rules.SCORED if settings.get('test_mode') else ()
     yield from _bad_annotations(survey, source, checked, harmless)
-    lost = list(survey.emptiness(None if settings.get('test_mode') else settings.get('filter_cfg'), f'{split} dataset'))
+    filters = None if settings.get('test_mode') else settings.get('filter_cfg')
+    lost = [] if _stops(found) else list(survey.emptiness(filters, f'{split} dataset'))
     yield from lost
     yield from survey.suspicions()
     counts.append(f'{split}: {path}: {len(file.images)} images, {len(survey.images_with_objects)} with objects; '
                   f'{survey.num_objects} objects of {sum(map(bool, survey.good.values()))} of {len(classes)} classes; '
                   f'{survey.describe_losses()}')
     yield from check_pictures(source, _loaded_images(survey, settings), deep, checked)
-    return None if any(finding.rule.severity == STOP for finding in lost) else survey
+    return None if _stops((*found, *lost)) else survey
 
 
 def _loaded_images(survey: Survey, settings: dict) -> list[dict]:
@@ -109,18 +111,28 @@ def _check_metric(metric: Source, dataset: Source, read: ReadFile) -> Iterator[F
     classes = dataset.kind._load_metainfo(copy.deepcopy(dataset.settings.get('metainfo'))).get('classes', ())
     wanted = settings.get('metric', 'bbox')
     masks = 'segm' in ([wanted] if isinstance(wanted, str) else wanted)
-    found = list(file.findings())
-    if not any(finding.rule.severity == STOP for finding in found):
-        found += check_classes(file, classes)
     checked = issubclass(metric.kind, CheckedCocoMetric)
-    yield from _as_read(found, metric, checked, rules.BREAKS_METRIC, masks)
-    if any(finding.rule.severity == STOP for finding in found):
+    yield from _as_read(file.findings(), metric, checked, rules.BREAKS_METRIC, masks)
+    if _stops(file.findings()):
         return
-    survey = Survey(file, classes, masks, scored=True)
+    found = list(check_classes(file, classes))
+    yield from _as_read(found, metric, checked, rules.BREAKS_METRIC, masks)
+    if not (file.images and file.categories):
+        return
+    survey = Survey(file, _usable(file, classes, found), masks, scored=True)
     yield from _bad_annotations(survey, metric, checked)
     if not survey.num_objects and not settings.get('format_only'):
         yield Finding(rules.NOTHING_TO_SCORE, f'{metric.key}.ann_file', f'{path} has no object to compare with: '
                                                                         f'{survey.describe_losses()}')
+
+
+def _stops(found: Iterable[Finding]) -> bool:
+    return any(finding.rule.severity == STOP for finding in found)
+
+
+def _usable(file: CocoFile, classes: Sequence[str], found: Iterable[Finding]) -> Sequence[str]:
+    """The classes to look at: those of the file where the config's do not fit, so that the rest is found at once."""
+    return [category['name'] for category in file.categories] if _stops(found) else classes
 
 
 def _as_read(found: Iterable[Finding], source: Source, checked: bool, breaks: frozenset[Rule],

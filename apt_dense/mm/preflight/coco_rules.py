@@ -17,8 +17,9 @@ BAD_IMAGE = Rule('coco-bad-image', STOP, 'images without id, file name, or a wid
 DUPLICATE_IMAGES = Rule('coco-duplicate-image-ids', STOP, 'image ids that occur twice, for different images', 'Give '
                         'each image an id of its own, and its annotations too: two files were joined without it')
 BAD_CATEGORY = Rule('coco-bad-category', STOP, 'categories without id or name', EXPORT)
-DUPLICATE_CATEGORIES = Rule('coco-duplicate-categories', STOP, 'category ids that occur twice, or names of which more '
-                            'than one id has annotations', 'Give each class one id and one name')
+DUPLICATE_CATEGORIES = Rule('coco-duplicate-categories', STOP, 'category ids that occur twice, or names of '
+                            'metainfo.classes of which more than one id has annotations', 'Give each class one id and '
+                            'one name')
 CLASSES_TEXT = Rule('coco-classes-text', STOP, 'metainfo.classes that is one text instead of a sequence of names',
                     "Write classes=('name',), with the comma")
 MISSING_CLASS = Rule('coco-missing-class', STOP, 'names of metainfo.classes that the file does not define',
@@ -33,29 +34,35 @@ FILE_RULES = (FILE_MISSING, UNREADABLE, NOT_AN_OBJECT, MISSING_SECTION, EMPTY_SE
 
 # ---- mended: the right value is beyond doubt ----
 BYTE_ORDER_MARK = Rule('coco-byte-order-mark', MENDED, 'a byte order mark before the JSON', 'It is passed over')
-SIZE_AS_TEXT = Rule('coco-size-type', MENDED, 'image sizes as text or fractions of .0', 'They are read as numbers')
+SIZE_AS_TEXT = Rule('coco-size-type', MENDED, 'image sizes as text', 'They are read as numbers')
 REPEATED_IMAGES = Rule('coco-repeated-images', MENDED, 'images that are listed twice, word for word', 'They count once')
 SPARE_CATEGORIES = Rule('coco-spare-categories', MENDED, 'categories of one name of which only one has annotations, or '
                         'that are listed twice', 'The others are left out')
 ID_TYPES = Rule('coco-id-types', MENDED, 'ids of images and categories that are text at one place and a number at the '
-                'other, or fractions of .0', 'They are matched')
-ANNOTATION_IDS = Rule('coco-annotation-ids', MENDED, 'annotation ids that are missing, 0, no whole number, or occur '
-                      'twice', 'They are numbered anew; pycocotools takes id 0 for "not found"')
+                'other', 'They are matched')
+ANNOTATION_IDS = Rule('coco-annotation-ids', MENDED, 'annotation ids that are missing or occur twice', 'They are '
+                      'numbered anew')
+UNSCORED_IDS = Rule('coco-unscored-ids', MENDED, 'annotation ids that are 0 or no whole number', 'They are numbered '
+                    'anew; pycocotools takes id 0 for "not found"')
 REPEATED_ANNOTATIONS = Rule('coco-repeated-annotations', MENDED, 'annotations that are listed twice, word for word',
                             'They count once')
-ISCROWD = Rule('coco-iscrowd', MENDED, 'annotations without iscrowd, or with one that is text, true or false',
-               'Missing is 0')
+ISCROWD = Rule('coco-iscrowd', MENDED, 'annotations without iscrowd', 'It is 0')
+ISCROWD_TEXT = Rule('coco-iscrowd-text', MENDED, 'annotations whose iscrowd is text', 'It is read as a number; taken '
+                    'for a truth, "0" is true')
 AREA = Rule('coco-area', MENDED, 'annotations without area', "It is the mask's, without a mask the box's")
 FLAT_POLYGON = Rule('coco-flat-polygon', MENDED, 'a polygon that is not inside a list of polygons', 'It is put into '
                     'one')
 THIN_POLYGONS = Rule('coco-thin-polygons', MENDED, 'polygons of less than three points beside proper ones', 'They have '
                      'no area and are left out of the mask')
+THIN_FIRST = Rule('coco-thin-first-polygon', MENDED, 'masks that begin with a polygon of less than three points',
+                  'It is left out; pycocotools takes all of them for boxes')
 CATEGORY_ORDER = Rule('coco-category-order', MENDED, 'categories in another order than metainfo.classes', 'Label i is '
                       'class i')
 BACKSLASHES = Rule('coco-backslashes', MENDED, 'file names with backslashes, of pictures that are there with slashes',
                    'They are read as slashes')
 MENDED_RULES = (BYTE_ORDER_MARK, SIZE_AS_TEXT, REPEATED_IMAGES, SPARE_CATEGORIES, ID_TYPES, ANNOTATION_IDS,
-                REPEATED_ANNOTATIONS, ISCROWD, AREA, FLAT_POLYGON, THIN_POLYGONS, CATEGORY_ORDER, BACKSLASHES)
+                UNSCORED_IDS, REPEATED_ANNOTATIONS, ISCROWD, ISCROWD_TEXT, AREA, FLAT_POLYGON, THIN_POLYGONS, THIN_FIRST,
+                CATEGORY_ORDER, BACKSLASHES)
 
 # ---- bad annotations: on_bad_annotation says whether they stop or are left out ----
 POLICY = "Correct it, or set on_bad_annotation='skip'"
@@ -102,10 +109,10 @@ UNMENDED = Rule('coco-unmended', STOP, 'what CocoDataset or CocoMetric make wron
 SET_RULES = (NO_IMAGE_LEFT, ONLY_CROWDS, CLASS_LOST, NOTHING_TO_SCORE, NEARLY_EMPTY, CLASS_WITHOUT_OBJECTS, FRACTIONS,
              CORNERS, BOX_BESIDE_MASK, ONE_FILE_TWO_IDS, UNMENDED)
 # What mmdetection's own classes do wrong with what is mended here.
-_BOTH = {BYTE_ORDER_MARK, SPARE_CATEGORIES, ID_TYPES, ANNOTATION_IDS, REPEATED_ANNOTATIONS, AREA, FLAT_POLYGON,
-         CATEGORY_ORDER}
+_BOTH = {BYTE_ORDER_MARK, SPARE_CATEGORIES, ISCROWD_TEXT, ID_TYPES, ANNOTATION_IDS, REPEATED_ANNOTATIONS, AREA,
+         FLAT_POLYGON, CATEGORY_ORDER}
 BREAKS_DATASET = frozenset(_BOTH | {SIZE_AS_TEXT, BACKSLASHES})
-BREAKS_METRIC = frozenset(_BOTH | {ISCROWD, THIN_POLYGONS})
+BREAKS_METRIC = frozenset(_BOTH | {ISCROWD, UNSCORED_IDS, THIN_FIRST})
 
 # ---- pictures ----
 PICTURE_MISSING = Rule('picture-missing', STOP, 'pictures that are not there', 'Put them there, or correct file names '

@@ -154,28 +154,49 @@ def set_all(**values):
 
 MENDED = {
     'no iscrowd': (without('iscrowd'), 'coco-iscrowd'),
-    'iscrowd as text': (set_all(iscrowd='0'), 'coco-iscrowd'),
-    'iscrowd false': (set_all(iscrowd=False), 'coco-iscrowd'),
+    'iscrowd as text': (set_all(iscrowd='0'), 'coco-iscrowd-text'),
+    'iscrowd null': (set_all(iscrowd=None), 'coco-iscrowd'),
     'no area': (without('area'), 'coco-area'),
     'area as text': (ids_as(str, 'area'), 'coco-area'),
     'no id': (without('id'), 'coco-annotation-ids'),
-    'id 0': (ids_as(lambda value: value - 1, 'id'), 'coco-annotation-ids'),
-    'ids as words': (ids_as(lambda value: f'a{value}', 'id'), 'coco-annotation-ids'),
-    'ids as fractions': (ids_as(float, 'id'), 'coco-annotation-ids'),
+    'id 0': (ids_as(lambda value: value - 1, 'id'), 'coco-unscored-ids'),
+    'ids as words': (ids_as(lambda value: f'a{value}', 'id'), 'coco-unscored-ids'),
     'one id for all': (set_all(id=7), 'coco-annotation-ids'),
     'categories as text': (ids_as(str, 'category_id'), 'coco-id-types'),
-    'categories as fractions': (ids_as(float, 'category_id'), 'coco-id-types'),
     'category ids as text': (ids_as(str, 'id', 'categories'), 'coco-id-types'),
     'images as text': (ids_as(str, 'image_id'), 'coco-id-types'),
     'image ids as text': (ids_as(str, 'id', 'images'), 'coco-id-types'),
     'sizes as text': (ids_as(str, 'width', 'images'), 'coco-size-type'),
     'flat polygons': (ids_as(lambda value: value[0], 'segmentation'), 'coco-flat-polygon'),
-    'two points beside a polygon': (ids_as(lambda value: [[1, 1, 9, 9], *value], 'segmentation'), 'coco-thin-polygons'),
+    'two points beside a polygon': (ids_as(lambda value: [[1, 1, 9, 9], *value], 'segmentation'),
+                                    'coco-thin-first-polygon'),
+    'two points after a polygon': (ids_as(lambda value: [*value, [1, 1, 9, 9]], 'segmentation'), 'coco-thin-polygons'),
     'images listed twice': (lambda content: content['images'].append(dict(content['images'][0])),
                             'coco-repeated-images'),
     'annotations listed twice': (lambda content: content['annotations'].append(dict(content['annotations'][0])),
                                  'coco-repeated-annotations'),
 }
+
+
+WORKS = {
+    'iscrowd false': set_all(iscrowd=False),
+    'ids as fractions': ids_as(float, 'id'),
+    'negative ids': ids_as(lambda value: -value, 'id'),
+    'categories as fractions': ids_as(float, 'category_id'),
+    'images as fractions': ids_as(float, 'image_id'),
+    'sizes as fractions': ids_as(float, 'width', 'images'),
+}
+
+
+@pytest.mark.parametrize('kind', WORKS)
+def test_what_mmdetection_reads_needs_no_word(kind, tmp_path, warnings_of):
+    content = coco(4)
+    WORKS[kind](content)
+    write(tmp_path, content)
+    for checked in ('Checked', ''):
+        scores, data, _ = evaluate(tmp_path, f'{checked}CocoDataset', type=f'{checked}CocoMetric')
+        assert labels(data) == [[0], [1], [2], [0]] and scores['coco/bbox_mAP'] == 1.0
+    assert not CocoFile(f'{tmp_path}/a.json').findings()
 
 
 @pytest.mark.parametrize('kind', MENDED)

@@ -65,7 +65,9 @@ def spoil(split, **change):
 @pytest.mark.parametrize(('contents', 'rule', 'severity', 'plain'), [
     (dict(iscrowd=None), 'coco-iscrowd', MENDED, 'metric'),
     (dict(area=None), 'coco-area', MENDED, 'both'),
-    (dict(id=0), 'coco-annotation-ids', MENDED, 'both'),
+    (dict(id=0), 'coco-unscored-ids', MENDED, 'metric'),
+    (dict(id=1), 'coco-annotation-ids', MENDED, 'both'),
+    (dict(iscrowd='0'), 'coco-iscrowd-text', MENDED, 'both'),
     (dict(category_id='1'), 'coco-id-types', MENDED, 'both'),
     (dict(segmentation=[]), 'coco-no-mask', STOP, 'itself'),
     (dict(segmentation=dict(size=[24, 32], counts=[0, 768])), 'coco-mask-size', STOP, 'itself'),
@@ -144,6 +146,15 @@ def test_nothing_left_after_filtering(tmp_path):
         contents = dict(train=coco(annotations=[])) if 'filter_empty_gt' in change else {}
         finding, = run.check(config(tmp_path / str(len(contents)), contents=contents, filter_cfg=change)).findings
         assert finding.rule.name == 'coco-no-image-left' and said in finding.got
+
+
+def test_what_else_is_wrong_where_the_classes_do_not_fit(tmp_path):
+    """Everything at once, and nothing that only follows."""
+    content = coco(7, categories=[dict(id=number, name=name) for number, name in enumerate(('Cat', 'dog', 'emu'), 1)])
+    content['annotations'][3]['segmentation'] = []
+    cfg = config(tmp_path, contents=dict(train=content, val=content))
+    (tmp_path / 'train/img/2.png').unlink()
+    assert found(cfg) == {'coco-class-spelling': STOP, 'coco-no-mask': STOP, 'picture-missing': STOP}
 
 
 def test_nothing_but_crowds(tmp_path):
@@ -309,7 +320,7 @@ def test_the_tool_says_everything_at_once(tmp_path):
         'test', iscrowd=None))
     done = check_data(cfg, tmp_path)
     assert done.returncode == 2, done.stderr
-    for said in ('must be put right: 3', '[coco-class-spelling]', '[coco-not-an-object]', '[coco-missing-class]',
+    for said in ('must be put right: ', '[coco-class-spelling]', '[coco-not-an-object]', '[coco-missing-class]',
                  'put right when it is read: 1', '[coco-iscrowd]', 'test: ', '7 images, 7 with objects',
                  'train_dataloader.dataset: no pictures drawn', 'test_dataloader.dataset: drawn with their truth'):
         assert said in done.stdout
