@@ -73,7 +73,7 @@ def patch_scores(image: Tensor, scorer: str, patch_size: int, num_scales: int, b
         maps.append(torch.zeros(batch, math.ceil(height / side), math.ceil(width / side)))
         for i in range(batch):
             if scorer == 'upsampling_error':
-                pixels = upsampling_error(image[i] / 255, 0.5 if side <= 32 else 0.25)
+                pixels = upsampling_error(image[i] / 255, 0.5 if side < 32 * 2**0.5 else 0.25)
             elif scorer.startswith('laplacian'):
                 pixels = laplacian(luma(image[i]) / 255)
             else:

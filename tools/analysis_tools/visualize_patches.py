@@ -115,6 +115,7 @@ def config_chooser(args: argparse.Namespace) -> tuple[PatchChooser, Callable[[Pa
 
 def draw_patches(image: np.ndarray, layout: TokenLayout, patch_size: int) -> Image.Image:
     """The image under each patch's outline in its scale's colour: faint for base patches, strong for merged ones."""
+    layout = layout.without_cls_tokens
     canvas = Image.fromarray(image).convert('RGBA')
     overlay = Image.new('RGBA', canvas.size)
     draw = ImageDraw.Draw(overlay)

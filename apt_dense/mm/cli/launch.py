@@ -21,6 +21,8 @@ from apt_dense.mm.cli import loading
 from apt_dense.mm.cli.start import check_checkpoint, described, set_start, set_tested, start_processes  # noqa: F401
 from apt_dense.mm.errors import DataError, LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing, leftovers, signals
+from apt_dense.mm.models.normalisation import check_model_normalisation
+from apt_dense.mm.training.hooks import unwrapped
 
 LAUNCHERS = ('pytorch', 'slurm', 'mpi')
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of each of them
@@ -301,6 +303,7 @@ def build_runner(cfg: Config) -> Runner:
     compat.filter_library_warnings()
     runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     compat.filter_library_warnings(runner.logger)
+    check_model_normalisation(unwrapped(runner.model))
     if runner.logger is not None:
         compat.log_core_to(runner.logger)
     return runner

@@ -8,6 +8,7 @@ from mmengine.config import Config, ConfigDict
 from apt_dense.mm.cli import pictures  # noqa: F401  (registers what is named here)
 from apt_dense.mm.cli.launch import LaunchError, scope_of
 from apt_dense.mm.data.output_names import LABEL_MAPS, common_folder
+from apt_dense.mm.preflight.datasets import datasets_of
 
 VISUALIZATION = {
     'mmdet': ('DetVisualizationHook', 'DetLocalVisualizer'),
@@ -38,7 +39,7 @@ def set_visualization(cfg: Config, show: bool, show_dir: str | None, wait_time: 
         options = dict(pred_score_thr=hook.get('score_thr', 0.3)) if scope == 'mmdet' else {}
         hooks.visualization = dict(
             type='DrawPredictionsHook', out_dir=show_dir, image_root=common_folder(_dataset(cfg)), show=show,
-            wait_time=wait_time, backend_args=hook.get('backend_args'), **options)
+            wait_time=wait_time, loading=_loading_step(cfg), **options)
         return
     hook.update(draw=True, show=show, wait_time=wait_time)
     if scope == 'mmseg':
@@ -86,6 +87,15 @@ def _metrics(cfg: Config) -> list[ConfigDict]:
 
 def _dataset(cfg: Config) -> ConfigDict | None:
     return (cfg.get('test_dataloader') or {}).get('dataset')
+
+
+def _loading_step(cfg: Config) -> dict | None:
+    """The step of the test pipeline that loads the pictures: what is drawn is what the model was given."""
+    for source in datasets_of(cfg, 'test'):
+        for step in _steps(source.settings.get('pipeline')):
+            if str(step.get('type')).endswith(('LoadImageFromFile', 'LoadCheckedImage')):
+                return dict(step)
+    return None
 
 
 def _check_apart(cfg: Config, option: str, folder: str) -> None:

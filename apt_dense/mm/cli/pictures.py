@@ -3,14 +3,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import mmcv
-from mmengine.fileio import get
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
+from apt_dense.mm.data.load_picture import as_picture
 from apt_dense.mm.data.output_names import name_below
 
 
@@ -26,13 +25,14 @@ class DrawPredictionsHook(Hook):
         image_root: the folder that the images' own are below, see ``output_names``.
         show: show them on the screen too.
         wait_time: seconds that each stays there.
-        backend_args: where the images are, see mmengine's fileio.
+        loading: the step of the test pipeline that loads the images; by default ``LoadImageFromFile`` as it is.
         options: more arguments of the visualiser's ``add_datasample``, such as ``pred_score_thr``.
     """
 
     def __init__(self, out_dir: str, image_root: str | None = None, show: bool = False, wait_time: float = 0.0,
-                 backend_args: dict | None = None, **options: Any):
-        self.out_dir, self.image_root, self.backend_args = out_dir, image_root, backend_args
+                 loading: dict | None = None, **options: Any):
+        self.out_dir, self.image_root = out_dir, image_root
+        self._load = TRANSFORMS.build(loading or dict(type='LoadImageFromFile'))
         self.options = dict(options, show=show, wait_time=wait_time)
         self._visualizer = Visualizer.get_current_instance()
 
@@ -41,6 +41,6 @@ class DrawPredictionsHook(Hook):
         """Draw a batch."""
         for sample in outputs:
             name = name_below(sample.img_path, self.image_root)
-            image = mmcv.imfrombytes(get(sample.img_path, backend_args=self.backend_args), channel_order='rgb')
-            self._visualizer.add_datasample(name, image, data_sample=sample, out_file=os.path.join(self.out_dir, name),
-                                            **self.options)
+            image = as_picture(self._load(dict(img_path=sample.img_path))['img'], name, bits=16)
+            self._visualizer.add_datasample(name, image[..., ::-1], data_sample=sample,
+                                            out_file=os.path.join(self.out_dir, name), **self.options)

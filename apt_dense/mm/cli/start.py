@@ -17,7 +17,7 @@ from apt_dense.core.eva02_keys import describe_other, looks_official
 from apt_dense.mm import compat
 from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing
-from apt_dense.mm.fault_tolerance.leftovers import checkpoint_folders
+from apt_dense.mm.fault_tolerance.leftovers import checkpoint_folders, checkpoint_names
 
 # Beginnings of names in bare vision transformers and in detectron2's models, which no model of mmdetection or
 # mmsegmentation has.
@@ -129,8 +129,10 @@ def set_tested(cfg: Config, path: str, source: str) -> None:
 
 def _find_start(cfg: Config, resume: str | None) -> Start:
     load_from = cfg.get('load_from')
-    latest = checkpointing.find_last_good_checkpoint(cfg.work_dir, *checkpoint_folders(cfg)) if (
-        resume == 'auto') else resume
+    latest = resume
+    if resume == 'auto':
+        latest = checkpointing.find_last_good_checkpoint(cfg.work_dir, *checkpoint_folders(cfg),
+                                                         names=checkpoint_names(cfg))
     if latest:
         return _described_start(latest, True, f'{cfg.work_dir}/last_checkpoint; name another: --resume PATH'
                                 if resume == 'auto' else '--resume')
@@ -149,7 +151,7 @@ def _report_no_checkpoint(cfg: Config) -> None:
     if dist.get_rank() == 0:
         print_log(f'{cfg.work_dir} has no checkpoint to resume: training starts at iteration 0')
         return
-    found = checkpointing.find_checkpoints(cfg.work_dir, *checkpoint_folders(cfg))
+    found = checkpointing.find_checkpoints(cfg.work_dir, *checkpoint_folders(cfg), names=checkpoint_names(cfg))
     if found:
         print_log(f'{described(str(found[0]))} is on {socket.gethostname()}, and rank 0 has no checkpoint: training '
                   'starts at iteration 0. To resume, let all machines share the folder, or copy the file to where rank '

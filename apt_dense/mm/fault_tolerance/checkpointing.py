@@ -3,9 +3,11 @@
 Importing the module makes mmengine's local file backend write whole files or none.
 """
 import errno
+import glob
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 import zipfile
@@ -164,30 +166,33 @@ class _RemoveLater:
     rmtree = remove
 
 
-def find_checkpoints(work_dir: str | Path, *more: str | Path) -> list[Path]:
+def find_checkpoints(work_dir: str | Path, *more: str | Path, names: Sequence[str] = ()) -> list[Path]:
     """The checkpoints of a work directory and more folders that its run writes into, the one to resume first.
 
     That is the one which ``last_checkpoint`` names, whether it is there or not; then come, newest by file time first,
     iter_*.pth, epoch_*.pth and stopped.pth in the folders and beside the named one.  Partly written files have
     another name and are never looked at.
+
+    Args:
+        names: more name templates than mmengine's own, such as 'model_{}.pth'.
     """
     pointer, folders, named = Path(work_dir, LAST_CHECKPOINT), [Path(work_dir), *map(Path, more)], []
     content = pointer.read_text().strip() if pointer.is_file() else ''
     if content:
         named.append(Path(content))
         folders.append(Path(content).parent)
-    found = {path for folder in folders for pattern in ('iter_*.pth', 'epoch_*.pth', STOPPED)
-             for path in folder.glob(pattern)}
+    patterns = ['iter_*.pth', 'epoch_*.pth', STOPPED, *(re.sub(r'{[^{}]*}', '*', glob.escape(name)) for name in names)]
+    found = {path for folder in folders for pattern in patterns for path in folder.glob(pattern)}
     return named + sorted(found - set(named), key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def find_last_good_checkpoint(work_dir: str | Path, *more: str | Path) -> str | None:
+def find_last_good_checkpoint(work_dir: str | Path, *more: str | Path, names: Sequence[str] = ()) -> str | None:
     """The first whole one of ``find_checkpoints``.  What is passed over is logged.
 
     Returns:
         Its path; that of the first candidate if there are some and none is whole; None if there is none.
     """
-    candidates = find_checkpoints(work_dir, *more)
+    candidates = find_checkpoints(work_dir, *more, names=names)
     for path in candidates:
         damage = find_damage(path)
         if damage is None:

@@ -6,6 +6,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from apt_dense.core.chooser import PatchChooser
+from apt_dense.mm.errors import DataError
 
 
 def check_normalisation(preprocessor: nn.Module, chooser: PatchChooser) -> None:
@@ -16,7 +17,7 @@ def check_normalisation(preprocessor: nn.Module, chooser: PatchChooser) -> None:
     may normalise by itself.
 
     Raises:
-        ValueError: naming both settings.
+        DataError: naming both settings.
     """
     if chooser.num_scales == 1 or getattr(preprocessor, 'mean', torch.empty(0)).is_meta:
         return  # nothing is scored, or nothing will ever run
@@ -27,16 +28,16 @@ def check_normalisation(preprocessor: nn.Module, chooser: PatchChooser) -> None:
         return
     found = {'mean': preprocessor.mean, 'std': preprocessor.std}
     for name, wanted in (('mean', chooser.img_mean), ('std', chooser.img_std)):
-        values = found[name].flatten().tolist()
+        values = found[name].flatten().float().tolist()  # of whole numbers, too
         if len(values) == 1:
             values *= 3
         if not torch.allclose(torch.tensor(values), torch.tensor(wanted), rtol=1e-5, atol=1e-4):
-            raise ValueError(f'model.data_preprocessor.{name} is {tuple(round(value, 4) for value in values)} and '
+            raise DataError(f'model.data_preprocessor.{name} is {tuple(round(value, 4) for value in values)} and '
                              f'model.backbone.img_{name} is {wanted}: patches are scored on the image that the '
                              f'backbone restores with its own. Set model.backbone.img_{name} to the same')
     channels = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'channel_conversion', True))
     if not channels:
-        raise ValueError('model.data_preprocessor.bgr_to_rgb=False: images are loaded as BGR, and the backbone scores '
+        raise DataError('model.data_preprocessor.bgr_to_rgb=False: images are loaded as BGR, and the backbone scores '
                          '(and was pre-trained on) RGB. Set model.data_preprocessor.bgr_to_rgb=True')
 
 

@@ -94,12 +94,29 @@ def test_pictures_of_every_image(photos, tmp_path, scope):
     assert len(set(levels.values())) == len(NAMES)
 
 
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+def test_pictures_are_loaded_as_for_the_model(tmp_path, monkeypatch, scope):
+    """12 bits in 16, which the pipeline is told of: with all 16 they would be nearly black."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'deep').mkdir()
+    cv2.imwrite('deep/a.png', np.full((8, 12), 4095, np.uint16))
+    cfg = config(scope, work_dir='work')
+    cfg.test_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile', bits=12)]
+    outputs.set_visualization(cfg, show=False, show_dir='drawn', wait_time=0)
+    with DefaultScope.overwrite_default_scope(scope):
+        visualizer = VISUALIZERS.build(dict(cfg.visualizer, name=f'deep_{scope}_{tmp_path}'))
+        visualizer.dataset_meta = dict(classes=('x', 'y'), palette=[(0, 0, 0), (255, 255, 255)])
+        hook = HOOKS.build(cfg.default_hooks.visualization)
+    hook.after_test_iter(SimpleNamespace(iter=0), 0, {}, [sample_of(scope, 'deep/a.png')])
+    assert cv2.imread(str(next((tmp_path / 'drawn').rglob('a.png')))).max() > 200
+
+
 def test_settings_of_the_configs_own_hook_are_kept():
     cfg = config('mmdet', default_hooks=dict(visualization=dict(
-        type='DetVisualizationHook', score_thr=0.7, backend_args=dict(backend='local'))))
+        type='DetVisualizationHook', score_thr=0.7)))
     outputs.set_visualization(cfg, show=True, show_dir='drawn', wait_time=0.5)
     hook = cfg.default_hooks.visualization
-    assert (hook.pred_score_thr, hook.backend_args) == (0.7, dict(backend='local'))
+    assert hook.pred_score_thr == 0.7
     assert (hook.show, hook.wait_time) == (True, 0.5)
     cfg = config('mmseg')
     outputs.set_visualization(cfg, show=True, show_dir='drawn', wait_time=0.5)

@@ -250,3 +250,12 @@ def test_the_tool_prints_it_as_one_message(capsys, error, text):
     if type(error) is OSError:
         with pytest.raises(OSError, match='No space left'):
             launch.run_tool(main)
+
+
+def test_checkpoints_of_other_names_are_found(tmp_path):
+    for name in ('model_2.pth', 'model_4.pth', 'other.pth'):
+        torch.save({'state_dict': {}}, tmp_path / name)
+    os.utime(tmp_path / 'model_2.pth', (1, 1))
+    (tmp_path / 'model_4.pth').write_bytes(b'cut')
+    assert find_last_good_checkpoint(tmp_path) is None
+    assert find_last_good_checkpoint(tmp_path, names=['model_{}.pth']) == str(tmp_path / 'model_2.pth')

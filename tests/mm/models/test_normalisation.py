@@ -5,7 +5,9 @@ from mmengine.runner import Runner
 
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
+from apt_dense.mm.cli import launch
 from apt_dense.mm.data.inputs import ConfigInputs
+from apt_dense.mm.errors import DataError
 from apt_dense.mm.models import normalisation
 from tests.mm import conftest
 from tests.mm.models import test_seg
@@ -14,6 +16,7 @@ CHANGES = [
     ({'mean': [127.5, 127.5, 127.5]}, r'data_preprocessor.mean is .127.5.*img_mean is \(123.675'),
     ({'std': [58.395, 57.12, 57.0]}, 'data_preprocessor.std is'),
     ({'mean': [123.675]}, 'data_preprocessor.mean is'),
+    ({'mean': [1, 2, 3]}, 'data_preprocessor.mean is'),
     ({'bgr_to_rgb': False}, 'bgr_to_rgb=False: images are loaded as BGR'),
 ]
 
@@ -40,12 +43,19 @@ def test_another_normalisation_stops_at_once(task, change, message, tiny_config,
         runner = Runner.from_cfg(cfg)
         with pytest.raises(ValueError, match=message):
             runner.train()
+        # And so do the tools, whatever hooks a config has.
+        cfg.custom_hooks, cfg.launcher = [], 'none'
+        with pytest.raises(DataError, match=message):
+            launch.build_runner(cfg)
 
 
 def test_both_changed_together_and_the_dense_model_are_fine(tiny_config):
     cfg = tiny_config()
     cfg.model.data_preprocessor.update(mean=[127.5] * 3, std=[127.5] * 3)
     cfg.model.backbone.update(img_mean=(127.5,) * 3, img_std=(127.5,) * 3)
+    MODELS.build(cfg.model)
+    cfg.model.data_preprocessor.update(mean=[127, 127, 127], std=[64, 64, 64])
+    cfg.model.backbone.update(img_mean=[127, 127, 127], img_std=(64, 64, 64))
     MODELS.build(cfg.model)
     dense = tiny_config('eva02_ti_demo_det')  # it scores nothing
     dense.model.data_preprocessor.mean = [100, 100, 100]

@@ -54,6 +54,19 @@ def test_the_resampling_is_said_and_matters(tool, tmp_path, capsys, resampling):
     assert ('1 tokens of 64 cells' if resampling == 'pillow' else '64 tokens of 64 cells') in second
 
 
+@pytest.mark.parametrize(('shape', 'windows', 'size'), [
+    ((256, 256), 1, (256, 256)), ((256, 400), 2, (256 * 2 + 8, 256)), ((60, 40), 2, (256, 256 * 2 + 8))])
+def test_the_windows_of_a_segmentor(tool, tmp_path, capsys, shape, windows, size):
+    """Its layouts have class tokens; its pipeline resizes the short side to 256 px."""
+    Image.fromarray(np.full((*shape, 3), 60, np.uint8)).save(tmp_path / 'scene.png')
+    config = CONFIGS / 'apt_eva02_ti_demo_seg.py'
+    assert tool.main([str(tmp_path / 'scene.png'), '--config', str(config), '--out-dir', str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f'{4 * windows} tokens of {256 * windows} cells' in printed
+    assert (f'in {windows} windows' in printed) == (windows > 1)
+    assert Image.open(tmp_path / 'scene_patches.png').size == size
+
+
 def test_options_that_a_config_has_itself(tool, capsys):
     for option in (['--img-size', '256'], ['--resampling', 'opencv'], ['--patch-size', '16']):
         with pytest.raises(SystemExit):
