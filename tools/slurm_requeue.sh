@@ -74,10 +74,12 @@ TRAINING=$!
 # A signal may have come before there was anything to pass it on to.
 [ -z "$NOTICED" ] || kill -USR1 "$TRAINING" 2>/dev/null || true
 [ -z "$CANCELLED" ] || kill -TERM "$TRAINING" 2>/dev/null || true
-while true; do
-    wait "$TRAINING" && STATUS=0 || STATUS=$?
-    kill -0 "$TRAINING" 2>/dev/null || break  # else a signal has interrupted the waiting
+# In short waits: bash notices a signal that comes just before a wait only when that ends.
+while kill -0 "$TRAINING" 2>/dev/null; do
+    sleep 1 >/dev/null 2>&1 &
+    wait $! || true
 done
+wait "$TRAINING" && STATUS=0 || STATUS=$?
 [ -z "$TIMER" ] || kill "$TIMER" 2>/dev/null || true
 
 if [ -n "$CANCELLED" ]; then

@@ -1,7 +1,6 @@
 """Batches of balanced token counts: what is in them, in which order, and which caches are refused."""
 import runpy
 from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +12,7 @@ from apt_dense.calibration.token_counts import write_token_counts
 from apt_dense.mm.data.inputs import input_settings
 from apt_dense.mm.data.samplers import TokenBalancedBatchSampler, balanced_steps
 from apt_dense.mm.errors import DataError
+from tests.locations import TOOLS
 from tests.mm.conftest import point_to
 from tests.mm.training.test_training import losses_of, run
 
@@ -155,7 +155,7 @@ def test_training_with_balanced_batches(balanced_config, tmp_path):
     cfg = balanced_config.cfg
     cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
     cfg.dump(tmp_path / 'config.py')
-    script = Path(__file__).parents[2] / 'tools/analysis_tools/calibrate_thresholds.py'
+    script = TOOLS / 'analysis_tools/calibrate_thresholds.py'
     assert runpy.run_path(str(script))['main']([
         '--config', str(tmp_path / 'config.py'), '--split', 'train', '--pipeline', 'test', '--thresholds', '3', '3',
         '--save-tokens', str(balanced_config.path), '--out-dir', str(tmp_path), '--num-workers', '0']) == 0
