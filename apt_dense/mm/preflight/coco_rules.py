@@ -61,8 +61,8 @@ CATEGORY_ORDER = Rule('coco-category-order', MENDED, 'categories in another orde
 BACKSLASHES = Rule('coco-backslashes', MENDED, 'file names with backslashes, of pictures that are there with slashes',
                    'They are read as slashes')
 MENDED_RULES = (BYTE_ORDER_MARK, SIZE_AS_TEXT, REPEATED_IMAGES, SPARE_CATEGORIES, ID_TYPES, ANNOTATION_IDS,
-                UNSCORED_IDS, REPEATED_ANNOTATIONS, ISCROWD, ISCROWD_TEXT, AREA, FLAT_POLYGON, THIN_POLYGONS, THIN_FIRST,
-                CATEGORY_ORDER, BACKSLASHES)
+                UNSCORED_IDS, REPEATED_ANNOTATIONS, ISCROWD, ISCROWD_TEXT, AREA, FLAT_POLYGON, THIN_POLYGONS,
+                THIN_FIRST, CATEGORY_ORDER, BACKSLASHES)
 
 # ---- bad annotations: on_bad_annotation says whether they stop or are left out ----
 POLICY = "Correct it, or set on_bad_annotation='skip'"
