@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from apt_dense.benchmark import report
+from apt_dense.benchmark.report import BLUE, GREY, INK, MODE_NAMES, STYLE
 from apt_dense.benchmark.run import Row
 from apt_dense.extras import from_extra
 
-INK = '#1f2328'
-BLUE, ORANGE, GREEN, GREY = '#0969da', '#d1570f', '#1a7f37', '#8c959f'
+ORANGE, GREEN = '#d1570f', '#1a7f37'
 PAPER_WITHOUT_REDUCTION = (0.91, 0.95)  # of the dense model's throughput, arXiv 2510.18091
 
 
@@ -40,9 +40,7 @@ def save(folder: Path, name: str) -> bool:
         import matplotlib
         from matplotlib import pyplot as plt
     matplotlib.use('Agg')
-    with plt.rc_context({'font.size': 13, 'text.color': INK, 'axes.labelcolor': INK, 'axes.edgecolor': INK,
-                         'xtick.color': INK, 'ytick.color': INK, 'axes.spines.top': False,
-                         'axes.spines.right': False, 'figure.facecolor': 'white'}):
+    with plt.rc_context({'font.size': 13, **STYLE}):
         figure = chart.draw(plt, {file: json.loads(path.read_text(encoding='utf-8'))['rows']
                                   for file, path in paths.items()})
         figure.savefig(folder / f'{name}.png', dpi=130, metadata={'Source': digest(folder, name)})
@@ -134,8 +132,8 @@ def _of_model(rows: list[Row], model: str) -> list[Row]:
 
 
 def _name(row: Row) -> str:
-    mode = {'forward': 'forward pass', 'train': 'training step'}[row['case']['mode']]
-    return f'{row["title"].replace(" det ", ", ").replace(" seg ", ", ").replace(" first", ",")} px, {mode}'
+    title = row['title'].replace(' det ', ', ').replace(' seg ', ', ').replace(' first', ',')
+    return f'{title} px, {MODE_NAMES[row["case"]["mode"]]}'
 
 
 CHARTS = {

@@ -11,6 +11,10 @@ from apt_dense.core.files import write_atomically
 from apt_dense.extras import from_extra
 
 METHOD_NAMES = {'apt': 'APT', 'tome': 'ToMe'}
+MODE_NAMES = {'forward': 'forward pass', 'train': 'training step'}
+INK, BLUE, GREY = '#1f2328', '#0969da', '#8c959f'  # of texts, of APT, of the dense twin
+STYLE = {'text.color': INK, 'axes.labelcolor': INK, 'axes.edgecolor': INK, 'xtick.color': INK, 'ytick.color': INK,
+         'axes.spines.top': False, 'axes.spines.right': False, 'figure.facecolor': 'white'}
 
 
 def format_seconds(seconds: float) -> str:
@@ -187,16 +191,18 @@ def save_json(path: str | Path, rows: Sequence[Row], environment: dict[str, str]
 
 
 def plot(path: str | Path, rows: Sequence[Row]) -> None:
-    """Write the picture of ``draw``."""
+    """Write the picture of ``draw``, and below it what all rows share."""
     with from_extra('tools'):
         import matplotlib
         from matplotlib import pyplot as plt
     matplotlib.use('Agg')
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = draw(plt, rows)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with plt.rc_context(STYLE):
+        figure = draw(plt, rows)
+        figure.supxlabel(describe(rows), fontsize='small')
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
 
 
 def draw(plt, rows: Sequence[Row]):
@@ -218,15 +224,16 @@ def draw(plt, rows: Sequence[Row]):
         else:
             _plot_bars(axis, members)
         axis.set_title(_constants(group, members) if group in AXES else group, fontsize='medium')
-        axis.legend(fontsize='small')
-    figure.suptitle(describe(rows), fontsize='small')
+    series = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(series.values(), series, frameon=False, fontsize='small', loc='outside upper center',
+                  ncols=min(3, 1 + len(groups)))
     return figure
 
 
 AXES = {
     'pixels': ('megapixels', lambda row: row['case']['img_size']**2 / 1e6),
     'batch': ('images in the batch', lambda row: row['batch']),
-    'kept': ('kept-token fraction', lambda row: row['kept']),
+    'kept': ("kept tokens, % of the dense twin's", lambda row: 100 * row['kept']),
 }
 
 
@@ -234,28 +241,32 @@ def _constants(group: str, rows: Sequence[Row]) -> str:
     """What a panel's rows share: all but what grows."""
     first = rows[0]
     parts = dict(pixels=f'{first["case"]["img_size"]} px', batch=f'batch {first["batch"]}',
-                 kept=f'kept {first["kept"]:.2f}')
-    return ', '.join([first['case']['mode'], *(text for name, text in parts.items() if name != group)])
+                 kept=f'{100 * first["kept"]:.0f} % kept')
+    shared = ', '.join(text for name, text in parts.items() if name != group)
+    return f'EVA-02-{first["case"]["model"]}, {MODE_NAMES[first["case"]["mode"]]}\n{shared}'
 
 
 def _plot_growth(axis, group: str, rows: Sequence[Row]) -> None:
-    """Seconds of dense and APT over what grows, and the dense time divided by the ideal speed-up."""
+    """Seconds of dense twin and APT over what grows, and the dense time divided by the ideal speed-up."""
     label, value = AXES[group]
     x = [value(row) for row in rows]
     dense = [row['dense']['seconds']['median'] for row in rows]
-    axis.plot(x, dense, 'o-', label=f'{rows[0]["title"].rsplit(" ", 1)[0]}, dense')
-    axis.plot(x, [row['apt']['seconds']['median'] for row in rows], 'o-', label='APT')
-    axis.plot(x, [time / row['apt']['ideal'] for time, row in zip(dense, rows, strict=True)], 'k:',
-              label='dense / ideal')
-    axis.set(xlabel=label, ylabel='seconds', ylim=(0, None), xlim=(0, None))
+    axis.plot(x, dense, 'o-', color=GREY, label='dense twin')
+    axis.plot(x, [row['apt']['seconds']['median'] for row in rows], 'o-', color=BLUE, label='APT')
+    axis.plot(x, [time / row['apt']['ideal'] for time, row in zip(dense, rows, strict=True)], ':', color=INK,
+              label='what the multiply-adds promise')
+    axis.set(xlabel=label, ylabel='time, s', ylim=(0, None), xlim=(0, None))
+    axis.grid(alpha=0.25)
 
 
 def _plot_bars(axis, rows: Sequence[Row]) -> None:
     """Measured and ideal speed-up of each row."""
-    names = [f'{row["title"]}\n{mode_of(row)}, batch {row["batch"]}, kept {row["kept"]:.2f}' for row in rows]
+    names = [f'{row["title"]}\n{mode_of(row)}, batch {row["batch"]}, {100 * row["kept"]:.0f} % kept' for row in rows]
     places = range(len(rows))
-    axis.barh([place - 0.2 for place in places], [row['apt']['speedup'] for row in rows], 0.4, label='measured')
-    axis.barh([place + 0.2 for place in places], [row['apt']['ideal'] for row in rows], 0.4, label='ideal')
+    axis.barh([place - 0.2 for place in places], [row['apt']['speedup'] for row in rows], 0.4, color=BLUE,
+              label='measured')
+    axis.barh([place + 0.2 for place in places], [row['apt']['ideal'] for row in rows], 0.4, color=GREY,
+              label='what the multiply-adds promise')
     axis.set_yticks(list(places), names, fontsize='small')
     axis.invert_yaxis()
-    axis.set_xlabel('times as fast as dense')
+    axis.set_xlabel('times as fast as the dense twin')
