@@ -115,6 +115,12 @@ def test_exact_versions_lie_in_the_ranges(package):
                 assert pins[requirement.name.lower()] in requirement.specifier, requirement
 
 
+def test_another_opencv_is_refused(package):
+    """The next major version warps images differently, and metrics with them."""
+    opencv, = (Requirement(text) for text in package['extras_require']['mm'] if text.startswith('opencv'))
+    assert '5.0.0' not in opencv.specifier and '4.99' in opencv.specifier
+
+
 def test_one_oldest_python_everywhere(package):
     oldest = package['python_requires'].removeprefix('>=')
     for name, wanted in (('README.md', f'Python {oldest} or newer'),
