@@ -1,8 +1,9 @@
-# APT-EVA-02-B on ADE20K at 512: short fine-tuning of a dense segmentor, of the entire model.
-_base_ = './apt_eva02_b_ade20k_512.py'
-model = dict(trainable=None)
-custom_hooks = [hook for hook in _base_.custom_hooks if hook.type != 'CheckFrozenLoadedHook']  # nothing is frozen
-optim_wrapper = dict(
-    constructor='APTLayerDecayOptimWrapperConstructor',
-    optimizer=dict(lr=6e-6),
-    paramwise_cfg=dict(num_layers=12, layer_decay_rate=0.85, no_weight_decay_keys=('pos_embed', 'cls_token')))
+# APT-EVA-02-B on ADE20K at 512: short fine-tuning of a dense segmentor, of the entire model.  load_from: a
+# checkpoint of eva02_b_ade20k_512.py.
+_base_ = [
+    '_base_/models/eva02_b_seg_512.py', '_base_/patches/ade20k.py', '_base_/datasets/ade20k_512.py',
+    '_base_/schedules/apt_ade20k_3k_entire.py', '_base_/default_runtime_seg.py'
+]
+model = dict(backbone=_base_.patches)
+optim_wrapper = dict(paramwise_cfg=dict(num_layers=12, layer_decay_rate=0.85))
+train_dataloader = dict(batch_size=8)
