@@ -14,6 +14,8 @@ with from_extra('images'):
     from PIL import Image, ImageOps
 
 RESAMPLINGS = ('pillow', 'opencv')
+# Where patches are drawn over a photograph: base patches and each merged size, fine to coarse, told apart by all eyes.
+PATCH_COLOURS = ('#ffffff', '#ffc20a', '#e8308c', '#2f7bff', '#009e73', '#d55e00')
 # Of photographs: Pillow also opens documents and films.
 IMAGE_SUFFIXES = frozenset(('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'))
 # 16-bit values that all lie below a quarter of their range are taken for data of fewer bits.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from apt_dense.calibration.images import RESAMPLINGS, load_image, resize_longest, to_input
+from apt_dense.calibration.images import PATCH_COLOURS, RESAMPLINGS, load_image, resize_longest, to_input
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.importance import SCORERS
 from apt_dense.core.layout import TokenLayout
@@ -23,7 +23,6 @@ with from_extra('images'):
     import numpy as np
     from PIL import Image, ImageDraw
 
-COLOURS = ('#ffffff', '#ffd400', '#ff7a00', '#ff2d6f', '#b44cff', '#4c7dff')  # fine to coarse, then repeated
 GAP_PX = 8  # between the windows of slide inference
 
 
@@ -122,7 +121,7 @@ def draw_patches(image: np.ndarray, layout: TokenLayout, patch_size: int) -> Ima
     rows, cols = layout.cell_yx
     for y, x, scale in zip(rows.tolist(), cols.tolist(), layout.scales.tolist(), strict=True):
         left, top, side = x * patch_size, y * patch_size, patch_size << scale
-        colour = COLOURS[scale % len(COLOURS)]
+        colour = PATCH_COLOURS[scale % len(PATCH_COLOURS)]
         box = (left, top, left + side - 1, top + side - 1)
         if scale:
             draw.rectangle(box, fill=colour + '30', outline=colour + 'ff', width=1 + min(scale, 2))

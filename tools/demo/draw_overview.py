@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from apt_dense import APTEVA02
-from apt_dense.calibration.images import crop_square, load_image, to_input
+from apt_dense.calibration.images import PATCH_COLOURS, crop_square, load_image, to_input
 from apt_dense.core.layout import TokenLayout
 from apt_dense.extras import from_extra
 
@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 COFFEE = Path(skimage.__path__[0], 'data/coffee.png')  # Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0
 SIZE_PX = 1024  # of the square in the photograph's middle
 THRESHOLDS = (5.75, 5.5, 5.0)  # of 32, 64 and 128 px, in bits
-COLOURS = ('#ffffff', '#ffc20a', '#e8308c', '#2f7bff')  # of base patches and of each merged size, for all eyes
 INK = '#1f2328'
+FAINT = dict(edgecolor=f'{PATCH_COLOURS[0]}80', linewidth=0.3)  # the outline of a base patch
 
 
 def principal_colours(feature_map: torch.Tensor) -> np.ndarray:
@@ -57,9 +57,9 @@ def draw_patches(axis: plt.Axes, image: np.ndarray, layout: TokenLayout, patch_s
     for y, x, scale in zip(rows.tolist(), cols.tolist(), layout.scales.tolist(), strict=True):
         corner, side = (x * patch_size, y * patch_size), patch_size << scale
         if scale:
-            axis.add_patch(Rectangle(corner, side, side, facecolor=COLOURS[scale], alpha=0.45, linewidth=0))
-        axis.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=COLOURS[scale] if scale else '#ffffff80',
-                                 linewidth=0.8 + 0.5 * scale if scale else 0.3))
+            axis.add_patch(Rectangle(corner, side, side, facecolor=PATCH_COLOURS[scale], alpha=0.45, linewidth=0))
+        edge = dict(edgecolor=PATCH_COLOURS[scale], linewidth=0.8 + 0.5 * scale) if scale else FAINT
+        axis.add_patch(Rectangle(corner, side, side, fill=False, **edge))
 
 
 def draw(image: np.ndarray, layout: TokenLayout, colours: np.ndarray, patch_size: int) -> plt.Figure:
@@ -79,7 +79,7 @@ def draw(image: np.ndarray, layout: TokenLayout, colours: np.ndarray, patch_size
         figure.add_artist(ConnectionPatch((1.01, 0.5), (-0.01, 0.5), 'axes fraction', 'axes fraction', axesA=left,
                                           axesB=right, arrowstyle='-|>', mutation_scale=26, linewidth=2.5, color=INK))
     handles = [Patch(facecolor=colour, edgecolor=INK, label=f'{patch_size << scale} px: {count} patches')
-               for scale, (colour, count) in enumerate(zip(COLOURS, layout.scale_counts, strict=True))]
+               for scale, (colour, count) in enumerate(zip(PATCH_COLOURS, layout.scale_counts, strict=False))]
     figure.legend(handles=handles, loc='lower center', bbox_to_anchor=(0.5, 0.0), ncols=len(handles), frameon=False,
                   fontsize=14, labelcolor=INK, handlelength=1.1, handleheight=1.1, handletextpad=0.5, columnspacing=1.6)
     return figure
