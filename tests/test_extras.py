@@ -145,6 +145,7 @@ def test_a_missing_package_names_its_extra(statement, missing, extra):
     assert done.stderr.splitlines()[-1].startswith(
         f"ModuleNotFoundError: {missing} is not installed. What is needed here is in the extra '{extra}': {how} in the "
         "project's folder")
+    assert f"'apt-dense[{extra}]'" in done.stderr.splitlines()[-1]  # who has installed the wheel has no such folder
 
 
 def test_a_module_of_our_own_names_no_extra():

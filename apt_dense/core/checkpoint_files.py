@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from apt_dense.extras import install_command
+
 WRAPPERS = ('model', 'model_ema', 'state_dict', 'module')
 
 
@@ -48,8 +50,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ImportError(f'{path.name} needs the package safetensors: pip install safetensors, or pip '
-                          "install -e '.[tools]' in the project's folder") from error
+        raise ImportError(f'{path.name} needs the package safetensors: pip install safetensors, or '
+                          f'{install_command("tools")}') from error
     try:
         return load_file(path)
     except SafetensorError as error:

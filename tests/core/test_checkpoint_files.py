@@ -1,6 +1,7 @@
 """Reading checkpoint files: whatever entry holds the weights, and no code is run."""
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def test_old_format_and_safetensors(tmp_path, state):
     for name in ('old.pt', 'file.safetensors'):
         loaded = load_official(tmp_path / name)[0]
         assert all(torch.equal(loaded[key], state[key]) for key in state), name
+
+
+def test_a_missing_safetensors_names_its_extra(tmp_path, state, monkeypatch):
+    save_file(state, tmp_path / 'file.safetensors')
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    with pytest.raises(ImportError, match=r"file\.safetensors needs the package safetensors: pip install safetensors, "
+                                          r"or pip install -e '\.\[tools\]' .* pip install 'apt-dense\[tools\]'$"):
+        load_official(tmp_path / 'file.safetensors')
 
 
 class Code:

@@ -24,14 +24,15 @@ def test_the_core_names_torch_and_the_standard_library_only():
     """Imports inside functions count, too."""
     sources = sorted((PACKAGE / 'core').rglob('*.py'))
     assert len(sources) > 8
-    for source in [*sources, PACKAGE / '__init__.py']:
+    for source in [*sources, PACKAGE / '__init__.py', PACKAGE / 'extras.py']:
         tree = ast.parse(source.read_text())
         in_functions = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef)
                         for node in ast.walk(function)}
         for node in ast.walk(tree):
             for name in imported_names(node):
                 package = name.partition('.')[0]
-                known = package in {'torch', *sys.stdlib_module_names} or name.startswith('apt_dense.core')
+                known = package in {'torch', *sys.stdlib_module_names} or name.startswith(('apt_dense.core',
+                                                                                           'apt_dense.extras'))
                 optional = OPTIONAL.get(source.name) == package and node in in_functions
                 assert known or optional, f'{source.name} imports {name}'
 
