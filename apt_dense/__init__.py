@@ -2,6 +2,7 @@
 
 Importing this package loads torch only.  ``apt_dense.mm`` registers the models with OpenMMLab's packages.
 """
+from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.importance import patch_entropy, patch_laplacian, patch_upsampling_error
 from apt_dense.core.layout import TokenLayout
@@ -11,6 +12,6 @@ from apt_dense.core.quadtree import select_scales
 __version__ = '0.1.0'
 
 __all__ = [
-    'APTEVA02', 'SimpleFeaturePyramid', 'TokenLayout', 'patch_entropy', 'patch_laplacian', 'patch_upsampling_error',
-    'select_scales'
+    'APTEVA02', 'PatchChooser', 'SimpleFeaturePyramid', 'TokenLayout', 'patch_entropy', 'patch_laplacian',
+    'patch_upsampling_error', 'select_scales'
 ]

@@ -46,3 +46,4 @@ def imported_names(node: ast.AST) -> list[str]:
 
 def test_public_names():
     assert all(hasattr(apt_dense, name) for name in apt_dense.__all__)
+    assert {'APTEVA02', 'PatchChooser', 'TokenLayout'} <= set(apt_dense.__all__)
