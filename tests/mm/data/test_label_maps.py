@@ -9,7 +9,7 @@ import pytest
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 
-from apt_dense.mm.seg import LoadLabelMap
+from apt_dense.mm.seg import IGNORE, LoadLabelMap
 
 
 def results(path: Path, **more) -> dict:
@@ -36,6 +36,7 @@ def test_known_ids_are_mmsegs(tmp_path, reduce_zero_label, label_map):
     ours = LoadLabelMap(num_classes=4)(results(path, **more))
     theirs = LoadAnnotations()(results(path, **more))
     assert np.array_equal(ours['gt_seg_map'], theirs['gt_seg_map'])
+    assert IGNORE in ours['gt_seg_map']
     assert ours['gt_seg_map'].dtype == np.uint8 and ours['seg_fields'] == ['gt_seg_map']
 
 
