@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from apt_dense.mm.cli import launch, outputs
+from apt_dense.mm.cli import launch, outputs, start
 from apt_dense.mm.preflight.run import check_before_start
 
 
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = launch.load_config(args)
-    launch.set_tested(cfg, args.checkpoint, 'the second argument')
+    start.set_tested(cfg, args.checkpoint, 'the second argument')
     if args.show or args.show_dir:
         outputs.set_visualization(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:

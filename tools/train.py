@@ -6,7 +6,7 @@ checkpoint and exits with status 75.
 import argparse
 import sys
 
-from apt_dense.mm.cli import launch
+from apt_dense.mm.cli import launch, start
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
 from apt_dense.mm.preflight.run import check_before_start
 
@@ -35,8 +35,8 @@ def main() -> None:
     launch.check_pretrained(cfg.model)
     launch.check_dataset_files(cfg, 'train', 'val')
     make_fault_tolerant(cfg)
-    with launch.claim_work_dir(cfg):
-        launch.set_start(cfg, args.resume)
+    with launch.claim_output_dirs(cfg):
+        start.set_start(cfg, args.resume)
         if not args.no_check:
             check_before_start(cfg, ['train', 'val'], later=['test'])
         launch.build_runner(cfg).train()

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, DefaultScope
 
-from apt_dense.mm.cli import launch
+from apt_dense.mm.cli import launch, start
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
 from tests.mm.conftest import draw_scene, write_coco
 from tests.mm.training.test_training import losses_of
@@ -26,7 +26,7 @@ def test_a_stored_training_goes_on(tmp_path, monkeypatch):
     cfg = Config.fromfile(STORED / 'config.py')
     cfg.launcher, cfg.visualizer.name = 'none', str(tmp_path)
     make_fault_tolerant(cfg)
-    launch.set_start(cfg, 'iter_2.pth')
+    start.set_start(cfg, 'iter_2.pth')
     launch.build_runner(cfg).train()
     assert losses_of(tmp_path / 'work') == pytest.approx([6.886768500010173, 6.860798358917236], rel=1e-4)
 

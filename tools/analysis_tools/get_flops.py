@@ -29,7 +29,7 @@ from apt_dense.core.files import write_atomically
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat
-from apt_dense.mm.cli import launch, loading
+from apt_dense.mm.cli import launch, loading, start
 from apt_dense.mm.data.inputs import BackboneInput, ConfigInputs
 
 with from_extra('mm'):
@@ -94,7 +94,7 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
     """The config's model in eval mode."""
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval().requires_grad_(False).to(get_device())
     if checkpoint:
-        launch.check_checkpoint(checkpoint, 'the second argument')
+        start.check_checkpoint(checkpoint, 'the second argument')
         loading.load_weights(model, checkpoint)
     return model
 

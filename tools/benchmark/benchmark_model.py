@@ -28,7 +28,7 @@ from apt_dense.benchmark.run import device_name, environment
 from apt_dense.core.files import write_atomically
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat
-from apt_dense.mm.cli import launch, loading
+from apt_dense.mm.cli import launch, loading, start
 
 with from_extra('mm'):
     from mmengine.config import Config, ConfigDict, DictAction
@@ -124,7 +124,7 @@ def build(cfg: Config, checkpoint: str | None, args: argparse.Namespace) -> Cont
     if get_device() == 'cpu' or not torch.distributed.is_initialized():
         model = revert_sync_batchnorm(model)
     if checkpoint:
-        launch.check_checkpoint(checkpoint, 'CHECKPOINT')
+        start.check_checkpoint(checkpoint, 'CHECKPOINT')
         loading.load_weights(model, checkpoint)
     model.to(get_device()).train(train)
     contestant = Contestant(cfg, model, lambda data: None)

@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from apt_dense.mm import compat
 from apt_dense.mm.cli import loading
-from apt_dense.mm.cli.start import check_checkpoint, described, set_start, set_tested, start_processes  # noqa: F401
+from apt_dense.mm.cli.start import check_checkpoint, described, start_processes
 from apt_dense.mm.errors import DataError, LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing, leftovers, signals
 from apt_dense.mm.models.normalisation import check_model_normalisation
@@ -157,7 +157,7 @@ def check_trainable(cfg: Config) -> None:
 
 
 @contextmanager
-def claim_work_dir(cfg: Config) -> Iterator[None]:
+def claim_output_dirs(cfg: Config) -> Iterator[None]:
     """Hold the work directory for one run while the context is open, from the first process; see checkpointing.
 
     So are the directories that checkpoint hooks write into with ``out_dir``: two runs whose work directories have one

@@ -29,7 +29,7 @@ from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 from PIL import Image
 
-from apt_dense.mm.cli import launch, outputs
+from apt_dense.mm.cli import launch, outputs, start
 from apt_dense.mm.fault_tolerance import checkpointing, signals
 from apt_dense.mm.fault_tolerance.bad_data import BadDataHook, GuardSamples
 from apt_dense.mm.training.hooks import CheckFrozenLoadedHook
@@ -136,7 +136,7 @@ def test_a_rank_without_its_launcher_means_nothing(monkeypatch, tmp_path, capsys
     assert launch.run_tool(main) == 2
     assert capsys.readouterr().err == 'error: no data\n'
     cfg = config(launcher='none')
-    with launch.claim_work_dir(cfg):
+    with launch.claim_output_dirs(cfg):
         assert (tmp_path / 'work/.train.lock').read_text().startswith(f'process {os.getpid()} ')
     assert launch.rank_of('none') is None and launch.rank_of(launcher) == 3
 
@@ -288,27 +288,27 @@ def test_scope_of():
 
 def test_check_checkpoint(checkpoint, tmp_path):
     for path in (checkpoint, 'checkpoint.pth', 'https://host/a.pth', 'torchvision://resnet50', 's3://bucket/a.pth'):
-        launch.check_checkpoint(path, 'x')
+        start.check_checkpoint(path, 'x')
     with pytest.raises(launch.LaunchError, match=r'checkpoint /no/a\.pth does not exist \(load_from\)'):
-        launch.check_checkpoint('/no/a.pth', 'load_from')
+        start.check_checkpoint('/no/a.pth', 'load_from')
     with pytest.raises(launch.LaunchError, match=rf'checkpoint a\.pth \(in {tmp_path}\) does not exist'):
-        launch.check_checkpoint('a.pth', 'load_from')
+        start.check_checkpoint('a.pth', 'load_from')
     with pytest.raises(launch.LaunchError, match='does not exist'):
-        launch.check_checkpoint(str(tmp_path), 'a directory')
+        start.check_checkpoint(str(tmp_path), 'a directory')
 
 
 def test_a_checkpoint_in_the_home_directory(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))  # mmengine expands it too
-    launch.check_checkpoint('~/checkpoint.pth', 'load_from')
+    start.check_checkpoint('~/checkpoint.pth', 'load_from')
     with pytest.raises(launch.LaunchError, match=rf'checkpoint {tmp_path}/no\.pth does not exist'):
-        launch.check_checkpoint('~/no.pth', 'load_from')
+        start.check_checkpoint('~/no.pth', 'load_from')
 
 
 def test_an_official_checkpoint_is_told_what_to_do(tmp_path):
     path = str(tmp_path / 'eva02_L_coco_sys.pth')
     torch.save({'model': {'backbone.net.pos_embed': torch.zeros(1)}}, path)
     with pytest.raises(launch.LaunchError, match=r'official EVA-02 det checkpoint.*\(load_from\).*eva02_to_mm\.py'):
-        launch.check_checkpoint(path, 'load_from')
+        start.check_checkpoint(path, 'load_from')
     with pytest.raises(launch.LaunchError, match='Convert it'):
         launch.check_pretrained(dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=path))))
 
@@ -323,7 +323,7 @@ def test_another_vision_transformer_is_told_what_is_wanted(tmp_path, prefix):
     torch.save({'model': {f'{prefix}{name}': value for name, value in VIT.items()}}, path)
     with pytest.raises(launch.LaunchError, match=r'vit\.pth is no checkpoint of this project \(load_from\): .*no '
                                                  r'official EVA-02 checkpoint: .*Wanted are .*attn\.q_proj') as error:
-        launch.check_checkpoint(path, 'load_from')
+        start.check_checkpoint(path, 'load_from')
     assert 'eva02_to_mm' not in str(error.value)
 
 
@@ -338,9 +338,9 @@ def test_a_broken_or_unsafe_checkpoint(tmp_path):
     (tmp_path / 'broken.pth').write_text('nonsense')
     torch.save({'model': {'a': torch.zeros(1)}, 'code': argparse.Namespace()}, tmp_path / 'unsafe.pth')
     with pytest.raises(launch.LaunchError, match=r'broken\.pth.*damaged.*\(--resume\)'):
-        launch.check_checkpoint(str(tmp_path / 'broken.pth'), '--resume')
+        start.check_checkpoint(str(tmp_path / 'broken.pth'), '--resume')
     with pytest.raises(launch.LaunchError, match='holds more than plain data .*argparse.Namespace'):
-        launch.check_checkpoint(str(tmp_path / 'unsafe.pth'), 'load_from')
+        start.check_checkpoint(str(tmp_path / 'unsafe.pth'), 'load_from')
 
 
 @pytest.fixture
@@ -355,7 +355,7 @@ def work(tmp_path):
 
 def start_of(option, **settings):
     cfg = config(**settings)
-    launch.set_start(cfg, option)
+    start.set_start(cfg, option)
     return cfg.resume, cfg.get('load_from')
 
 
@@ -411,7 +411,7 @@ def test_short_fine_tuning_needs_a_dense_model(scope, model, resume, tmp_path):
     cfg = Config.fromfile('short.py')
     message = rf'short\.py fine-tunes a .* dense {model}, .*`--cfg-options load_from=PATH`.*_full config'
     with pytest.raises(launch.LaunchError, match=message):
-        launch.set_start(cfg, resume)
+        start.set_start(cfg, resume)
 
 
 def pretrained(path):

@@ -92,7 +92,7 @@ def run_cases(rank: str, port: str, root: Path) -> None:
         cfg = case(root / case.__name__)
         cfg.launcher = 'pytorch'
         try:
-            launch.set_start(cfg, 'auto')
+            start.set_start(cfg, 'auto')
             results[case.__name__] = (cfg.resume, cfg.get('load_from'), cfg.get('randomness'))
         except launch.LaunchError as error:
             results[case.__name__] = str(error)
@@ -172,15 +172,15 @@ def test_weights_in_the_old_format(tmp_path):
     torch.save({'state_dict': {'a': torch.ones(1)}, 'meta': dict(iter=4, seed=17)}, path,
                _use_new_zipfile_serialization=False)
     cfg = Config(dict(work_dir=str(tmp_path), load_from=str(path)))
-    launch.set_start(cfg, None)
+    start.set_start(cfg, None)
     assert (cfg.resume, cfg.load_from) == (False, str(path))
-    launch.set_start(cfg, str(path))
+    start.set_start(cfg, str(path))
     assert cfg.resume and cfg.randomness == dict(seed=17)
 
 
 def test_a_test_of_one_checkpoint(tmp_path):
     cfg = Config(dict(load_from='other.pth', resume=True))
-    launch.set_tested(cfg, str(save(tmp_path, 4)), 'the second argument')
+    start.set_tested(cfg, str(save(tmp_path, 4)), 'the second argument')
     assert (cfg.load_from, cfg.resume) == (str(tmp_path / 'iter_4.pth'), False)
     with pytest.raises(launch.LaunchError, match=r'no\.pth .*does not exist \(the second argument\)'):
-        launch.set_tested(cfg, 'no.pth', 'the second argument')
+        start.set_tested(cfg, 'no.pth', 'the second argument')

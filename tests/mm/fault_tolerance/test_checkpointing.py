@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine.fileio import get_file_backend
 
-from apt_dense.mm.cli import launch
+from apt_dense.mm.cli import launch, start
 from apt_dense.mm.fault_tolerance import checkpointing
 from apt_dense.mm.fault_tolerance.checkpointing import (
     WorkDirError,
@@ -168,14 +168,14 @@ def test_damaged_checkpoints_only_are_an_error(tmp_path, monkeypatch):
     truncate(last)
     (tmp_path / 'last_checkpoint').write_text(last)
     with pytest.raises(launch.LaunchError, match=r'iter_4\.pth.*last_checkpoint; name another: --resume PATH'):
-        launch.set_start(launch.Config(dict(work_dir=str(tmp_path))), 'auto')
+        start.set_start(launch.Config(dict(work_dir=str(tmp_path))), 'auto')
 
 
 def test_the_checkpoints_seed_becomes_the_configs(tmp_path):
     torch.save({'state_dict': {'a': torch.ones(1)}, 'meta': {'seed': 17}}, tmp_path / 'iter_4.pth')
     for settings in ({}, dict(randomness=dict(seed=3, deterministic=True))):
         cfg = launch.Config(dict(work_dir=str(tmp_path), **settings))
-        launch.set_start(cfg, 'auto')
+        start.set_start(cfg, 'auto')
         assert cfg.randomness == dict(settings.get('randomness', {}), seed=17)
 
 
@@ -232,7 +232,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
     ('pytorch', '0', True), ('pytorch', '1', False), ('none', '1', True)])
 def test_the_first_process_claims(tmp_path, monkeypatch, launcher, rank, claims):
     monkeypatch.setenv('RANK', rank)
-    with launch.claim_work_dir(launch.Config(dict(work_dir=str(tmp_path / 'work'), launcher=launcher))):
+    with launch.claim_output_dirs(launch.Config(dict(work_dir=str(tmp_path / 'work'), launcher=launcher))):
         assert (tmp_path / 'work').is_dir() == claims
 
 

@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from apt_dense.core import files
-from apt_dense.mm.cli import launch
+from apt_dense.mm.cli import launch, start
 from apt_dense.mm.fault_tolerance.checkpointing import WorkDirError, claim_work_dir, write_to_work_dir
 from apt_dense.mm.fault_tolerance.leftovers import checkpoint_folders, remove_leftovers
 from tests.mm.toys import Interrupted, interrupt, run_toy
@@ -98,13 +98,13 @@ def test_leftovers_in_the_checkpoints_own_directory(tmp_path, capsys):
     (tmp_path / 'out/work').mkdir(parents=True)
     for name in ('iter_2.pth.partial', 'model_000004.pth.partial', 'best_mAP_model_000004.pth.partial'):
         (tmp_path / 'out/work' / name).touch()
-    with launch.claim_work_dir(cfg):
+    with launch.claim_output_dirs(cfg):
         assert names(tmp_path / 'out/work') == []
         other = config(tmp_path / 'other', out_dir=str(tmp_path / 'out'))  # another directory of this name
         pid = os.fork()
         if not pid:
             try:
-                with launch.claim_work_dir(other):
+                with launch.claim_output_dirs(other):
                     os._exit(1)
             except WorkDirError as error:
                 os._exit(0 if 'out/work is in use by process' in str(error) else 2)
@@ -134,5 +134,5 @@ def test_a_run_killed_in_another_directory_is_found(tmp_path):
     cfg = Config(dict(work_dir=str(tmp_path / 'work'), default_hooks=hooks))
     folder, = checkpoint_folders(cfg)
     assert (folder / 'iter_2.pth').is_file()
-    launch.set_start(cfg, 'auto')
+    start.set_start(cfg, 'auto')
     assert (cfg.resume, cfg.load_from) == (True, str(folder / 'iter_2.pth'))

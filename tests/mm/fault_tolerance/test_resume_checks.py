@@ -8,7 +8,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS
 from torch import nn
 
-from apt_dense.mm.cli import launch
+from apt_dense.mm.cli import launch, start
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.fault_tolerance import resume_checks
 from tests.mm.toys import ToyRegressor, run_toy
@@ -213,7 +213,7 @@ def test_the_checkpoints_seed_is_kept(tmp_path, capsys):
     run_toy(tmp_path)
     for seed, said in ((None, False), (3, False), (4, True)):
         cfg = launch.Config(dict(work_dir=str(tmp_path), randomness=dict(seed=seed)))
-        launch.set_start(cfg, 'auto')
+        start.set_start(cfg, 'auto')
         assert cfg.randomness.seed == 3
         line = 'randomness.seed is 4 in the config and 3 in the checkpoint, which is kept'
         assert (line in capsys.readouterr().out) == said
