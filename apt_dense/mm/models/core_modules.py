@@ -1,17 +1,17 @@
 """The core's modules in mmengine's root registry, one registration for mmdetection and mmsegmentation."""
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 import apt_dense.core.eva02
 import apt_dense.core.pyramid
 from apt_dense.core.checkpoint_files import load_official
 from apt_dense.core.eva02_keys import describe_other, lacking_layers, looks_official
-from apt_dense.core.position import positions_fit, resample_positions
+from apt_dense.core.position import resample_positions
 from apt_dense.mm.errors import DataError
 
 
@@ -90,25 +90,3 @@ class LN2d(apt_dense.core.pyramid.LayerNorm2d):
     Give eps: mmcv fills in 1e-5 where a norm_cfg has none, and EVA-02 uses 1e-6.
     """
     _abbr_ = 'ln'
-
-
-def unloaded(model: nn.Module, checkpoint: Mapping) -> list[str]:
-    """What mmengine would not load from a checkpoint: names of the model's parameters and statistics, in its order.
-
-    They are missing or of another shape, of which mmengine only writes into the log.  A position table of another grid
-    is there, because loading resamples it.
-
-    Args:
-        model: without a wrapper.
-        checkpoint: a state dict, or what has one under 'state_dict'; 'module.' before its names does not count.
-    """
-    state = checkpoint.get('state_dict', checkpoint)
-    shapes = {name.removeprefix('module.'): getattr(value, 'shape', None) for name, value in state.items()}
-    tables = {f'{name}.pos_embed'.lstrip('.') for name, module in model.named_modules() if isinstance(module, APTEVA02)}
-
-    def loads(name: str, own: Tensor) -> bool:
-        shape = shapes.get(name)
-        return shape == own.shape or shape is not None and name in tables and positions_fit(shape, own.shape)
-
-    return [name for name, own in model.state_dict().items()
-            if not name.endswith('num_batches_tracked') and not loads(name, own)]

@@ -13,8 +13,8 @@ from torch import nn
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.mm.data.samplers import TokenBalancedBatchSampler, check_token_settings
 from apt_dense.mm.errors import DataError
-from apt_dense.mm.models.core_modules import unloaded
 from apt_dense.mm.models.normalisation import check_model_normalisation
+from apt_dense.mm.models.unloaded import unloaded
 
 
 @HOOKS.register_module()

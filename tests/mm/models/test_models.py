@@ -15,7 +15,7 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 import apt_dense
 import apt_dense.mm
 from apt_dense.mm.errors import DataError
-from apt_dense.mm.models.core_modules import unloaded
+from apt_dense.mm.models.unloaded import unloaded
 from apt_dense.mm.training.hooks import CheckFrozenLoadedHook
 
 BACKBONE = dict(type='APTEVA02', img_size=64, embed_dims=32, depth=2, num_heads=2, window_size=4,
