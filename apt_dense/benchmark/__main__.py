@@ -40,28 +40,7 @@ PACKAGES = {'PIL': 'pillow'}
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='python -m apt_dense.benchmark', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('photos', nargs='*', type=Path, metavar='PHOTO',
-                        help='photographs: one row each, or one batch of them with --batch above 1')
-    rows = parser.add_argument_group('rows', 'every combination is a row; with --suite they choose from its rows')
-    rows.add_argument('--suite', choices=SUITES, help='a set of rows, see apt_dense/benchmark/suites.py')
-    rows.add_argument('--model', nargs='+', choices=list(PRESETS), help='default B')
-    rows.add_argument('--geometry', nargs='+', choices=GEOMETRIES, help='detection, segmentation, the demo (det)')
-    rows.add_argument('--img-size', nargs='+', type=int, help='side of the square images (1536)')
-    rows.add_argument('--mode', nargs='+', choices=MODES, help='forward, or train: forward and backward (forward)')
-    how = parser.add_argument_group('settings', 'every combination is a row; with --suite they replace its own')
-    how.add_argument('--kept', nargs='+', type=fractions, metavar='FRACTION',
-                     help='kept-token fraction of the images, or one each: 0.9,0.2; 1: no reduction (0.7)')
-    how.add_argument('--batch', nargs='+', type=int, help='images of a batch (1)')
-    how.add_argument('--dtype', nargs='+', choices=DTYPES, help='train runs under autocast (float32)')
-    how.add_argument('--backend', nargs='+', choices=BACKENDS, help='attention (auto)')
-    how.add_argument('--compiled', nargs='+', type=int, choices=(0, 1), help='torch.compile of dense and APT (0)')
-    how.add_argument('--with-cp', nargs='+', type=int, choices=(0, 1), help='activation checkpointing (0)')
-    how.add_argument('--deterministic', nargs='+', type=int, choices=(0, 1),
-                     help='torch.use_deterministic_algorithms (0)')
-    how.add_argument('--device', help='cpu, cuda, cuda:1 (cpu)')
-    how.add_argument('--depth', type=int, help='only so many blocks, to be quick: the geometry stays')
-    how.add_argument('--thresholds', type=float, nargs='+', default=DETECTION_THRESHOLDS,
-                     help='for photographs, fine to coarse (2 2 0.3)')
+    add_row_arguments(parser)
     parser.add_argument('--clock', choices=list(CLOCKS), help='CPU only; process: of this process, for busy machines '
                         '(wall)')
     parser.add_argument('--repeats', type=int, help='rounds that count (CPU 3, GPU 20)')
@@ -89,6 +68,32 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                 parser.error(f'{option} needs {package}: pip install {PACKAGES.get(package, package)}, or '
                              f'{install_command(extra)}')
     return args
+
+
+def add_row_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is measured: every combination is a row."""
+    parser.add_argument('photos', nargs='*', type=Path, metavar='PHOTO',
+                        help='photographs: one row each, or one batch of them with --batch above 1')
+    rows = parser.add_argument_group('rows', 'every combination is a row; with --suite they choose from its rows')
+    rows.add_argument('--suite', choices=SUITES, help='a set of rows, see apt_dense/benchmark/suites.py')
+    rows.add_argument('--model', nargs='+', choices=list(PRESETS), help='default B')
+    rows.add_argument('--geometry', nargs='+', choices=GEOMETRIES, help='detection, segmentation, the demo (det)')
+    rows.add_argument('--img-size', nargs='+', type=int, help='side of the square images (1536)')
+    rows.add_argument('--mode', nargs='+', choices=MODES, help='forward, or train: forward and backward (forward)')
+    how = parser.add_argument_group('settings', 'every combination is a row; with --suite they replace its own')
+    how.add_argument('--kept', nargs='+', type=fractions, metavar='FRACTION',
+                     help='kept-token fraction of the images, or one each: 0.9,0.2; 1: no reduction (0.7)')
+    how.add_argument('--batch', nargs='+', type=int, help='images of a batch (1)')
+    how.add_argument('--dtype', nargs='+', choices=DTYPES, help='train runs under autocast (float32)')
+    how.add_argument('--backend', nargs='+', choices=BACKENDS, help='attention (auto)')
+    how.add_argument('--compiled', nargs='+', type=int, choices=(0, 1), help='torch.compile of dense and APT (0)')
+    how.add_argument('--with-cp', nargs='+', type=int, choices=(0, 1), help='activation checkpointing (0)')
+    how.add_argument('--deterministic', nargs='+', type=int, choices=(0, 1),
+                     help='torch.use_deterministic_algorithms (0)')
+    how.add_argument('--device', help='cpu, cuda, cuda:1 (cpu)')
+    how.add_argument('--depth', type=int, help='only so many blocks, to be quick: the geometry stays')
+    how.add_argument('--thresholds', type=float, nargs='+', default=DETECTION_THRESHOLDS,
+                     help='for photographs, fine to coarse (2 2 0.3)')
 
 
 def fractions(text: str) -> tuple[float, ...]:

@@ -34,6 +34,20 @@ with from_extra('tools'):
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_source_arguments(parser)
+    add_threshold_arguments(parser)
+    parser.add_argument('--out-dir', type=Path, default=Path('calibration'), help='plot and snippet (%(default)s)')
+    parser.add_argument('--save-tokens', type=Path, metavar='FILE.json', help="write each image's number of tokens")
+    parser.add_argument('--num-workers', type=int, default=len(os.sched_getaffinity(0)),
+                        help='processes; 0: none but this one (default: one for each core)')
+    parser.add_argument('--seed', type=int, default=0, help="of a training pipeline's random choices")
+    args = parser.parse_args(arguments)
+    check_args(parser, args)
+    return args
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which images are scored, and how."""
     source = parser.add_argument_group('images: files and folders, or the dataset of a config')
     source.add_argument('images', nargs='*', type=Path, metavar='PATH')
     source.add_argument('--size', type=int, help='px: side of the square that the model sees')
@@ -49,6 +63,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     source.add_argument('--pipeline', choices=['train', 'val', 'test'], help="the config's pipeline (default: SPLIT's)")
     source.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', default=[], help='as in tools/test.py')
     source.add_argument('--num-images', type=int, help='this many, evenly picked (default: all)')
+
+
+def add_threshold_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which thresholds are wanted."""
     goal = parser.add_argument_group('goal').add_mutually_exclusive_group(required=True)
     goal.add_argument('--kept', type=float, help='tokens over cells, of all images together: 0.7 saves 30 %%')
     goal.add_argument('--max-tokens', type=int, help='for the largest input: an image, or a window of slide testing')
@@ -62,12 +80,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         help='each threshold over that of the next finer scale, one or NUM_SCALES - 2 (default 0.8)')
     family.add_argument('--quantile', action='store_true',
                         help="one quantile of each scale's scores; never above the next finer threshold")
-    parser.add_argument('--out-dir', type=Path, default=Path('calibration'), help='plot and snippet (%(default)s)')
-    parser.add_argument('--save-tokens', type=Path, metavar='FILE.json', help="write each image's number of tokens")
-    parser.add_argument('--num-workers', type=int, default=len(os.sched_getaffinity(0)),
-                        help='processes; 0: none but this one (default: one for each core)')
-    parser.add_argument('--seed', type=int, default=0, help="of a training pipeline's random choices")
-    args = parser.parse_args(arguments)
+
+
+def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what does not go together, and fill in the defaults that hang on other options."""
     if bool(args.images) == bool(args.config):
         parser.error('give images, or --config')
     if args.images and not args.size:
@@ -94,7 +110,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.size is not None and (args.size < 1 or args.size % largest):
         parser.error(f'--size {args.size} is not a multiple of the largest patch, {largest} px: use '
                      f'{max(-(-args.size // largest), 1) * largest}, or fewer --num-scales')
-    return args
 
 
 class Photographs:
