@@ -1,0 +1,26 @@
+"""Each fix is applied once."""
+import importlib
+
+import torch
+from mmcv.ops import RoIAlign
+from mmcv.ops.nms import NMSop, SoftNMSop
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmengine.visualization import Visualizer
+
+from apt_dense.mm import compat
+
+
+def test_fixes_are_applied_once(extractor):
+    importlib.import_module('apt_dense.mm.det')  # calls the two that need mmdet
+
+    def state():
+        return (NMSop.forward, SoftNMSop.forward, RoIAlign.forward, Visualizer.set_image, SingleRoIExtractor.forward,
+                BaseDenseHead.predict_by_feat, set(torch.serialization.get_safe_globals()))
+
+    before = state()
+    compat.apply()
+    compat.keep_rois_in_float32()
+    compat.keep_anchors_in_float32()
+    assert state() == before
+    assert all(hasattr(function, 'replaced_by_apt_dense') for function in before[:-1])
