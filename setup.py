@@ -26,7 +26,8 @@ setup(
     extras_require={
         # mmcv must be built against the installed torch, without build isolation: see docs/get_started.md.
         'mm': ['mmengine>=0.10.7,<0.11', 'mmcv>=2.0.0rc4,<2.2.0', 'mmdet>=3.3,<3.4', 'mmsegmentation>=1.2.2,<1.3',
-               'ftfy', 'regex', 'numpy', 'opencv-python<5', 'pycocotools'],  # OpenCV 5 warps images differently
+               'opencv-python<5',  # OpenCV 5 warps images differently
+               'ftfy', 'regex', 'numpy', 'pillow', 'pycocotools', 'tqdm'],
         'images': IMAGES,  # apt_dense.calibration.images, visualize_patches.py
         'tools': TOOLS,  # the other tools; those that read configs need 'mm' too
         'flash': ['flash-attn>=2.5'],

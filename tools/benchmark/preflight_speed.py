@@ -13,7 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from PIL import Image
+from apt_dense.extras import from_extra
+
+with from_extra('images'):
+    from PIL import Image
+
 
 NUM_IMAGES, NUM_ANNOTATIONS, NUM_CLASSES = 118_287, 860_001, 80
 
@@ -47,10 +51,11 @@ def write_file(path: Path, num_images: int, num_annotations: int) -> None:
 
 def measure(root: Path) -> None:
     """Check the file in this process; print the time and the peak of its memory."""
-    from mmengine.config import Config
+    with from_extra('mm'):
+        from mmengine.config import Config
 
-    import apt_dense.mm.det  # noqa: F401
-    from apt_dense.mm.preflight.run import check
+        import apt_dense.mm.det  # noqa: F401
+        from apt_dense.mm.preflight.run import check
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     classes = [f'class {number}' for number in range(1, NUM_CLASSES + 1)]
     cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dict(
