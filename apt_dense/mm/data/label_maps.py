@@ -33,52 +33,78 @@ class LoadLabelMap(LoadAnnotations):
         backend_args, imdecode_backend: of ``mmseg.LoadAnnotations``.
 
     Raises:
-        ValueError: naming the file, for several channels, another size than the image's, values that are no whole
-            numbers, or unknown ids; or for a dataset's image that has no label map.
+        DataError: naming the file, if it is missing or no picture, for several channels, another size than the image's,
+            values that are no whole numbers, or unknown ids; or for a dataset's image that has no label map.
     """
 
     def __init__(self, num_classes: int, unknown_ids: str = 'raise', backend_args: dict | None = None,
                  imdecode_backend: str = 'pillow'):
         super().__init__(backend_args=backend_args, imdecode_backend=imdecode_backend)
         if unknown_ids not in ('raise', 'ignore'):
-            raise ValueError(f"unknown_ids={unknown_ids!r}: choose 'raise' or 'ignore'")
+            raise DataError(f"unknown_ids={unknown_ids!r}: choose 'raise' or 'ignore'")
         if not 1 <= num_classes <= IGNORE:
-            raise ValueError(f'num_classes={num_classes}: label maps have 8 bits here, of which {IGNORE} is ignored: '
-                             f'choose 1 to {IGNORE}')
+            raise DataError(f'num_classes={num_classes}: label maps have 8 bits here, of which {IGNORE} is ignored: '
+                            f'choose 1 to {IGNORE}')
         self.num_classes = num_classes
         self.unknown_ids = unknown_ids
 
     def _load_seg_map(self, results: dict) -> None:
         if 'seg_map_path' not in results:
             if 'seg_fields' in results:  # as every dataset's sample
-                raise ValueError(f'{results.get("img_path")} has no label map: give the dataset '
-                                 'data_prefix.seg_map_path, or take LoadLabelMap out of its pipeline to predict only')
+                raise DataError(f'{results.get("img_path")} has no label map: give the dataset '
+                                'data_prefix.seg_map_path, or take LoadLabelMap out of its pipeline to predict only')
             return
-        path = results['seg_map_path']
-        labels = mmcv.imfrombytes(fileio.get(path, backend_args=self.backend_args), flag='unchanged',
-                                  backend=self.imdecode_backend)
-        if labels.ndim != 2:
-            raise ValueError(f'{path} has shape {labels.shape}, wanted one channel of class ids (H, W): convert a map '
-                             'of colours to ids first')
-        size = results.get('ori_shape', labels.shape)
-        if labels.shape != tuple(size[:2]):
-            raise ValueError(f'{path} is {labels.shape[0]}x{labels.shape[1]} px (height x width), its image '
-                             f'{results.get("img_path")} {size[0]}x{size[1]} px')
-        results['gt_seg_map'] = self._class_ids(labels, results)
+        results['gt_seg_map'] = self.class_ids(self.read(results), results)
         results['seg_fields'].append('gt_seg_map')
 
-    def _class_ids(self, labels: np.ndarray, results: dict) -> np.ndarray:
-        """Ids of the file, (H, W) of any type -> ids of the dataset, (H, W) uint8."""
+    def read(self, results: dict) -> np.ndarray:
+        """The ids of a sample's file, (H, W) of any type.
+
+        Args:
+            results: has seg_map_path; with ori_shape, (height, width, ...) of the image, the size is compared.
+
+        Raises:
+            DataError: naming the file, see the class.
+        """
+        path = results['seg_map_path']
+        try:
+            labels = mmcv.imfrombytes(fileio.get(path, backend_args=self.backend_args), flag='unchanged',
+                                      backend=self.imdecode_backend)
+        except FileNotFoundError as error:
+            raise DataError(f'{path} does not exist, the label map of {results.get("img_path")}: add it, or correct '
+                            'data_prefix.seg_map_path or seg_map_suffix') from error
+        except (OSError, SyntaxError) as error:  # Pillow's, for files that are cut or damaged
+            raise DataError(f'{path} cannot be read: {error}. Wanted a label map: repair or replace it') from error
+        if labels is None:  # OpenCV says no more
+            raise DataError(f'{path} cannot be read. Wanted a label map: repair or replace it')
+        if labels.ndim != 2:
+            raise DataError(f'{path} has shape {labels.shape}, wanted one channel of class ids (H, W): convert a map '
+                            'of colours to ids first')
+        size = results.get('ori_shape', labels.shape)
+        if labels.shape != tuple(size[:2]):
+            raise DataError(f'{path} is {labels.shape[0]}x{labels.shape[1]} px (height x width), its image '
+                            f'{results.get("img_path")} {size[0]}x{size[1]} px')
+        return labels
+
+    def class_ids(self, labels: np.ndarray, results: dict) -> np.ndarray:
+        """Ids of the file, (H, W) of any type -> ids of the dataset, (H, W) uint8.
+
+        Args:
+            results: the dataset's reduce_zero_label and label_map, and seg_map_path.
+
+        Raises:
+            DataError: for ids that no class has, and values that are no ids.
+        """
         values = np.unique(labels)
         broken = values[~np.isfinite(values) | (values != np.trunc(values))] if values.dtype.kind == 'f' else ()
         if len(broken):
-            raise ValueError(f'{results["seg_map_path"]} holds {broken[0]}, wanted whole numbers, class ids: convert '
-                             'it, or name the right files')
+            raise DataError(f'{results["seg_map_path"]} holds {broken[0]}, wanted whole numbers, class ids: convert '
+                            'it, or name the right files')
         ids = [int(value) for value in values]
         classes = [self._class_id(label, results) for label in ids]
         unknown = [label for label, class_id in zip(ids, classes, strict=True) if class_id is None]
         if unknown and self.unknown_ids == 'raise':
-            raise ValueError(self._described(unknown, results))
+            raise DataError(self._described(unknown, results))
         table = np.array([IGNORE if class_id is None else class_id for class_id in classes], np.uint8)
         return table[np.searchsorted(values, labels)]
 

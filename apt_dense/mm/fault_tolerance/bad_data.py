@@ -36,7 +36,7 @@ class LoadCheckedImage(LoadImageFromFile):
     memory whole or not at all.)
 
     Raises:
-        ValueError: naming the file and both sizes.
+        DataError: naming the file and both sizes.
     """
 
     def transform(self, results: dict) -> dict:
@@ -45,9 +45,9 @@ class LoadCheckedImage(LoadImageFromFile):
         results = super().transform(results)
         size = results['img'].shape[:2]
         if None not in wanted and wanted != size:
-            raise ValueError(f'{results["img_path"]} is {size[0]}x{size[1]} px (height x width), the annotations say '
-                             f'{wanted[0]}x{wanted[1]}: the boxes are of another picture, or it is rotated by its EXIF '
-                             'data')
+            raise DataError(f'{results["img_path"]} is {size[0]}x{size[1]} px (height x width), the annotations say '
+                            f'{wanted[0]}x{wanted[1]}: the boxes are of another picture, or it is rotated by its EXIF '
+                            'data')
         return results
 
 
