@@ -22,6 +22,7 @@ from apt_dense.mm.cli.start import check_checkpoint, described, start_processes
 from apt_dense.mm.errors import DataError, LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing, leftovers, signals
 from apt_dense.mm.models.normalisation import check_model_normalisation
+from apt_dense.mm.preflight.options import merge_options
 from apt_dense.mm.training.hooks import unwrapped
 
 LAUNCHERS = ('pytorch', 'slurm', 'mpi')
@@ -87,11 +88,23 @@ def rank_of(launcher: str) -> int | None:
     return int(os.environ.get(RANK_VARIABLES[LAUNCHERS.index(launcher)], '0'))
 
 
+class OptionsAction(DictAction):
+    """mmengine's reading of KEY=VALUE, which fails on anything else with an error that does not name it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list[str],
+                 option_string: str | None = None) -> None:
+        """Add the options to the namespace."""
+        for option in values:
+            if '=' not in option:
+                parser.error(f'{option_string} got {option!r}, wanted KEY=VALUE without spaces')
+        super().__call__(parser, namespace, values, option_string)
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that mmdetection's train and test tools have in common."""
     parser.add_argument('--work-dir', help='where logs, checkpoints and metrics go (work_dirs/NAME_OF_THE_CONFIG)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
         help='change settings of the config: a.b=1 a.c="[1,2]" d.0.e=x; no spaces inside a value')
     parser.add_argument('--launcher', choices=['none', *LAUNCHERS], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
@@ -110,8 +123,8 @@ def load_config(args: argparse.Namespace) -> Config:
         args: has config, cfg_options, launcher, work_dir and local_rank.
 
     Raises:
-        LaunchError: if the config or one of its bases cannot be read, an option does not fit it, or a launcher's
-            environment is missing.
+        LaunchError: if the config or one of its bases cannot be read, an option does not fit it or is read by nothing,
+            or a launcher's environment is missing.
     """
     if not os.path.isfile(args.config):
         raise LaunchError(f'config {described(args.config)} does not exist: the configs are in configs/')
@@ -123,10 +136,10 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg = Config.fromfile(args.config)
     except OSError as error:  # a missing base, or a type of file that mmengine does not read
         raise LaunchError(f'config {args.config}: {error}') from error
-    try:
-        cfg.merge_from_dict(args.cfg_options or {})
-    except (KeyError, TypeError) as error:  # an index beyond a list; a part of something that is no dict
-        raise LaunchError(f'--cfg-options: {error.args[0]}') from error
+    warnings = merge_options(cfg, args.cfg_options or {})
+    if not rank_of(args.launcher):
+        for warning in warnings:
+            print(f'warning: {warning}', file=sys.stderr)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
     return cfg

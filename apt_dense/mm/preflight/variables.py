@@ -1,0 +1,157 @@
+"""Top-level names of a config's files that only other lines use, and where their values end up.
+
+``image_size = 1024`` is such a name: mmengine computes the config from it once, when the file is read.  Setting it
+afterwards, or in a child's file whose lines do not use it, changes nothing.
+"""
+import ast
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+from apt_dense.mm.preflight.consumers import root_keys
+
+
+class Source(NamedTuple):
+    """One file of a config.
+
+    Attributes:
+        path: the file.
+        bases: of its ``_base_``, theirs included.
+        assigned: its top-level names.
+        reads: (name, target, path below target) for each use of a name in another's value: for ``a = dict(b=[c])``
+            ('c', 'a', '.b.0').  A target of '' is a use in another statement.
+    """
+    path: str
+    bases: tuple['Source', ...]
+    assigned: set[str]
+    reads: list[tuple[str, str, str]]
+
+
+def read_source(path: str) -> Source | None:
+    """A config file with its bases; None if it is no such Python file (JSON, lazy imports)."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            statements = ast.parse(file.read()).body
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return None
+    if any(isinstance(statement, ast.With) for statement in statements):  # read_base(): names are imported
+        return None
+    bases, assigned, reads = (), set(), []
+    for statement in statements:
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        target = targets[0].id if len(targets) == 1 and isinstance(targets[0], ast.Name) else ''
+        if target == '_base_':
+            bases = tuple(_read_bases(statement.value, os.path.dirname(path)))
+        elif target:
+            assigned.add(target)
+            reads += [(name, target, below) for name, below in _reads(statement.value, '')]
+        else:
+            reads += [(name, '', '') for name, _ in _reads(statement, '')]
+    return Source(path, bases, assigned, reads)
+
+
+def _read_bases(node: ast.expr, folder: str) -> Iterator[Source]:
+    try:
+        names = ast.literal_eval(node)
+    except ValueError:
+        return
+    for name in [names] if isinstance(names, str) else names:
+        source = read_source(os.path.join(folder, name))
+        if source is not None:
+            yield from (*source.bases, source)
+
+
+def _reads(node: ast.AST, path: str) -> Iterator[tuple[str, str]]:
+    """(name, path below the value) of each name that an expression uses."""
+    if isinstance(node, ast.Name):
+        yield node.id, path
+    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_':
+        yield f'_base_.{node.attr}', path
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
+        for item in node.args:
+            yield from _reads(item, path)
+        for keyword in node.keywords:
+            yield from _reads(keyword.value, f'{path}.{keyword.arg}' if keyword.arg else path)
+    elif isinstance(node, ast.Dict):
+        for key, value in zip(node.keys, node.values, strict=True):
+            yield from _reads(value, f'{path}.{key.value}' if isinstance(key, ast.Constant) else path)
+    elif isinstance(node, (ast.List, ast.Tuple)) and not any(isinstance(item, ast.Starred) for item in node.elts):
+        for index, item in enumerate(node.elts):
+            yield from _reads(item, f'{path}.{index}')
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _reads(child, path)
+
+
+def places_of(name: str, cfg: Config) -> list[str]:
+    """The keys of a config where a top-level name's value ends up; where its files do not say, where an equal one is.
+
+    Args:
+        name: a name that only other lines use.
+    """
+    source = read_source(cfg.filename) if cfg.filename else None
+    reads = [read for file in (*source.bases, source) for read in file.reads] if source else []
+    found = [place for place in _trace(name, reads, frozenset()) if place.partition('.')[0] in root_keys()]
+    found = [place for place in dict.fromkeys(_existing(place, cfg) for place in found) if place]
+    found = [place for place in found if not any(other.startswith(f'{place}.') for other in found)]
+    return found or equal_places(cfg[name], cfg)
+
+
+def equal_places(value: Any, cfg: Config) -> list[str]:
+    """The keys of a config whose value equals one, of those that are read when it is run."""
+    return [key for key, other in flattened(cfg) if key.partition('.')[0] in root_keys() and other == value]
+
+
+def _trace(name: str, reads: list[tuple[str, str, str]], passed: frozenset[str]) -> Iterator[str]:
+    """Keys that are computed from a name, through other names too."""
+    for used, target, below in reads:
+        if used.removeprefix('_base_.') == name and target and target != name and target not in passed:
+            yield target + below
+            for place in _trace(target, reads, passed | {name}):
+                yield place + below
+
+
+def _existing(place: str, cfg: Config) -> str:
+    """The longest beginning of a key that the config has; an entry of a tuple counts as the tuple."""
+    node, kept = cfg, []
+    for part in place.split('.'):
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, (dict, Config)) and part in node:
+            node = node[part]
+        else:
+            break
+        kept.append(part)
+    return '.'.join(kept)
+
+
+def flattened(node: Any, key: str = '') -> Iterator[tuple[str, Any]]:
+    """(key, value) of everything in a config, of its lists and dicts too."""
+    if key:
+        yield key, node
+    items = node.items() if isinstance(node, (dict, Config)) else enumerate(node) if isinstance(node, list) else ()
+    for name, item in items:
+        yield from flattened(item, f'{key}.{name}' if key else str(name))
+
+
+def value_at(cfg: Config, key: str) -> Any:
+    """A setting by its key.
+
+    Raises:
+        KeyError, TypeError, IndexError, ValueError: if the config has no such key; see ``has_key``.
+    """
+    node: Any = cfg
+    for part in key.split('.'):
+        node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
+    return node
+
+
+def has_key(cfg: Config, key: str) -> bool:
+    """Whether the config has a setting of this key."""
+    try:
+        value_at(cfg, key)
+    except (KeyError, TypeError, IndexError, ValueError):
+        return False
+    return True
