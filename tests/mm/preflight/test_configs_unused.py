@@ -1,0 +1,74 @@
+"""Names in a child's file that its base has already used, and names that nothing reads."""
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from apt_dense.mm.preflight.configs_unused import check_unused
+
+CONFIGS = Path(__file__).parents[3] / 'configs'
+
+
+def found(tmp_path: Path, code: str, base: str = 'apt_eva02_l_coco') -> dict[str, str]:
+    """{name: message} of a child's file."""
+    (tmp_path / 'child.py').write_text(f"_base_ = '{CONFIGS}/{base}.py'\n{code}\n")
+    findings = list(check_unused(Config.fromfile(tmp_path / 'child.py')))
+    assert all(finding.where.startswith(f'{tmp_path}/child.py: ') for finding in findings)
+    return {finding.where.rpartition(' ')[2]: str(finding) for finding in findings}
+
+
+@pytest.mark.parametrize(('code', 'name', 'places'), [
+    ("train_pipeline = [dict(type='LoadImageFromFile')]", 'train_pipeline', ['train_dataloader.dataset.pipeline']),
+    ('image_size = 640', 'image_size', ['train_dataloader.dataset.pipeline.3.scale',
+                                        'val_dataloader.dataset.pipeline.1.scale']),
+    ("data_root = 'data/mine/'", 'data_root', ['train_dataloader.dataset.data_root', 'val_evaluator.ann_file']),
+    ('max_iters = 10', 'max_iters', ['train_cfg.max_iters', 'param_scheduler.1.end']),
+    ('img_mean = [1.0, 2.0, 3.0]', 'img_mean', ['model.data_preprocessor.mean', 'model.backbone.img_mean']),
+    ("vis_backends = [dict(type='TensorboardVisBackend')]", 'vis_backends', ['visualizer.vis_backends']),
+])
+def test_an_override_that_the_base_has_already_used(tmp_path, code, name, places):
+    messages = found(tmp_path, code)
+    assert list(messages) == [name] and '[override-without-effect]' in messages[name]
+    assert all(place in messages[name] for place in places)
+
+
+@pytest.mark.parametrize('code', [
+    # Used by a line of the child, or through the base's names.
+    "train_pipeline = [dict(type='LoadImageFromFile')]\ntrain_dataloader = dict(dataset=dict(pipeline=train_pipeline))",
+    'image_size = 640\nmodel = dict(backbone=dict(img_size=image_size))',
+    'max_iters = 10\ntrain_cfg = dict(max_iters=max_iters)',
+    'train_pipeline = _base_.train_pipeline\ntrain_dataloader = dict(dataset=dict(pipeline=train_pipeline))',
+    'max_iters = 3000', 'image_size = 1536', "data_root = 'data/coco/'",  # what the base has
+    "tta_pipeline = []\ntta_model = dict(type='X')",  # read by tools/test.py
+    'train_cfg = dict(max_iters=10)',
+    "data = dict(data_root='x')\nfor_all = dict(**data)\ntrain_dataloader = dict(dataset=for_all)",
+])
+def test_what_is_used(tmp_path, code):
+    assert found(tmp_path, code) == {}
+
+
+def test_a_grandchild_may_use_it(tmp_path):
+    (tmp_path / 'middle.py').write_text(f"_base_ = '{CONFIGS}/apt_eva02_l_coco.py'\nimage_size = 640\n")
+    code = "_base_ = './middle.py'\nmodel = dict(backbone=dict(img_size=_base_.image_size))\n"
+    (tmp_path / 'leaf.py').write_text(code)
+    assert list(check_unused(Config.fromfile(tmp_path / 'leaf.py'))) == []
+    finding, = check_unused(Config.fromfile(tmp_path / 'middle.py'))
+    assert finding.where == f'{tmp_path}/middle.py: image_size'
+
+
+def test_a_name_that_nothing_reads(tmp_path):
+    messages = found(tmp_path, 'trian_cfg = dict(max_iters=2)\nmy_classes = ("a", "b")')
+    assert list(messages) == ['my_classes', 'trian_cfg'] and 'nearest: train_cfg' in messages['trian_cfg']
+    assert all('[setting-nobody-reads]' in message for message in messages.values())
+
+
+def test_a_dumped_config_has_every_name(tmp_path):
+    for name in ('apt_eva02_l_coco_24gb', 'apt_eva02_ti_demo_det', 'eva02_ti_demo_seg', 'apt_eva02_l_ade20k_640'):
+        Config.fromfile(CONFIGS / f'{name}.py').dump(tmp_path / 'dump.py')
+        assert list(check_unused(Config.fromfile(tmp_path / 'dump.py'))) == []
+
+
+def test_other_configs_are_passed_over(tmp_path):
+    assert list(check_unused(Config(dict(image_size=3)))) == []
+    (tmp_path / 'c.json').write_text('{"image_size": 3}')
+    assert list(check_unused(Config.fromfile(tmp_path / 'c.json'))) == []
