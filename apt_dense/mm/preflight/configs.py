@@ -1,0 +1,21 @@
+"""A config before the first iteration: what contradicts itself, what has no effect, what fails after hours."""
+from collections.abc import Iterator, Sequence
+
+from mmengine.config import Config
+
+from apt_dense.mm.preflight import configs_classes, configs_evaluation, configs_loading, configs_unused
+from apt_dense.mm.preflight.findings import Finding
+
+RULES = (*configs_classes.RULES, *configs_evaluation.RULES, *configs_loading.RULES, *configs_unused.RULES)
+
+
+def check_config(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
+    """Check a config, see RULES; files are opened where sizes of pictures or two annotation files are compared.
+
+    Args:
+        splits: of 'train', 'val', 'test'; those that are None in the config are passed over.
+    """
+    yield from configs_classes.check_classes(cfg, splits)
+    yield from configs_evaluation.check_evaluation(cfg, splits)
+    yield from configs_loading.check_loading(cfg, splits)
+    yield from configs_unused.check_unused(cfg)
