@@ -17,6 +17,11 @@ GPUS=$3
 shift 3
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# torchrun says this in screens of traceback.
+if [ "${NODE_RANK:-0}" = 0 ] && (exec 3<>"/dev/tcp/127.0.0.1/${PORT:-29500}") 2>/dev/null; then
+    echo "error: port ${PORT:-29500} is in use, perhaps by another training: choose another, PORT=NUMBER $0 ..." >&2
+    exit 2
+fi
 PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \

@@ -3,6 +3,7 @@ import argparse
 import sys
 
 from apt_dense.mm.cli import launch, outputs, start
+from apt_dense.mm.preflight.configs_loading import check_loaders
 from apt_dense.mm.preflight.run import check_before_start
 
 
@@ -34,6 +35,7 @@ def main() -> None:
         outputs.set_output(cfg, args.out)
     outputs.keep_folders(cfg)
     outputs.check_label_maps(cfg)
+    check_loaders(cfg, 'test')
     launch.check_dataset_files(cfg, 'test')
     if not args.no_check:
         check_before_start(cfg, ['test'])

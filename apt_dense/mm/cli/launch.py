@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
@@ -18,11 +18,12 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from apt_dense.mm import compat
 from apt_dense.mm.cli import loading
+from apt_dense.mm.cli.failures import user_message
 from apt_dense.mm.cli.start import check_checkpoint, described, start_processes
-from apt_dense.mm.errors import DataError, LaunchError
+from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing, leftovers, signals
 from apt_dense.mm.models.normalisation import check_model_normalisation
-from apt_dense.mm.preflight.options import merge_options
+from apt_dense.mm.preflight.options import OptionsAction, merge_options
 from apt_dense.mm.training.hooks import unwrapped
 
 LAUNCHERS = ('pytorch', 'slurm', 'mpi')
@@ -37,8 +38,8 @@ def run_tool(main: Callable[[], None]) -> int:
     repeats the first in its report.
 
     Returns:
-        The exit status: 0; 2 after a LaunchError or a DataError, or if the work directory cannot be used or the disk is
-        full; 75 if a signal has stopped the training, which can then go on.
+        The exit status: 0; 2 after an error that the user can mend (``failures.user_message``); 75 if a signal has
+        stopped the training, which can then go on.
     """
     rank = rank_of(_launcher())
     of_rank = '' if rank is None else f'rank {rank}: '
@@ -46,21 +47,15 @@ def run_tool(main: Callable[[], None]) -> int:
     try:
         # Only the agent of torchrun has use for a record, and sets the variable.
         (record(main) if 'TORCHELASTIC_ERROR_FILE' in os.environ else main)()
-    except (LaunchError, checkpointing.WorkDirError) as error:
-        status = _failed(f'{of_rank}{error}')
-    except DataError as error:
-        message = str(error).rpartition(f'{type(error).__name__}: ')[2].strip()  # after the traceback of a worker
-        status = _failed(f'{of_rank}{message}')
     except signals.TrainingStopped as stopped:
         status = signals.EXIT_STOPPED
         print(f'{of_rank}{stopped}', file=sys.stderr)
     except Exception as error:
-        if not isinstance(error, OSError) or error.errno not in checkpointing.NO_SPACE:
+        if (message := user_message(error)) is None:
             if of_rank:  # a traceback does not say whose it is
                 _failed(f'{of_rank}{type(error).__name__}, see its traceback')
             raise
-        status = _failed(f'{of_rank}{error.filename or "a file"} cannot be written: {error.strerror}. Make room or '
-                         'choose another --work-dir; a training goes on with --resume')
+        status = _failed(f'{of_rank}{message}')
     if status in (0, signals.EXIT_STOPPED) and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return status
@@ -86,18 +81,6 @@ def rank_of(launcher: str) -> int | None:
     if launcher not in LAUNCHERS:
         return None
     return int(os.environ.get(RANK_VARIABLES[LAUNCHERS.index(launcher)], '0'))
-
-
-class OptionsAction(DictAction):
-    """mmengine's reading of KEY=VALUE, which fails on anything else with an error that does not name it."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list[str],
-                 option_string: str | None = None) -> None:
-        """Add the options to the namespace."""
-        for option in values:
-            if '=' not in option:
-                parser.error(f'{option_string} got {option!r}, wanted KEY=VALUE without spaces')
-        super().__call__(parser, namespace, values, option_string)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,8 +121,7 @@ def load_config(args: argparse.Namespace) -> Config:
         raise LaunchError(f'config {args.config}: {error}') from error
     warnings = merge_options(cfg, args.cfg_options or {})
     if not rank_of(args.launcher):
-        for warning in warnings:
-            print(f'warning: {warning}', file=sys.stderr)
+        print(''.join(f'warning: {text}\n' for text in warnings), end='', file=sys.stderr)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
     return cfg
@@ -208,7 +190,7 @@ def check_dataset_files(cfg: Config, *splits: str) -> None:
     """Check that annotation files and image directories exist, before the model is built.
 
     Looks at every dataset of the splits' data loaders, inside wrappers too, and at the evaluators' annotation files.
-    Paths with a scheme and datasets with backend_args are not on this machine and are passed over.
+    Paths with a scheme and datasets with another backend than 'local' are not on this machine and are passed over.
 
     Args:
         splits: of 'train', 'val', 'test'.
@@ -242,7 +224,7 @@ def _dataset_paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
         return
     for name in ('dataset', 'datasets'):
         yield from _dataset_paths(node.get(name), f'{key}.{name}')
-    if node.get('backend_args'):
+    if not _is_local(node):
         return
     root = node.get('data_root') or ''
     if root:
@@ -254,6 +236,10 @@ def _dataset_paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
             yield f'{key}.{name}', path if '://' in path else os.path.join(root, path)
 
 
+def _is_local(node: dict) -> bool:
+    return (node.get('backend_args') or {}).get('backend', 'local') == 'local'
+
+
 def _evaluator_paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
     """(key, path) of each annotation file in an evaluator."""
     if isinstance(node, (list, tuple)):
@@ -261,7 +247,7 @@ def _evaluator_paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _evaluator_paths(item, f'{key}.{index}')
     elif isinstance(node, dict):
         yield from _evaluator_paths(node.get('metrics'), f'{key}.metrics')
-        if node.get('ann_file') and not node.get('backend_args'):
+        if node.get('ann_file') and _is_local(node):
             yield f'{key}.ann_file', node['ann_file']
 
 

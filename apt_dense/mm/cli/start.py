@@ -192,17 +192,24 @@ def start_processes(cfg: Config) -> None:
     """Make the process group of the launcher, as the runner would later; nothing happens without a launcher.
 
     Raises:
-        LaunchError: for a launcher that does not work on this machine.
+        LaunchError: for a launcher that does not work on this machine, or a port that is in use.
     """
     launcher = cfg.get('launcher', 'none')
     try:
         compat.setup_cpu_ddp(cfg)
+        if launcher != 'none' and not dist.is_distributed():
+            settings = cfg.get('env_cfg') or {}
+            set_multi_processing(**settings.get('mp_cfg', {}), distributed=True)
+            dist.init_dist(launcher, **settings.get('dist_cfg', {}))
     except ValueError as error:
         raise LaunchError(str(error)) from error
-    if launcher != 'none' and not dist.is_distributed():
-        settings = cfg.get('env_cfg') or {}
-        set_multi_processing(**settings.get('mp_cfg', {}), distributed=True)
-        dist.init_dist(launcher, **settings.get('dist_cfg', {}))
+    except RuntimeError as error:  # torch has no class of its own for this before 2.5
+        if 'EADDRINUSE' not in str(error):
+            raise
+        port = os.environ.get('MASTER_PORT', '29500')
+        raise LaunchError(f'port {port} of {os.environ.get("MASTER_ADDR", "this machine")} is in use, perhaps by '
+                          'another training: choose another, PORT=NUMBER for tools/dist_train.sh, MASTER_PORT=NUMBER '
+                          'for Slurm and mpirun') from error
 
 
 def decide_together(decide: Callable[[], Any], check: Callable[[Any], None]) -> Any:

@@ -133,7 +133,7 @@ def _check_metainfo(dataset: Part, cfg: Config) -> Iterator[Finding]:
 def _check_unnamed(dataset: Part, cfg: Config, split: str) -> Iterator[Finding]:
     key, settings = dataset
     metainfo = settings.get('metainfo') or {}
-    counted = any(kind_of(metric) == 'IoUMetric' and not metric.get('format_only')
+    counted = any(kind_of(metric).endswith('IoUMetric') and not metric.get('format_only')
                   for _, metric in metrics_of(cfg, split))
     if split != 'train' and counted and not metainfo.get('classes') and class_of(settings, DATASETS, cfg):
         yield Finding(UNNAMED, f'{key}.metainfo', 'has no classes')

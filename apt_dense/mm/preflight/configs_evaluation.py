@@ -29,7 +29,7 @@ AUTO = Rule(
     'save-best-auto', WARN, "save_best='auto' where the evaluator's first metric is the pixel accuracy",
     "Name the metric: save_best='mIoU'")
 BATCH = Rule(
-    'validation-batch-of-sizes', STOP, "a batch of pictures of several sizes, which mmsegmentation's models do not take",
+    'validation-batch-of-sizes', STOP, 'a batch of pictures of several sizes, which mmsegmentation does not evaluate',
     'Set batch_size=1, or model.data_preprocessor.test_cfg=dict(size=(H, W)) to pad them')
 FORMAT = Rule(
     'format-only-without-place', STOP, 'format_only without a place for the results',
@@ -86,7 +86,7 @@ def _check_format(cfg: Config, split: str) -> Iterator[Finding]:
     for key, metric in metrics_of(cfg, split):
         kind = class_of(metric, METRICS, cfg)
         places = {'output_dir', 'outfile_prefix'} & set(inspect.signature(kind).parameters if kind else ())
-        asked = split == 'test' and kind_of(metric) == 'IoUMetric'  # by tools/test.py, for --out
+        asked = split == 'test' and kind_of(metric).endswith('IoUMetric')  # by tools/test.py, for --out
         if metric.get('format_only') and places and not asked and not any(metric.get(place) for place in places):
             yield Finding(FORMAT, f'{key}.{min(places)}', f'not set, and {key}.format_only=True')
 

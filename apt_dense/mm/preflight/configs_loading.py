@@ -7,7 +7,7 @@ from mmengine.fileio.backends.registry_utils import backends
 from mmengine.registry import DATASETS, TRANSFORMS
 
 from apt_dense.mm.preflight.configs_evaluation import joined
-from apt_dense.mm.preflight.findings import STOP, WARN, Finding, Rule
+from apt_dense.mm.preflight.findings import STOP, WARN, Finding, Rule, raise_if_stopped
 from apt_dense.mm.preflight.parts import SPLITS, class_of, kind_of, leaf_datasets, listed, metrics_of, nested_steps
 
 WORKERS = Rule(
@@ -65,6 +65,15 @@ def check_loader(cfg: Config, split: str) -> Iterator[Finding]:
             wanted = f'train_cfg counts epochs ({kind_of(train_cfg) or "by_epoch=True"})' if split == 'train' else (
                 f'a {"validation" if split == "val" else "test"} ends after each picture once')
             yield Finding(ENDLESS, f'{key}.{name}.type', f'{kind} has no end, and {wanted}')
+
+
+def check_loaders(cfg: Config, *splits: str) -> None:
+    """Check what torch's data loaders refuse in words of their own, or never end with; see ``check_loader``.
+
+    Raises:
+        PreflightError: naming the settings.
+    """
+    raise_if_stopped(finding for split in splits for finding in check_loader(cfg, split))
 
 
 def _check_complete(cfg: Config) -> Iterator[Finding]:

@@ -1,11 +1,12 @@
 """Options of a command that change a config: each must be one that something reads."""
+import argparse
 import copy
 import difflib
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.preflight.consumers import is_read, readable_keys, root_keys
@@ -14,6 +15,18 @@ from apt_dense.mm.preflight.variables import flattened, has_key, places_of, valu
 
 DICT = re.compile(r'\s*(dict\(.*\)|\{.*:.*\})\s*')  # which mmengine's options do not read
 SUGGESTED = {'metainfo': {'classes', 'palette'}}  # of dicts that may have any key
+
+
+class OptionsAction(DictAction):
+    """mmengine's reading of KEY=VALUE, which fails on anything else with an error that does not name it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list[str],
+                 option_string: str | None = None) -> None:
+        """Add the options to the namespace."""
+        for option in values:
+            if '=' not in option:
+                parser.error(f'{option_string} got {option!r}, wanted KEY=VALUE without spaces')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def merge_options(cfg: Config, options: dict[str, Any]) -> list[str]:

@@ -4,7 +4,6 @@
 afterwards, or in a child's file whose lines do not use it, changes nothing.
 """
 import ast
-import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -43,7 +42,7 @@ def read_source(path: str) -> Source | None:
         targets = statement.targets if isinstance(statement, ast.Assign) else []
         target = targets[0].id if len(targets) == 1 and isinstance(targets[0], ast.Name) else ''
         if target == '_base_':
-            bases = tuple(_read_bases(statement.value, os.path.dirname(path)))
+            bases = tuple(_read_bases(path))
         elif target:
             assigned.add(target)
             reads += [(name, target, below) for name, below in _reads(statement.value, '')]
@@ -52,13 +51,9 @@ def read_source(path: str) -> Source | None:
     return Source(path, bases, assigned, reads)
 
 
-def _read_bases(node: ast.expr, folder: str) -> Iterator[Source]:
-    try:
-        names = ast.literal_eval(node)
-    except ValueError:
-        return
-    for name in [names] if isinstance(names, str) else names:
-        source = read_source(os.path.join(folder, name))
+def _read_bases(path: str) -> Iterator[Source]:
+    for name in Config._get_base_files(path):  # mmengine's: names of packages' configs, and expressions
+        source = read_source(Config._get_cfg_path(name, path)[0])
         if source is not None:
             yield from (*source.bases, source)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config, DictAction
 
-from apt_dense.mm import launch
+from apt_dense.mm.cli import launch
 from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.preflight.options import merge_options
 
