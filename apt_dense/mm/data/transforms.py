@@ -1,11 +1,13 @@
-"""Data transforms that mmdetection does not have."""
+"""Data transforms that mmdetection does not have, and one of its own that is mended."""
 import mmcv
 from mmengine.registry import TRANSFORMS
 
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
+    from mmdet.datasets import transforms
     from mmdet.datasets.transforms import Resize
+    from mmdet.registry import TRANSFORMS as MMDET_TRANSFORMS
 
 
 @TRANSFORMS.register_module()
@@ -26,3 +28,15 @@ class ResizeToAtLeastOnePixel(Resize):
                                clip_object_border=self.clip_object_border, interpolation=self.interpolation)
                 return exact.transform(results)
         return super().transform(results)
+
+
+@MMDET_TRANSFORMS.register_module(force=True)
+class CopyPaste(transforms.CopyPaste):
+    """``mmdet.CopyPaste`` whose images keep their type; mmdetection's become 64-bit integers, which OpenCV refuses."""
+
+    def transform(self, results: dict) -> dict:
+        """See ``mmdet.CopyPaste``."""
+        dtype = results['img'].dtype
+        results = super().transform(results)
+        results['img'] = results['img'].astype(dtype, copy=False)
+        return results

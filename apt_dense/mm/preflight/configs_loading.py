@@ -32,8 +32,15 @@ MIXING = Rule(
     'mixing-without-samples', STOP, 'CopyPaste, Mosaic, MixUp or another step that mixes samples, and gets none to mix',
     "Wrap the dataset: dict(type='MultiImageMixDataset', dataset=dict(..., pipeline=[the loading steps]), "
     'pipeline=[the mixing step, and all after it]), the mixing step at its top level')
-RULES = (WORKERS, ENDLESS, INCOMPLETE, BY_EPOCH, LATE, BACKEND, MIXING)
+MASKLESS = Rule(
+    'mixing-without-masks', STOP, 'Mosaic or MixUp where masks are loaded: they move boxes only',
+    'Take CachedMosaic or CachedMixUp, which move masks and want no MultiImageMixDataset, or load no masks')
+UNSIZED = Rule(
+    'pasting-into-other-sizes', WARN, 'CopyPaste of pictures that may have several sizes, which fails',
+    "Add to the inner pipeline what makes them equal: RandomResize, RandomCrop and dict(type='Pad', size=(N, N))")
+RULES = (WORKERS, ENDLESS, INCOMPLETE, BY_EPOCH, LATE, BACKEND, MIXING, MASKLESS, UNSIZED)
 
+WITHOUT_MASKS = ('Mosaic', 'MixUp', 'YOLOXMixUp')
 PACKAGES = {'petrel': 'petrel_client', 'lmdb': 'lmdb', 'memcached': 'mc'}  # that mmengine's backends import
 
 
@@ -174,8 +181,13 @@ def _check_mixed(key: str, wrapper: dict, leaf: tuple[str, dict], cfg: Config) -
     if mixing and packed:
         yield Finding(MIXING, packed[0], f'packs the samples before {kind_of(mixing[0])} mixes them')
     loads = [(step_key, step) for step_key, step in inner if kind_of(step) == 'LoadAnnotations']
-    for step in mixing:
-        if kind_of(step) == 'CopyPaste' and not step.get('paste_by_box') and not any(
-                load.get('with_mask') for _, load in loads):
-            where = f'{loads[0][0]}.with_mask' if loads else f'{leaf[0]}.pipeline'
+    where = f'{loads[0][0]}.with_mask' if loads else f'{leaf[0]}.pipeline'
+    masks = any(load.get('with_mask') for _, load in loads)
+    sized = any(kind_of(step) in ('Pad', 'Resize') and not step.get('keep_ratio') for _, step in inner)
+    for kind in {kind_of(step): step for step in mixing}:
+        if kind in WITHOUT_MASKS and masks:
+            yield Finding(MASKLESS, where, f'True, and {kind} mixes no masks: those of one picture are left')
+        elif kind == 'CopyPaste' and not masks and not any(step.get('paste_by_box') for step in mixing):
             yield Finding(MIXING, where, 'no masks are loaded, and CopyPaste wants them: with_mask=True')
+        elif kind == 'CopyPaste' and not sized:
+            yield Finding(UNSIZED, f'{leaf[0]}.pipeline', 'no Pad, and no Resize without keep_ratio')

@@ -294,11 +294,12 @@ def test_backends_that_fit():
     assert 'cannot be listed' in found(cfg, 'train')['storage-that-does-not-fit']
 
 
-def mixed(step: dict, inside: bool = False) -> Config:
+def mixed(step: dict, inside: bool = False, with_masks: bool = True) -> Config:
     """A detector's config whose training mixes samples as mmdetection wants it."""
     cfg = load('det')
     inner = cfg.train_dataloader.dataset
-    first, rest = inner.pipeline[:2], inner.pipeline[2:]
+    first, rest = [*inner.pipeline[:2], dict(type='Pad', size=(256, 256))], inner.pipeline[2:]
+    first[1].with_mask = with_masks
     steps = [dict(type='RandomApply', transforms=[step])] if inside else [step]
     inner.pipeline = first
     cfg.train_dataloader.dataset = dict(type='MultiImageMixDataset', dataset=inner, pipeline=[*steps, *rest])
@@ -313,11 +314,28 @@ def test_mixing(kind):
     message = found(cfg)['mixing-without-samples']
     assert message.startswith(f'train_dataloader.dataset.pipeline.2: {kind} stands in the pipeline of a CocoDataset')
     assert "dict(type='MultiImageMixDataset'" in message
-    assert found(mixed(step)) == {}
+    alone = mixed(step, with_masks=kind == 'CopyPaste')
+    alone.model.roi_head.mask_head = None
+    alone.val_evaluator.metric = alone.test_evaluator.metric = 'bbox'
+    assert found(alone) == {}
     assert 'stands inside another step' in found(mixed(step, inside=True))['mixing-without-samples']
     cfg = mixed(step)
     cfg.train_dataloader.dataset.dataset.pipeline.append(dict(type='PackDetInputs'))
     assert f'packs the samples before {kind} mixes them' in found(cfg)['mixing-without-samples']
+
+
+@pytest.mark.parametrize('kind', ['Mosaic', 'MixUp'])
+def test_mixing_that_leaves_masks_behind(kind):
+    message = found(mixed(dict(type=kind)))['mixing-without-masks']
+    assert message.startswith('train_dataloader.dataset.dataset.pipeline.1.with_mask: True, and ')
+    assert 'CachedMosaic or CachedMixUp' in message
+
+
+def test_pasting_into_pictures_of_other_sizes():
+    cfg = mixed(dict(type='CopyPaste'))
+    assert found(cfg) == {}
+    del cfg.train_dataloader.dataset.dataset.pipeline[2]
+    assert list(found(cfg)) == ['pasting-into-other-sizes']
 
 
 def test_copied_objects_have_masks():
