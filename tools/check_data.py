@@ -8,11 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from apt_dense.mm.cli import launch
 from apt_dense.mm.preflight import draw, rules, run
 from apt_dense.mm.preflight.findings import MENDED, STOP, WARN
+from apt_dense.mm.preflight.options import OptionsAction
 
 HEADINGS = {STOP: 'must be put right', WARN: 'worth a look', MENDED: 'put right when it is read'}
 
@@ -25,7 +24,7 @@ def parse_args() -> argparse.Namespace:
                         help='read the pixels of some pictures and label maps, or of all (without: headers only)')
     parser.add_argument('--out-dir', help='where the drawn samples go (work_dirs/NAME_OF_THE_CONFIG/check_data)')
     parser.add_argument('--num-pictures', type=int, default=3, help='samples drawn for each dataset; 0 draws none')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
                         help='change settings of the config, as for tools/train.py')
     args = parser.parse_args()
     if not args.config and not args.rules:

@@ -1,7 +1,6 @@
 """Evaluation: files, names of metrics, and settings that fail at the first validation, or score wrongly."""
 import difflib
 import filecmp
-import inspect
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +11,8 @@ from mmengine.registry import DATASETS, METRICS, DefaultScope
 from PIL import Image
 
 from apt_dense.mm.preflight.configs_classes import dataset_classes
+from apt_dense.mm.preflight.consumers import parameters_of
+from apt_dense.mm.preflight.datasets import joined
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding, Rule
 from apt_dense.mm.preflight.parts import Part, class_of, kind_of, leaf_datasets, listed, metrics_of, steps_of
 
@@ -59,11 +60,6 @@ def check_evaluation(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
         yield from _check_monitors(cfg)
 
 
-def joined(settings: dict, path: str) -> str:
-    """A dataset's path, joined with its data_root."""
-    return path if '://' in path else os.path.join(settings.get('data_root') or '', path)
-
-
 def _check_files(cfg: Config, split: str) -> Iterator[Finding]:
     leaves = [leaf for leaf, _ in leaf_datasets(cfg, split) if leaf[1].get('ann_file')]
     if len(leaves) != 1:  # of several datasets together the evaluator's file is another by rights
@@ -85,7 +81,7 @@ def _same_file(first: str, second: str) -> bool:
 def _check_format(cfg: Config, split: str) -> Iterator[Finding]:
     for key, metric in metrics_of(cfg, split):
         kind = class_of(metric, METRICS, cfg)
-        places = {'output_dir', 'outfile_prefix'} & set(inspect.signature(kind).parameters if kind else ())
+        places = {'output_dir', 'outfile_prefix'} & (parameters_of(kind) or set() if kind else set())
         asked = split == 'test' and kind_of(metric).endswith('IoUMetric')  # by tools/test.py, for --out
         if metric.get('format_only') and places and not asked and not any(metric.get(place) for place in places):
             yield Finding(FORMAT, f'{key}.{min(places)}', f'not set, and {key}.format_only=True')

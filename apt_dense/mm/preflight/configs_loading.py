@@ -6,9 +6,9 @@ from mmengine.config import Config
 from mmengine.fileio.backends.registry_utils import backends
 from mmengine.registry import DATASETS, TRANSFORMS
 
-from apt_dense.mm.preflight.configs_evaluation import joined
+from apt_dense.mm.preflight.datasets import SPLITS, joined
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding, Rule, raise_if_stopped
-from apt_dense.mm.preflight.parts import SPLITS, class_of, kind_of, leaf_datasets, listed, metrics_of, nested_steps
+from apt_dense.mm.preflight.parts import class_of, kind_of, leaf_datasets, listed, metrics_of, nested_steps
 
 WORKERS = Rule(
     'workers-settings-without-workers', STOP, 'settings of data loader workers where there are none',
@@ -84,7 +84,7 @@ def check_loaders(cfg: Config, *splits: str) -> None:
 
 
 def _check_complete(cfg: Config) -> Iterator[Finding]:
-    for split in SPLITS:
+    for split in SPLITS if cfg.get('model') else ():  # without one there is nothing to run
         third = 'optim_wrapper' if split == 'train' else f'{split}_evaluator'
         names = (f'{split}_dataloader', f'{split}_cfg', third)
         given = [name for name in names if cfg.get(name) is not None]
@@ -163,7 +163,7 @@ def _check_mixing(cfg: Config, split: str) -> Iterator[Finding]:
                 if _is_mixing(step, cfg) and not at_top:
                     place = f'inside another step of {key}' if mixes else f'in the pipeline of a {kind_of(node)}'
                     yield Finding(MIXING, step_key, f'{kind_of(step)} stands {place}, where it gets one sample')
-            if mixes:
+            if mixes and cfg.get('model'):
                 yield from _check_mixed(key, node, leaf, cfg)
 
 

@@ -39,7 +39,7 @@ OPEN_DICTS = re.compile(r'.*kwargs|backend_args|file_client_args|dist_cfg|define
 
 def root_keys() -> set[str]:
     """The top-level keys of a config that are read when it is run."""
-    runners = _parameters(Runner) | _parameters(FlexibleRunner)
+    runners = parameters_of(Runner) | parameters_of(FlexibleRunner)
     return (runners | ROOT_KEYS) - {'cfg'}
 
 
@@ -57,7 +57,7 @@ def readable_keys(key: str, node: Any, cfg: Config) -> set[str] | None:
         return root_keys()
     if node.get('type'):
         kinds = list(_classes(node['type'], cfg))
-        found = [_parameters(kind) for kind in kinds]
+        found = [parameters_of(kind) for kind in kinds]
         return set().union(*found) | BUILDERS_KEYS if kinds and None not in found else None
     settings = {
         'optim_wrapper': [OptimWrapper], 'train_cfg': [EpochBasedTrainLoop, IterBasedTrainLoop],
@@ -69,7 +69,7 @@ def readable_keys(key: str, node: Any, cfg: Config) -> set[str] | None:
         'optim_wrapper.clip_grad': {'type', 'max_norm', 'norm_type', 'error_if_nonfinite', 'foreach', 'clip_value'}}
     if key in settings:
         more = {'by_epoch'} if key == 'train_cfg' else LOADER_KEYS if key.endswith('dataloader') else set()
-        return set().union(*map(_parameters, settings[key])) | BUILDERS_KEYS | more
+        return set().union(*map(parameters_of, settings[key])) | BUILDERS_KEYS | more
     return names.get(key)
 
 
@@ -102,7 +102,7 @@ def _classes(kind: str | type, cfg: Config) -> Iterator[Any]:
                 yield found
 
 
-def _parameters(kind: Any) -> set[str] | None:
+def parameters_of(kind: Any) -> set[str] | None:
     """Names that may be given to a class or function; None for any.
 
     Those of its parents count as long as each class hands on what it does not know.

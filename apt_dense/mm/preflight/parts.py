@@ -5,7 +5,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-SPLITS = ('train', 'val', 'test')
+from apt_dense.mm.preflight import datasets
+
 Part = tuple[str, dict]  # key, settings
 
 
@@ -65,18 +66,7 @@ def nested_steps(node: Any, key: str) -> Iterator[Part]:
 
 def metrics_of(cfg: Config, split: str) -> Iterator[Part]:
     """The metrics of a split's evaluator."""
-    yield from _metrics(cfg.get(f'{split}_evaluator'), f'{split}_evaluator')
-
-
-def _metrics(node: Any, key: str) -> Iterator[Part]:
-    if isinstance(node, (list, tuple)):
-        for index, item in enumerate(node):
-            yield from _metrics(item, f'{key}.{index}')
-    elif isinstance(node, dict):
-        if node.get('metrics') and kind_of(node) in ('', 'Evaluator'):
-            yield from _metrics(node['metrics'], f'{key}.metrics')
-        else:
-            yield key, node
+    yield from ((key, settings) for key, settings, _ in datasets.metrics_of(cfg, split))
 
 
 def listed(names: Any, limit: int = 5) -> str:

@@ -14,19 +14,11 @@ from apt_dense.mm.cli.start import decide_together, start_processes
 from apt_dense.mm.data.coco_file import CocoFile
 from apt_dense.mm.preflight import cache
 from apt_dense.mm.preflight.coco import check_coco
+from apt_dense.mm.preflight.configs import check_config
 from apt_dense.mm.preflight.datasets import SPLITS, datasets_of, paths_of
 from apt_dense.mm.preflight.draw import is_semantic
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding, raise_if_stopped
-
-try:
-    from apt_dense.mm.preflight.configs import check_config
-    from apt_dense.mm.preflight.label_maps import check_label_maps
-except ModuleNotFoundError:  # GUARD: to be removed when both modules are there
-    def check_config(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
-        return iter(())
-
-    def check_label_maps(cfg: Config, split: str, deep: str | None) -> Iterator[Finding]:
-        return iter(())
+from apt_dense.mm.preflight.label_maps import check_label_maps
 
 DEEP = ('sample', 'all')
 BAR_BYTES = 20 << 20  # files from this size on get a progress bar
@@ -84,7 +76,7 @@ def _count_pictures(cfg: Config, split: str) -> Iterator[str]:
             with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
                 try:
                     dataset = DATASETS.build(dict(source.settings, pipeline=[]))
-                except (OSError, ValueError):  # the checks say what is wrong
+                except Exception:  # check_label_maps says what is wrong
                     continue
             yield f'{split}: {dataset.data_prefix.get("img_path")}: {len(dataset)} pictures'
 

@@ -312,7 +312,7 @@ def test_mixing(kind):
     cfg = load('det')
     cfg.train_dataloader.dataset.pipeline.insert(2, step)
     message = found(cfg)['mixing-without-samples']
-    assert message.startswith(f'train_dataloader.dataset.pipeline.2: {kind} stands in the pipeline of a CocoDataset')
+    assert message.startswith(f'train_dataloader.dataset.pipeline.2: {kind} stands in the pipeline of a CheckedCocoDat')
     assert "dict(type='MultiImageMixDataset'" in message
     alone = mixed(step, with_masks=kind == 'CopyPaste')
     alone.model.roi_head.mask_head = None

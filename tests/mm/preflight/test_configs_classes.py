@@ -123,7 +123,7 @@ def test_classes_that_a_type_brings():
         cfg[f'{split}_dataloader'].dataset.pop('metainfo')
     messages = found(cfg)
     assert len(messages) == 4
-    assert all('and train_dataloader.dataset (CocoDataset, without metainfo.classes) has 80 (person' in message
+    assert all('and train_dataloader.dataset (CheckedCocoDataset, without metainfo.classes) has 80 (person' in message
                for _, message in messages)
 
 

@@ -90,7 +90,7 @@ def test_an_option_that_does_not_fit(option, message):
                      'param_scheduler.1.milestones.1']),
     ('img_mean=[1,2,3]', ['model.data_preprocessor.mean', 'model.backbone.img_mean']),
     ('train_pipeline.2.prob=0.2', ['train_dataloader.dataset.pipeline.2.prob']),
-    ('dataset_type=CocoDataset', ['val_dataloader.dataset.type', 'test_dataloader.dataset.type']),
+    ('dataset_type=CocoDataset', [f'{split}_dataloader.dataset.type' for split in ('train', 'val', 'test')]),
 ])
 def test_a_name_that_only_other_lines_have_used(option, places):
     _, (warning,) = merged('apt_eva02_b_coco', option)

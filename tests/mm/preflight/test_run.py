@@ -289,7 +289,7 @@ def test_a_restart_pays_nothing(tmp_path, monkeypatch, capsys):
     assert len(calls) == 1
     for number, change in enumerate((lambda: write(tmp_path / 'val', coco(5)),
                                      lambda: save_turned(tmp_path / 'val/img/9.png', 1),
-                                     lambda: cfg.update(model=dict(type='Other'))), start=2):
+                                     lambda: cfg.update(tta_model=dict(type='Other'))), start=2):
         change()
         run.check_before_start(cfg, ['train', 'val'])
         assert len(calls) == number
