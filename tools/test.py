@@ -3,6 +3,7 @@ import argparse
 import sys
 
 from apt_dense.mm.cli import launch, outputs, start
+from apt_dense.mm.cli.dataset_files import check_dataset_files
 from apt_dense.mm.preflight.configs_loading import check_loaders
 from apt_dense.mm.preflight.run import check_before_start
 
@@ -36,7 +37,7 @@ def main() -> None:
     outputs.keep_folders(cfg)
     outputs.check_label_maps(cfg)
     check_loaders(cfg, 'test')
-    launch.check_dataset_files(cfg, 'test')
+    check_dataset_files(cfg, 'test')
     if not args.no_check:
         check_before_start(cfg, ['test'])
     launch.build_runner(cfg).test()

@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from apt_dense.mm.cli import launch, start
+from apt_dense.mm.cli.dataset_files import check_dataset_files
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
 from apt_dense.mm.preflight.configs_loading import check_loaders
 from apt_dense.mm.preflight.run import check_before_start
@@ -35,7 +36,7 @@ def main() -> None:
         launch.set_auto_scale_lr(cfg)
     launch.check_pretrained(cfg.model)
     check_loaders(cfg, 'train', 'val')
-    launch.check_dataset_files(cfg, 'train', 'val')
+    check_dataset_files(cfg, 'train', 'val')
     make_fault_tolerant(cfg)
     with launch.claim_output_dirs(cfg):
         start.set_start(cfg, args.resume)

@@ -145,6 +145,7 @@ def open_source(args: argparse.Namespace) -> Any:
 
     from apt_dense.mm import compat
     from apt_dense.mm.cli import launch
+    from apt_dense.mm.cli.dataset_files import check_dataset_files
     from apt_dense.mm.data.inputs import ConfigInputs
     compat.filter_library_warnings()
     cv2.setNumThreads(0)  # the workers are the parallelism
@@ -154,7 +155,7 @@ def open_source(args: argparse.Namespace) -> Any:
     namespace.__dict__.update(config=args.config, launcher='none', work_dir=None, local_rank=0)
     cfg = launch.load_config(namespace)
     cfg.pop(f'{args.split}_evaluator', None)  # nothing is evaluated: its annotations need not be there
-    launch.check_dataset_files(cfg, args.split)
+    check_dataset_files(cfg, args.split)
     return ConfigInputs(cfg, args.split, args.pipeline, args.num_scales, args.seed)
 
 

@@ -30,6 +30,7 @@ from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat
 from apt_dense.mm.cli import launch, loading, start
+from apt_dense.mm.cli.dataset_files import check_dataset_files
 from apt_dense.mm.data.inputs import BackboneInput, ConfigInputs
 
 with from_extra('mm'):
@@ -128,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     compat.filter_library_warnings()
     cfg = launch.load_config(args)
     if args.images is None:
-        launch.check_dataset_files(cfg, 'test')
+        check_dataset_files(cfg, 'test')
     with DefaultScope.overwrite_default_scope(launch.scope_of(cfg)):
         inputs = open_inputs(cfg, args.images)
         model = build_model(cfg, args.checkpoint)

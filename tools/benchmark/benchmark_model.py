@@ -29,6 +29,7 @@ from apt_dense.core.files import write_atomically
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat
 from apt_dense.mm.cli import launch, loading, start
+from apt_dense.mm.cli.dataset_files import check_dataset_files
 
 with from_extra('mm'):
     from mmengine.config import Config, ConfigDict, DictAction
@@ -100,7 +101,7 @@ def load_batches(cfg: Config, args: argparse.Namespace) -> list[dict[str, Any]]:
     split = 'train' if args.task == 'train' else 'test'
     if split == 'train':
         launch.check_trainable(cfg)
-    launch.check_dataset_files(cfg, split)
+    check_dataset_files(cfg, split)
     settings = ConfigDict(cfg[f'{split}_dataloader'], num_workers=0, persistent_workers=False)
     if args.batch_size or split == 'test':
         settings.batch_size = args.batch_size or 1

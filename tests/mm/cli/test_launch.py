@@ -30,6 +30,7 @@ from mmseg.evaluation import IoUMetric
 from PIL import Image
 
 from apt_dense.mm.cli import launch, outputs, start
+from apt_dense.mm.cli.dataset_files import check_dataset_files
 from apt_dense.mm.fault_tolerance import checkpointing, signals
 from apt_dense.mm.fault_tolerance.bad_data import BadDataHook, GuardSamples
 from apt_dense.mm.training.hooks import CheckFrozenLoadedHook
@@ -454,15 +455,15 @@ def loaders(train, val) -> dict:
 
 def missing(cfg: dict, *splits: str) -> str:
     with pytest.raises(launch.LaunchError) as error:
-        launch.check_dataset_files(Config(cfg), *splits)
+        check_dataset_files(Config(cfg), *splits)
     return str(error.value)
 
 
 def test_dataset_files_are_there(coco):
     cfg = loaders(coco('train'), coco('val'))
-    launch.check_dataset_files(Config(cfg), 'train', 'val', 'test')
-    launch.check_dataset_files(Config(dict(cfg, train_dataloader=None)), 'train')
-    launch.check_dataset_files(Config({}), 'train', 'val', 'test')
+    check_dataset_files(Config(cfg), 'train', 'val', 'test')
+    check_dataset_files(Config(dict(cfg, train_dataloader=None)), 'train')
+    check_dataset_files(Config({}), 'train', 'val', 'test')
 
 
 def test_a_missing_root_explains_what_is_below_it(coco, tmp_path):
@@ -497,7 +498,7 @@ def test_each_missing_file_is_named(coco, tmp_path):
 
 def test_only_the_given_splits_are_checked(coco):
     cfg = loaders(coco('train', ann_file='no.json'), coco('val'))
-    launch.check_dataset_files(Config(cfg), 'val')
+    check_dataset_files(Config(cfg), 'val')
     assert 'train_dataloader.dataset.ann_file' in missing(cfg, 'train', 'val')
 
 
@@ -509,7 +510,7 @@ def test_only_the_given_splits_are_checked(coco):
     (lambda dataset: [dataset], 'dataset.0'),
 ])
 def test_datasets_inside_wrappers(coco, wrap, key):
-    launch.check_dataset_files(Config(loaders(wrap(coco('train')), coco('val'))), 'train')
+    check_dataset_files(Config(loaders(wrap(coco('train')), coco('val'))), 'train')
     assert f': train_dataloader.{key}.ann_file\n' in missing(
         loaders(wrap(coco('train', ann_file='no.json')), coco('val')), 'train')
 
@@ -522,18 +523,18 @@ def test_annotation_files_of_evaluators(coco, wrap, key):
     cfg['val_evaluator'] = wrap(dict(type='CocoMetric', ann_file='coco/annotations/no.json'))
     assert f'): {key}.ann_file\n' in missing(cfg, 'val')
     cfg['val_evaluator'] = wrap(dict(type='CocoMetric', ann_file=None))
-    launch.check_dataset_files(Config(cfg), 'val')
+    check_dataset_files(Config(cfg), 'val')
 
 
 def test_files_of_other_machines_are_passed_over(coco):
     remote = dict(backend_args=dict(backend='petrel'))
     cfg = loaders(coco('train', data_root='/no/', **remote), coco('val', data_root='s3://bucket/coco/'))
     cfg['val_evaluator'].update(ann_file='/no/val.json', **remote)
-    launch.check_dataset_files(Config(cfg), 'train', 'val')
+    check_dataset_files(Config(cfg), 'train', 'val')
     cfg = loaders(coco('train', data_root='', ann_file='https://host/a.json', data_prefix=dict(img='s3://images')),
                   coco('val', data_root=None, ann_file='', data_prefix=None))
     cfg['val_evaluator']['ann_file'] = 's3://bucket/val.json'
-    launch.check_dataset_files(Config(cfg), 'train', 'val')
+    check_dataset_files(Config(cfg), 'train', 'val')
 
 
 AMP = dict(type='AmpOptimWrapper', loss_scale='dynamic')
