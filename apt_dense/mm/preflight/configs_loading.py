@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.fileio.backends.registry_utils import backends
 from mmengine.registry import DATASETS, TRANSFORMS
 
-from apt_dense.mm.preflight.datasets import SPLITS, joined
+from apt_dense.mm.preflight.datasets import joined
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding, Rule, raise_if_stopped
 from apt_dense.mm.preflight.parts import class_of, kind_of, leaf_datasets, listed, metrics_of, nested_steps
 
@@ -17,8 +17,8 @@ ENDLESS = Rule(
     'endless-sampler', STOP, 'an InfiniteSampler where an end is wanted: an epoch, a validation, a test',
     "Train with train_cfg=dict(type='IterBasedTrainLoop', max_iters=N), or take sampler=dict(type='DefaultSampler')")
 INCOMPLETE = Rule(
-    'incomplete-split', STOP, 'a data loader without its loop, optimiser or evaluator, or one of these alone',
-    'Set all of them, or all to None')
+    'incomplete-split', STOP, 'a data loader for validation or testing without its evaluator, or the other way round',
+    'Set both, or both to None')
 BY_EPOCH = Rule(
     'counted-in-epochs', WARN, 'schedules or checkpoints that count epochs in a training that counts iterations',
     'Add by_epoch=False, with its numbers in iterations: an IterBasedTrainLoop has one epoch, which ends with it')
@@ -46,7 +46,7 @@ PACKAGES = {'petrel': 'petrel_client', 'lmdb': 'lmdb', 'memcached': 'mc'}  # tha
 
 def check_loading(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
     """Check data loaders, loops and pipelines; see RULES."""
-    yield from _check_complete(cfg)
+    yield from _check_complete(cfg, splits)
     if 'train' in splits:
         yield from _check_counting(cfg)
     for split in splits:
@@ -83,14 +83,13 @@ def check_loaders(cfg: Config, *splits: str) -> None:
     raise_if_stopped(finding for split in splits for finding in check_loader(cfg, split))
 
 
-def _check_complete(cfg: Config) -> Iterator[Finding]:
-    for split in SPLITS if cfg.get('model') else ():  # without one there is nothing to run
-        third = 'optim_wrapper' if split == 'train' else f'{split}_evaluator'
-        names = (f'{split}_dataloader', f'{split}_cfg', third)
+def _check_complete(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
+    for split in splits:
+        names = (f'{split}_dataloader', f'{split}_evaluator')
         given = [name for name in names if cfg.get(name) is not None]
-        if given and len(given) < 3:
-            absent = [name for name in names if name not in given]
-            yield Finding(INCOMPLETE, absent[0], f'{listed(absent)} not set, and {listed(given)} set')
+        if split != 'train' and len(given) == 1:
+            absent, = set(names) - set(given)
+            yield Finding(INCOMPLETE, absent, f'not set, and {given[0]} is')
 
 
 def _check_counting(cfg: Config) -> Iterator[Finding]:

@@ -46,8 +46,9 @@ def _unused(name: str, source: Source, inherited: bool, cfg: Config) -> Iterator
                           f'no line of this file uses it, and what the base made of its own stays in {listed(places)}')
         return
     nearest = difflib.get_close_matches(name, root_keys(), 2, 0.8)
-    dumped = not source.bases and not inherited  # such a file has every name, and no line that uses it
-    if equal_places(cfg[name], cfg) or dumped and not nearest:
+    # A base may offer names that not every child uses; a config that was dumped has names that no line uses.
+    offered = inherited or not source.bases
+    if equal_places(cfg[name], cfg) or offered and not nearest:
         return
     hint = f'; nearest: {", ".join(nearest)}' if nearest else ''
     yield Finding(UNREAD, where, f'no line uses it, and nothing reads it{hint}')

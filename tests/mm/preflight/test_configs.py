@@ -236,11 +236,12 @@ def test_an_endless_evaluation(split):
     assert f'{split}_dataloader.sampler.type' in found(cfg)['endless-sampler']
 
 
-@pytest.mark.parametrize('name', ['train_cfg', 'optim_wrapper', 'val_evaluator', 'val_cfg', 'test_evaluator'])
-def test_an_incomplete_split(name):
+@pytest.mark.parametrize('split', ['val', 'test'])
+@pytest.mark.parametrize(('absent', 'given'), [('evaluator', 'dataloader'), ('dataloader', 'evaluator')])
+def test_an_incomplete_split(split, absent, given):
     cfg = load('det')
-    cfg[name] = None
-    assert f'{name}: {name} not set, and ' in found(cfg)['incomplete-split']
+    cfg[f'{split}_{absent}'] = None
+    assert f'{split}_{absent}: not set, and {split}_{given} is' in found(cfg)['incomplete-split']
 
 
 def test_epochs_counted_in_a_training_of_iterations():

@@ -62,6 +62,13 @@ def test_a_name_that_nothing_reads(tmp_path):
     assert all('[setting-nobody-reads]' in message for message in messages.values())
 
 
+def test_a_base_may_offer_names(tmp_path):
+    (tmp_path / 'base.py').write_text("_base_ = []\nchoices = ['x', 'y']\ntrian_cfg = dict()\n")
+    (tmp_path / 'leaf.py').write_text("_base_ = './base.py'\n")
+    finding, = check_unused(Config.fromfile(tmp_path / 'leaf.py'))
+    assert finding.where.endswith('base.py: trian_cfg')
+
+
 def test_a_dumped_config_has_every_name(tmp_path):
     for name in ('apt_eva02_l_coco_24gb', 'apt_eva02_ti_demo_det', 'eva02_ti_demo_seg', 'apt_eva02_l_ade20k_640'):
         Config.fromfile(CONFIGS / f'{name}.py').dump(tmp_path / 'dump.py')
