@@ -40,8 +40,9 @@ benchmark: setup
 lint: setup
 	@$(PY) -m ruff check .
 
+# A file's tests stay together: they share what is slow to make.
 test: lint
-	@$(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 package: setup
 	@$(PY) tests/installed_package.py

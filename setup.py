@@ -31,6 +31,7 @@ setup(
         'images': IMAGES,  # apt_dense.calibration.images, visualize_patches.py
         'tools': TOOLS,  # the other tools; those that read configs need 'mm' too
         'flash': ['flash-attn>=2.5'],
-        'test': [*TOOLS, 'pytest', 'hypothesis', 'packaging', 'ruff', 'tensorboard'],  # those of tests/mm need 'mm' too
+        # Those of tests/mm need 'mm' too.
+        'test': [*TOOLS, 'pytest', 'pytest-xdist', 'hypothesis', 'packaging', 'ruff', 'tensorboard'],
     },
 )

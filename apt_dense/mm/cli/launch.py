@@ -237,7 +237,7 @@ def build_runner(cfg: Config) -> Runner:
     compat.filter_library_warnings()
     runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     compat.filter_library_warnings(runner.logger)
-    check_model_normalisation(unwrapped(runner.model))
+    check_model_normalisation(unwrapped(getattr(runner, 'model', None)))  # a runner of another type may build it later
     if runner.logger is not None:
         compat.log_core_to(runner.logger)
     return runner

@@ -770,7 +770,7 @@ def test_test_tool(run_tool, leaf, checkpoint):
     cfg = run_tool(test_tool, leaf, checkpoint, '--show-dir', 'drawn')[1]
     assert cfg.default_hooks.visualization == dict(
         type='DrawPredictionsHook', out_dir='drawn', image_root=f'{Path.cwd()}/coco/val', show=False, wait_time=2,
-        backend_args=None, pred_score_thr=0.3)
+        loading=None, pred_score_thr=0.3)
 
 
 @pytest.mark.parametrize(('argv', 'message'), [
