@@ -72,7 +72,8 @@ class _Stream:
         if self._next() != '{':
             raise NotAnObjectError(f'is {"a list" if self._next() == "[" else "a single value"}, not an object')
         self.position += 1
-        while self._next() != '}':
+        more = self._next() != '}'
+        while more:
             key = self._value()
             self._skip(':')
             if self._next() == '[':
@@ -81,12 +82,15 @@ class _Stream:
                 while self._next() != ']':
                     yield key, self._value()
                     if self._next() != ']':
-                        self._skip(',')
+                        self._skip_comma(']')
                 self.position += 1
             else:
                 yield key, self._value()
-            if self._next() != '}':
-                self._skip(',')
+            more = self._next() != '}'
+            if more:
+                self._skip_comma('}')
+        self._skip('}')
+        self._check_end()
 
     def _fill(self) -> bool:
         """Read on: as much as is waiting to be decoded, so that a long value is not tried too often."""
@@ -115,6 +119,20 @@ class _Stream:
         if self._next() != wanted:
             raise json.JSONDecodeError(f'Expecting {wanted!r}', self.text, self.position)
         self.position += 1
+
+    def _skip_comma(self, end: str) -> None:
+        """A comma, which something must follow."""
+        self._skip(',')
+        if self._next() == end:
+            raise json.JSONDecodeError(f'a comma before {end!r}', self.text, self.position)
+
+    def _check_end(self) -> None:
+        """Nothing but spaces may follow: of two files in one, the second would be passed over."""
+        while self.text[self.position:].strip() or self._fill():
+            rest = self.text[self.position:].lstrip()
+            if rest:
+                raise json.JSONDecodeError('more text after the end of the JSON, such as of a second file', self.text,
+                                           len(self.text) - len(rest))
 
     def _value(self) -> Any:
         self._next()

@@ -8,12 +8,12 @@ from typing import Any
 import mmcv
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, DefaultScope
-from PIL import Image
 
 from apt_dense.mm.preflight.configs_classes import dataset_classes
 from apt_dense.mm.preflight.consumers import parameters_of
 from apt_dense.mm.preflight.datasets import joined
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding, Rule
+from apt_dense.mm.preflight.headers import open_header
 from apt_dense.mm.preflight.parts import Part, class_of, kind_of, leaf_datasets, listed, metrics_of, steps_of
 
 FILES = Rule(
@@ -113,7 +113,7 @@ def _check_batch(cfg: Config, split: str) -> Iterator[Finding]:
     for leaf, _ in leaf_datasets(cfg, split):
         for path in _pictures(leaf, cfg):
             try:
-                with Image.open(path) as picture:
+                with open_header(path) as picture:
                     sizes.setdefault(_resized(picture.size, leaf), path)
             except OSError:  # which others tell
                 continue

@@ -33,8 +33,8 @@ BUILDERS_KEYS = frozenset((
     'convert_to_iter_based'))
 LOADER_KEYS = frozenset((
     'sampler', 'batch_sampler', 'num_batch_per_epoch', 'worker_init_fn', 'collate_fn', 'disable_subprocess_warning'))
-# Dicts whose entries go on to other packages.
-OPEN_DICTS = re.compile(r'.*kwargs|backend_args|file_client_args|dist_cfg|define_metric_cfg|strategy|meta')
+# Dicts whose entries go on to other packages, or whose keys are names of parameters.
+OPEN_DICTS = re.compile(r'.*kwargs|custom_keys|backend_args|file_client_args|dist_cfg|define_metric_cfg|strategy|meta')
 
 
 def root_keys() -> set[str]:

@@ -7,10 +7,10 @@ import mmcv
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
-from PIL import Image
 
 from apt_dense.mm.preflight.configs_classes import dataset_classes
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding, Rule
+from apt_dense.mm.preflight.headers import open_header
 from apt_dense.mm.preflight.label_map_files import FILE_RULES, check_files
 from apt_dense.mm.preflight.parts import Part, class_of, kind_of, leaf_datasets, listed, steps_of
 
@@ -40,6 +40,7 @@ RULES = (*FILE_RULES, SETTINGS, PREFIX, UNREADABLE, UNREADABLE_SKIPPED, PICTURE,
 
 NUM_MAPS = {None: 64, 'sample': 200}  # read of each dataset
 FEW_MAPS = 8  # are enough if they hold every class, or there are too many classes to expect that
+MORE_MAPS = 2000  # read if all but one class would be ignored
 MANY_CLASSES = 32
 
 
@@ -132,9 +133,15 @@ def _check_ids(key: str, dataset: Any, load: Any, samples: list[dict], deep: str
                skips: bool) -> Iterator[Finding]:
     found: dict[int, int] = {}  # id in the files -> class, 255 if it is ignored
     refused, broken, num_read = [], [], 0
-    for sample in _spread(samples, NUM_MAPS.get(deep)):
-        if deep is None and num_read >= FEW_MAPS and (
-                load.num_classes > MANY_CLASSES or set(range(load.num_classes)) <= set(found.values())):
+    first = _spread(samples, NUM_MAPS.get(deep))
+    taken = set(map(id, first))
+    rest = [] if deep == 'all' else _spread([sample for sample in samples if id(sample) not in taken], MORE_MAPS)
+    for number, sample in enumerate([*first, *rest]):
+        seen = set(found.values()) - {255}
+        if number >= len(first) and len(seen) > 1:  # more only to be sure that a class cannot occur: it may be rare
+            break
+        if deep is None and num_read >= FEW_MAPS and len(seen) > 1 and (
+                load.num_classes > MANY_CLASSES or set(range(load.num_classes)) <= seen):
             break
         num_read += 1
         try:
@@ -182,7 +189,7 @@ def _size(path: str, decode: bool) -> tuple[int, int]:
     Args:
         decode: decode the whole file, which finds a damaged one.
     """
-    with Image.open(path) as picture:
+    with open_header(path) as picture:
         width, height = picture.size
         turned = picture.getexif().get(274, 1) > 4
     if decode and mmcv.imread(path) is None:

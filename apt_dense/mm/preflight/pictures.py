@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import cv2
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from apt_dense.mm.preflight import coco_rules as rules
 from apt_dense.mm.preflight.datasets import Source, is_remote, joined, steps_of
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding
+from apt_dense.mm.preflight.headers import open_header
 from apt_dense.mm.preflight.tally import Tally
 
 HEADERS = 1000  # of so many pictures, evenly over the file, size and EXIF data are read
@@ -97,7 +98,7 @@ def _loads_stored(source: Source) -> bool:
 
 def _check_header(path: str, image: dict, loads_stored: bool, tally: Tally) -> None:
     try:
-        with Image.open(path) as picture:
+        with open_header(path) as picture:
             # Of a PNG without EXIF data in front Pillow would read all pixels to look behind them.
             has_exif = picture.format != 'PNG' or 'exif' in picture.info
             stored, orientation = picture.size, picture.getexif().get(ORIENTATION, 1) if has_exif else 1

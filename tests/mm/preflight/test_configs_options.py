@@ -116,6 +116,7 @@ def test_names_of_a_config_that_was_dumped(tmp_path, monkeypatch):
 
 
 READ = [
+    'optim_wrapper.paramwise_cfg.custom_keys.my_head.lr_mult=0.1',
     'model.backbone.max_tokens=7000', 'model.backbone.with_cp=True', 'model.backbone.init_cfg=None',
     'model.backbone.init_cfg.checkpoint=a.pth', 'model.init_cfg.type=Pretrained',
     'model.test_cfg.rcnn.score_thr=0.05', 'model.test_cfg.rcnn.maskness_thr=0.5', 'model.trainable=None',

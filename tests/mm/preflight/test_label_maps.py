@@ -1,12 +1,15 @@
 """Label maps before the first iteration: which files belong together, and which classes can occur."""
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from PIL import Image
 
 from apt_dense.mm.preflight.findings import STOP, WARN
+from apt_dense.mm.preflight.headers import open_header
 from apt_dense.mm.preflight.label_maps import RULES, check_label_maps
 
 CONFIG = Path(__file__).parents[3] / 'configs/eva02_ti_demo_seg.py'
@@ -94,6 +97,30 @@ def test_masks_of_0_and_255_for_two_classes(root, split, wrapper):
     assert "only 'background' is left, crack cannot occur" in message
     assert 'the ids 0, 255 were found, of which 255 is ignored; 3 of 3 label maps were read' in message
     assert f'{split}_dataloader.dataset' in message and 'convert the maps (255 to 1' in message
+
+
+def test_a_class_that_is_rare(root):
+    """In one of a hundred maps: more are read than the usual 64 before it is said that it cannot occur."""
+    for number in range(100):
+        write_picture(root / f'images/{number:03}.jpg')
+        write_map(root / f'labels/{number:03}.png', [0, 1, 255] if number == 51 else [0, 255])
+    for name in 'abc':
+        (root / f'images/{name}.jpg').unlink()
+        (root / f'labels/{name}.png').unlink()
+    assert found(config(root, ('background', 'crack'))) == {}
+    write_map(root / 'labels/051.png', [0, 255])
+    message = found(config(root, ('background', 'crack')))['all-but-one-class-ignored']
+    assert '100 of 100 label maps were read' in message
+
+
+def test_a_picture_beyond_pillows_limit(root):
+    """Only its header is read."""
+    with open(root / 'images/a.bmp', 'wb') as file:
+        file.write(b'BM' + struct.pack('<IHHIIiiHHIIiiII', 54, 0, 0, 54, 40, 40000, 40000, 1, 24, 0, 0, 1, 1, 0, 0))
+    with open_header(str(root / 'images/a.bmp')) as picture:
+        assert picture.size == (40000, 40000)
+    with pytest.raises(Image.DecompressionBombError), Image.open(root / 'images/a.bmp'):
+        pass
 
 
 @pytest.mark.parametrize(('ids', 'settings', 'loader', 'message'), [
