@@ -6,6 +6,10 @@ side and holds 1 to 8 objects of five classes; every 25th scene of a split is em
 have large smooth areas (a clear sky over a photographed ground, a defocused photograph), which an adaptive patch model
 may merge; the others are busy all over.  Training and validation take disjoint sets of photographs.
 
+``--recipe`` makes a harder dataset of the same kind (`scenes.RECIPES`): up to 12 objects a scene, many of them small,
+on scenes whose longer side is 384 px (``scenes_384``), or the same in half the resolution (``scenes_192``).  Where a
+photograph is smaller than a scene it is enlarged.
+
 Written below ``--out``, in COCO's layout::
 
     annotations/instances_{train,val}.json   boxes and masks; category ids from 1; masks as compressed RLE, exact
@@ -34,7 +38,7 @@ import sys
 from pathlib import Path
 
 from objects import CLASSES
-from scenes import PHOTOS, SPLITS, Scene, load_photos, make_scene
+from scenes import PHOTOS, RECIPES, SPLITS, Scene, load_photos, make_scene
 
 from apt_dense.extras import from_extra
 
@@ -64,14 +68,14 @@ def file_names(split: str, index: int) -> tuple[str, str]:
     return f'{split}/{index:06d}.jpg', f'semantic/{split}/{index:06d}.png'
 
 
-def write_split(root: Path, split: str, num_scenes: int, seed: int) -> None:
+def write_split(root: Path, split: str, num_scenes: int, seed: int, recipe: str = 'demo') -> None:
     """Write one split's scenes, label maps and annotations below ``root``."""
     photos = load_photos(split)
     images, annotations = [], []
     for folder in (root / split, root / 'semantic' / split, root / 'annotations'):
         folder.mkdir(parents=True, exist_ok=True)
     for index in range(num_scenes):
-        scene = make_scene(seed, split, index, photos)
+        scene = make_scene(seed, split, index, photos, RECIPES[recipe])
         labels = np.array([0, *scene.category_ids], np.uint8)[scene.object_ids]
         image_name, labels_name = file_names(split, index)
         # Encoded first, written by Python: cv2.imwrite does not say why it could not write.
@@ -95,7 +99,8 @@ def license_text() -> str:
     return '\n'.join(lines)
 
 
-def make_dataset(out: str | Path, num_train: int = 200, num_val: int = 50, seed: int = 0, force: bool = False) -> bool:
+def make_dataset(out: str | Path, num_train: int = 200, num_val: int = 50, seed: int = 0, force: bool = False,
+                 recipe: str = 'demo') -> bool:
     """Make the dataset in the folder ``out``, unless it is there already.
 
     Everything is written to a temporary folder beside ``out`` and renamed at the end: ``out`` is never half-written.
@@ -105,27 +110,32 @@ def make_dataset(out: str | Path, num_train: int = 200, num_val: int = 50, seed:
         num_train, num_val: scenes of each split, at least 1.
         seed: 0 or more.
         force: replace a dataset that was made with other arguments or is incomplete.
+        recipe: what the scenes are like, a key of `scenes.RECIPES`.
 
     Returns:
         True if it was made, False if the same dataset was there.
 
     Raises:
-        ValueError: for a count below 1 or a negative seed.
+        ValueError: for a count below 1, a negative seed or an unknown recipe.
         FileExistsError: if ``out`` is a file, another dataset (without ``force``), or a folder of something else.
         ImportError, FileNotFoundError: see `load_photos`.
     """
     for name, value, least in (('num_train', num_train, 1), ('num_val', num_val, 1), ('seed', seed, 0)):
         if value < least:
             raise ValueError(f'{name}={value}: want a whole number of at least {least}')
+    if recipe not in RECIPES:
+        raise ValueError(f'recipe={recipe!r}: choose one of {sorted(RECIPES)}')
     out = Path(out).resolve()
     meta = {'generator': GENERATOR, 'version': VERSION, 'num_train': num_train, 'num_val': num_val, 'seed': seed}
+    if recipe != 'demo':
+        meta['recipe'] = recipe
     if is_made(out, meta, force):
         return False
     temporary = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
     try:
         temporary.mkdir(parents=True)
         for split in SPLITS:
-            write_split(temporary, split, meta[f'num_{split}'], seed)
+            write_split(temporary, split, meta[f'num_{split}'], seed, recipe)
         (temporary / 'LICENSE.txt').write_text(license_text())
         (temporary / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n')
         if out.exists():
@@ -162,6 +172,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--num-train', type=int, default=200, help='training scenes (default: %(default)s)')
     parser.add_argument('--num-val', type=int, default=50, help='validation scenes (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='another seed, other scenes (default: %(default)s)')
+    parser.add_argument('--recipe', choices=sorted(RECIPES), default='demo',
+                        help='what the scenes are like (default: %(default)s)')
     parser.add_argument('--force', action='store_true', help='replace a dataset made with other arguments')
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the temporary folder would stay behind

@@ -1,4 +1,4 @@
-"""The scenes of the demo dataset: objects composed on photographs that scikit-image ships."""
+"""The scenes of the demo dataset and of its larger kin: objects composed on photographs that scikit-image ships."""
 import importlib.util
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +12,9 @@ with from_extra('mm'):
     import numpy as np
 
 SPLITS = ('train', 'val')
-MIN_SIDE_PX, MAX_SIDE_PX = 192, 320
-MIN_OBJECT_PX, MAX_OBJECT_PX = 14, 140  # the longer side of an object's box before it is rotated
 MIN_VISIBLE = 0.6  # of an object's area
 EMPTY_EVERY = 25
-NUM_OBJECTS_ODDS = (0.08, 0.12, 0.16, 0.18, 0.16, 0.13, 0.10, 0.07)  # of 1 to 8 objects
-MARGIN_PX = 128  # drawn around each scene and cut off at the end, so that objects and shadows may cross the border
+MARGIN_PX = 160  # drawn around each scene and cut off at the end, so that objects and shadows may cross the border
 INSIDE = np.s_[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]
 
 # Photograph -> what scikit-image says of its source.  The first ones of each split also give the objects' textures.
@@ -42,6 +39,33 @@ PHOTOS = {
         'cell.png': 'Mueller et al., Optics Express 26(8), 2018, CC0',
         'rocket.jpg': 'SpaceX, public domain',
     },
+}
+
+
+class Recipe(NamedTuple):
+    """What the scenes of a dataset are like.
+
+    Attributes:
+        side_px: the least and the largest side of a scene.
+        object_px: the least and the largest size of an object: the longer side of its box before it is rotated.
+        size_beta: parameters of the beta distribution of an object's size, on a logarithmic scale.
+        num_objects_odds: how often a scene is given 1, 2, ... objects.
+        fixed_longest: one side of each scene, drawn at random, is the largest.
+    """
+    side_px: tuple[int, int]
+    object_px: tuple[int, int]
+    size_beta: tuple[float, float]
+    num_objects_odds: tuple[float, ...]
+    fixed_longest: bool = False
+
+
+_UP_TO_12 = (0.04, 0.06, 0.08, 0.10, 0.11, 0.12, 0.11, 0.10, 0.09, 0.08, 0.06, 0.05)
+RECIPES = {
+    'demo': Recipe((192, 320), (14, 140), (1.7, 1.1), (0.08, 0.12, 0.16, 0.18, 0.16, 0.13, 0.10, 0.07)),
+    # Harder: more objects, a quarter of them below 28 px.  The second one has the same kind of scenes in half the
+    # resolution: a model that works at 384 px enlarges them, as COCO's pictures of 640 px are enlarged to 1536.
+    'scenes_384': Recipe((256, 384), (8, 200), (1.5, 1.0), _UP_TO_12, fixed_longest=True),
+    'scenes_192': Recipe((128, 192), (4, 100), (1.5, 1.0), _UP_TO_12, fixed_longest=True),
 }
 
 
@@ -105,19 +129,25 @@ def horizon(rng: np.random.Generator, photos: list[np.ndarray], height: int, wid
 BACKGROUNDS = ((graded_crop, 0.3), (defocused, 0.3), (horizon, 0.4))  # and how often each is taken
 
 
-def make_scene(seed: int, split: str, index: int, photos: list[np.ndarray]) -> Scene:
+def make_scene(seed: int, split: str, index: int, photos: list[np.ndarray],
+               recipe: Recipe = RECIPES['demo']) -> Scene:
     """Compose scene ``index`` of a split from the split's photographs (`load_photos`)."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    height, width = rng.integers(MIN_SIDE_PX, MAX_SIDE_PX + 1, 2)
+    smallest_px, largest_px = recipe.side_px
+    sides = rng.integers(smallest_px, largest_px + 1, 2)
+    if recipe.fixed_longest:
+        sides[rng.integers(2)] = largest_px
+    height, width = sides
     background = BACKGROUNDS[rng.choice(len(BACKGROUNDS), p=[odds for _, odds in BACKGROUNDS])][0]
     image = np.clip(background(rng, photos, height, width), 0, 255)
     image = cv2.copyMakeBorder(image, *[MARGIN_PX] * 4, cv2.BORDER_REPLICATE)
     object_ids = np.zeros(image.shape[:2], np.uint8)
     category_ids, areas = [], []
     empty = index % EMPTY_EVERY == EMPTY_EVERY - 1
-    for _ in range(0 if empty else 1 + rng.choice(len(NUM_OBJECTS_ODDS), p=NUM_OBJECTS_ODDS)):
+    smallest_px, largest_px = recipe.object_px
+    for _ in range(0 if empty else 1 + rng.choice(len(recipe.num_objects_odds), p=recipe.num_objects_odds)):
         category_id = int(rng.integers(len(CLASSES))) + 1
-        size_px = round(MIN_OBJECT_PX * (MAX_OBJECT_PX / MIN_OBJECT_PX)**rng.beta(1.7, 1.1))
+        size_px = round(smallest_px * (largest_px / smallest_px)**rng.beta(*recipe.size_beta))
         colour, cover = render_object(rng, CLASSES[category_id - 1], size_px, photos[:NUM_TEXTURES])
         place = find_place(rng, object_ids, cover > 0.5, areas)
         if place is None:

@@ -168,8 +168,8 @@ def test_a_failure_leaves_nothing_half_written(tmp_path, monkeypatch, error):
     before = contents(tmp_path)
     write_split = demo.write_split
 
-    def fail_in_val(root, split, num_scenes, seed):
-        write_split(root, split, num_scenes, seed)
+    def fail_in_val(root, split, *arguments):
+        write_split(root, split, *arguments)
         if split == 'val':
             raise error
 
@@ -214,3 +214,35 @@ def test_missing_photographs_say_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match='pip install scikit-image'):
         demo.make_dataset(tmp_path / 'demo', 1, 1)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('recipe, longest', [('scenes_384', 384), ('scenes_192', 192)])
+def test_the_harder_recipes(tmp_path, recipe, longest):
+    demo.main(['--out', str(tmp_path / recipe), '--num-train', '8', '--num-val', '2', '--recipe', recipe])
+    coco = COCO(tmp_path / recipe / 'annotations/instances_train.json')
+    sides = [(info['height'], info['width']) for info in coco.imgs.values()]
+    assert {max(side) for side in sides} == {longest}
+    assert len(set(sides)) > 4 and longest * 2 // 3 <= min(map(min, sides)) < longest
+    assert {height > width for height, width in sides} == {True, False}
+    boxes = [annotation['bbox'][2:] for annotation in coco.anns.values()]
+    assert min(map(max, boxes)) < longest / 12 and max(map(max, boxes)) > longest / 4
+    assert max(len(annotations) for annotations in coco.imgToAnns.values()) > 8
+    assert min(annotation['area'] for annotation in coco.anns.values()) > 0
+    assert json.loads((tmp_path / recipe / 'meta.json').read_text())['recipe'] == recipe
+
+
+def test_the_largest_objects_fit_into_the_margin():
+    """A square crate of the largest size, turned by 45 degrees, with its shadow, at the border."""
+    longest = max(recipe.object_px[1] for recipe in scenes.RECIPES.values())
+    side = int(longest * 2**0.5) + 3
+    reach = round(0.05 * side)
+    assert side // 4 + 4 * reach <= scenes.MARGIN_PX
+
+
+def test_recipes_are_not_mistaken_for_each_other(tmp_path):
+    demo.make_dataset(tmp_path / 'data', 1, 1)
+    assert 'recipe' not in json.loads((tmp_path / 'data/meta.json').read_text())
+    with pytest.raises(FileExistsError, match='was made with.*--force'):
+        demo.make_dataset(tmp_path / 'data', 1, 1, recipe='scenes_192')
+    with pytest.raises(ValueError, match=r"recipe='no': choose one of \['demo', 'scenes_192', 'scenes_384'\]"):
+        demo.make_dataset(tmp_path / 'other', 1, 1, recipe='no')
