@@ -15,7 +15,8 @@ from apt_dense.core.quadtree import check_thresholds, fit_budgets
 STACK_INPUTS = 512  # inputs of one shape that are counted at once
 MAX_QUANTILE_SCORES = 2**22  # of a scale; of more, every n-th is looked at
 DIGITS = 4  # significant digits of the thresholds that are found
-BISECTIONS = 20
+SMALLEST = 2.0**-40  # over the largest, of the numbers that are searched: upsampling errors span six decimal places
+BISECTIONS = 26
 
 
 class ScoreMaps:
@@ -254,13 +255,13 @@ def find_thresholds(family: Family, measure: Callable[[tuple[float, ...]], float
     def rounded(number: float) -> tuple[float, ...]:
         return tuple(_round_up(threshold) for threshold in family.thresholds(number))
 
-    low, high = family.highest / 2**BISECTIONS, family.highest
+    low, high = family.highest * SMALLEST, family.highest
     most, least = measure(rounded(low)), measure(rounded(high))
     if not least <= target <= most:
         raise ValueError(f'target {target:g} is out of reach with {family.name}: {least:.4g} to {most:.4g} is possible '
                          '(constant patches, padding among them, are always merged)')
     for _ in range(BISECTIONS):
-        middle = (low + high) / 2
+        middle = math.sqrt(low * high)
         low, high = (low, middle) if measure(rounded(middle)) <= target else (middle, high)
     return rounded(high)
 

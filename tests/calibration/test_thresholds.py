@@ -149,6 +149,16 @@ def test_rounding_follows_the_scores_magnitude(factor):
     assert found == pytest.approx(factor * 32 / 7, rel=2e-3)
 
 
+@pytest.mark.parametrize('kept', [0.97, 0.9, 0.5])
+def test_the_search_meets_a_fraction_of_scores_over_many_magnitudes(kept):
+    """Upsampling errors of smooth patches are millions of times smaller than those of edges."""
+    scores = ScoreMaps(2)
+    scores.add([10**torch.linspace(-10, 0, 1024).view(32, 32)])
+    measure = lambda thresholds: scores.count_tokens(thresholds).sum().item() / 4096  # noqa: E731
+    found = find_thresholds(ratio_family(scores, []), measure, kept)
+    assert kept - 0.001 <= measure(found) <= kept
+
+
 def test_errors():
     scores, inputs = scored()
     with pytest.raises(ValueError, match='got 2 score maps for num_scales=4'):
