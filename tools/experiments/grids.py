@@ -1,0 +1,140 @@
+"""The grids of the experiments, as data: which cells there are, in the order in which they run."""
+from dataclasses import dataclass, replace
+
+from cells import SCRATCH, TASKS, UNTRAINED, Cell, Patches, Training
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset of tools/demo/make_demo_dataset.py; the models work at 384 px.
+
+    Attributes:
+        recipe, num_train, num_val, seed: its arguments.
+        enlarged: the factor by which the pipelines enlarge a side of its pictures.
+    """
+    recipe: str
+    num_train: int = 1000
+    num_val: int = 200
+    seed: int = 0
+    enlarged: float = 1.0
+
+
+DATASETS = {'native': Dataset('scenes_384'), 'enlarged': Dataset('scenes_192', enlarged=2.0)}
+SEEDS = (0, 1, 2)
+KEPT = (0.9, 0.7, 0.5, 0.35)
+SHORT = 0.05  # of the dense model's iterations: the paper's
+LONG = 0.2
+ADDED, ADDED_TENTH = Training('dense', SHORT, 1.0, 'added'), Training('dense', SHORT, 0.1, 'added')
+ENTIRE_FULL, ENTIRE_TENTH = Training('dense', SHORT, 1.0), Training('dense', SHORT, 0.1)
+ENTIRE_LONG = Training('dense', LONG, 0.1)
+RATES = (1.0, 0.4, 0.1, 0.03)
+BETTER = ENTIRE_TENTH  # the recipe with which scorers and other settings are compared
+
+# Patches of 16 to 128 px in detection and of 16 to 64 px in segmentation, as in the paper.
+NUM_SCALES = {'det': 4, 'seg': 3}
+# The proportions of the paper's thresholds: (2, 2, 0.3) and (5.75, 4.0).
+PUBLISHED_RATIOS = {'det': (1.0, 0.15), 'seg': (4.0 / 5.75,)}
+
+
+def entropy(task: str, kept: float) -> Patches:
+    """The paper's choice of patches."""
+    return Patches('entropy', kept, PUBLISHED_RATIOS[task], NUM_SCALES[task])
+
+
+def upsampling(task: str, kept: float) -> Patches:
+    """The other scorer: one threshold for all sizes."""
+    return Patches('upsampling_error', kept, (1.0,), NUM_SCALES[task])
+
+
+def resizing(patches: Patches) -> Patches:
+    """The same without added parameters."""
+    return replace(patches, detail_branch='none')
+
+
+def dense(seeds: tuple[int, ...] = SEEDS) -> list[Cell]:
+    """The dense models, and each with the iterations of the short fine-tunings."""
+    trainings = (SCRATCH, ENTIRE_TENTH, ENTIRE_FULL, ENTIRE_LONG)
+    return [Cell(task, dataset, None, training, seed) for seed in seeds for task in TASKS for dataset in DATASETS
+            for training in trainings]
+
+
+def methods(seeds: tuple[int, ...] = SEEDS) -> list[Cell]:
+    """Entropy and upsampling error at several shares, by every recipe."""
+    cells = []
+    for seed in seeds:
+        for dataset in DATASETS:
+            for task in TASKS:
+                for kept in KEPT if dataset == 'native' else (0.7, 0.5):
+                    trainings = [ADDED, ADDED_TENTH, ENTIRE_TENTH]
+                    # 20 % of the iterations: three seeds on one dataset, one on the other.
+                    trainings += [ENTIRE_LONG] if kept in (0.7, 0.5) and (dataset == 'native' or not seed) else []
+                    for patches in (entropy(task, kept), upsampling(task, kept)):
+                        cells.append(Cell(task, dataset, resizing(patches), UNTRAINED, seed))
+                        cells += [Cell(task, dataset, patches, training, seed) for training in trainings]
+    return cells
+
+
+def from_start() -> list[Cell]:
+    """APT with the whole schedule from random weights; one seed, one dataset."""
+    return [Cell(task, 'native', make(task, kept), SCRATCH) for kept in (0.5, 0.7) for task in TASKS
+            for make in (upsampling, entropy)]
+
+
+def scorers() -> list[Cell]:
+    """Every scorer, with one threshold for all sizes and with one for each; kept 0.5, untrained and fine-tuned."""
+    choices = {'entropy': (1.0, 0.7), 'laplacian_mean': (1.0, 0.7), 'laplacian_max': (1.0, 0.7),
+               'laplacian_std': (1.0, 0.7), 'upsampling_error': (1.0, 0.5)}
+    return _pairs(lambda task: [Patches(scorer, 0.5, (ratio,), NUM_SCALES[task])
+                                for scorer, ratios in choices.items() for ratio in ratios])
+
+
+def details() -> list[Cell]:
+    """Starts of the detail branch; none is Resizing with a fine-tuning."""
+    return _pairs(lambda task: [replace(upsampling(task, 0.5), detail_branch=branch)
+                                for branch in ('zero', 'nonzero', 'residual', 'none')])
+
+
+def anchors() -> list[Cell]:
+    """Where a merged patch stands for the rotary position."""
+    return _pairs(lambda task: [replace(make(task, 0.5), rope_anchor=anchor)
+                                for make in (upsampling, entropy) for anchor in ('corner', 'center')])
+
+
+def scales() -> list[Cell]:
+    """Patches of 2, 3 and 4 sizes."""
+    return _pairs(lambda task: [replace(upsampling(task, 0.5), num_scales=number) for number in (2, 3, 4)])
+
+
+def rates() -> list[Cell]:
+    """Learning rates of the short fine-tuning, with the dense model's own."""
+    trainings = [Training('dense', SHORT, rate) for rate in RATES]
+    return [Cell(task, 'native', patches, training) for task in TASKS for training in trainings
+            for patches in (None, upsampling(task, 0.5), entropy(task, 0.5))]
+
+
+def lengths() -> list[Cell]:
+    """The dense model with half of the iterations and with twice as many: does it still improve?"""
+    return [Cell(task, 'native', None, Training('random', share)) for task in TASKS for share in (0.5, 2.0)]
+
+
+def _pairs(make) -> list[Cell]:
+    """Untrained and by the better recipe, on one dataset with one seed, what ``make(task)`` gives."""
+    cells = []
+    for task in TASKS:
+        for patches in make(task):
+            # Untrained, the zero branch adds nothing: that is Resizing.  The others would add random numbers.
+            if patches.detail_branch in ('zero', 'none'):
+                cells.append(Cell(task, 'native', resizing(patches), UNTRAINED))
+            cells.append(Cell(task, 'native', patches, BETTER))
+    return cells
+
+
+def everything() -> list[Cell]:
+    """All grids but ``lengths``: a first seed of the main ones, the comparisons, then the other seeds."""
+    others = [cell for seed in SEEDS[1:] for cell in (*dense((seed,)), *methods((seed,)))]
+    return [*dense(SEEDS[:1]), *methods(SEEDS[:1]), *scorers(), *details(), *anchors(), *scales(), *rates(),
+            *from_start(), *others]
+
+
+GRIDS = {'dense': dense, 'methods': methods, 'from_start': from_start, 'scorers': scorers, 'details': details,
+         'anchors': anchors, 'scales': scales, 'rates': rates, 'lengths': lengths, 'all': everything}
