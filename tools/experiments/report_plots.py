@@ -1,0 +1,98 @@
+"""Results of the experiments as pictures."""
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cells import Cell
+from grids import DATASETS
+from report_tables import METRICS, Figures, Number, main_metric, over_seeds
+
+from apt_dense.core.files import write_atomically
+from apt_dense.extras import from_extra
+
+with from_extra('tools'):
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TASKS = {'det': 'detection', 'seg': 'segmentation'}
+
+
+def _mean(values: Iterable[Number]) -> Number:
+    values = [value for value in values if value is not None]
+    return statistics.mean(values) if values else None
+
+
+def _series(cells: Sequence[Cell], figures: Figures, x: str) -> dict[str, list[tuple[float, float, float]]]:
+    """Label of a method -> (x, mean, standard deviation) of each share of kept tokens, by x.
+
+    Args:
+        x: 'kept' or 'time', the time of a test over that of the dense model.
+    """
+    series: dict[str, list[tuple[float, float, float]]] = {}
+    for first, group in over_seeds(cell for cell in cells if cell.patches).items():
+        values = [value for value in map(figures.metric, group) if value is not None]
+        if x == 'kept':
+            place = _mean(map(figures.kept, group))
+        else:
+            speedup = _mean(figures.speedup(cell, 'test') for cell in group)
+            place = speedup and 1 / speedup
+        if values and place is not None:
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            label = f'{first.patches.choice}, {first.training.name}'
+            series.setdefault(label, []).append((place, statistics.mean(values), deviation))
+    return {label: sorted(points) for label, points in series.items()}
+
+
+def _draw_panel(axes: Axes, cells: Sequence[Cell], figures: Figures, x: str) -> None:
+    dense = _mean(map(figures.metric, {cell.parent for cell in cells if cell.parent}))
+    if dense is not None:
+        axes.axhline(dense, color='black', linestyle=':', label='dense')
+    for label, points in _series(cells, figures, x).items():
+        places, means, deviations = zip(*points, strict=True)
+        axes.errorbar(places, means, deviations, marker='o', markersize=3, linewidth=1, capsize=2, label=label)
+
+
+def accuracy_figure(cells: Sequence[Cell], figures: Figures, x: str) -> Figure:
+    """Main metric against kept tokens or measured time, a panel for each task and dataset."""
+    figure, grid = plt.subplots(len(TASKS), len(DATASETS), figsize=(12, 9), squeeze=False, layout='constrained')
+    for task, row in zip(TASKS, grid, strict=True):
+        for dataset, axes in zip(DATASETS, row, strict=True):
+            chosen = [cell for cell in cells if (cell.task, cell.dataset) == (task, dataset)]
+            _draw_panel(axes, chosen, figures, x)
+            axes.set(title=f'{TASKS[task]}, {dataset}', ylabel=METRICS[task][main_metric(task)],
+                     xlabel='kept tokens of the content' if x == 'kept' else 'time of a test over the dense model\'s')
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize=7)
+    return figure
+
+
+def recovery_figure(cells: Sequence[Cell], figures: Figures) -> Figure:
+    """Recovery by method: a bar for each, a panel for each task; seeds are averaged."""
+    figure, columns = plt.subplots(1, len(TASKS), figsize=(12, 6), layout='constrained')
+    for task, axes in zip(TASKS, columns, strict=True):
+        trained = over_seeds(cell for cell in cells if cell.task == task and cell.training.share)
+        means = {f'{first.dataset}, {first.patches.name}, {first.training.name}': _mean(map(figures.recovery, group))
+                 for first, group in trained.items()}
+        bars = {label: value for label, value in means.items() if value is not None}
+        axes.barh(list(bars), list(bars.values()))
+        axes.axvline(1, color='black', linestyle=':')
+        axes.tick_params(labelsize=6)
+        axes.invert_yaxis()
+        axes.set(title=TASKS[task], xlabel='(APT - Resizing) / (Dense - Resizing)')
+    return figure
+
+
+def write_plots(cells: Sequence[Cell], figures: Figures, folder: Path) -> list[str]:
+    """Write the pictures that there are results for; return their names."""
+    if not any(map(figures.result, cells)):
+        return []
+    pictures = {'accuracy_kept.png': accuracy_figure(cells, figures, 'kept'),
+                'accuracy_time.png': accuracy_figure(cells, figures, 'time'),
+                'recovery.png': recovery_figure([cell for cell in cells if cell.patches], figures)}
+    for name, figure in pictures.items():
+        write_atomically(folder / name, lambda file, figure=figure: figure.savefig(file, dpi=110, format='png'))
+        plt.close(figure)
+    return list(pictures)
