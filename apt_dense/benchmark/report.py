@@ -1,6 +1,7 @@
 """Rows as a table (Markdown, which a terminal shows just as well), as JSON and as a plot."""
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,19 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         return f'| {" | ".join(padded)} |'
 
     return '\n'.join(joined(cells) for cells in (header, rule, *lines))
+
+
+def rewrite(page: str, name: str, text: str) -> str:
+    """The page with the part of this name replaced.
+
+    Raises:
+        ValueError: if the page has no such part.
+    """
+    pattern = rf'(<!-- {name} -->\n).*?(<!-- end of {name} -->)'
+    if not re.search(pattern, page, re.DOTALL):
+        raise ValueError(f'the page has no <!-- {name} --> ... <!-- end of {name} -->: add the two lines where the '
+                         'tables are to stand')
+    return re.sub(pattern, lambda match: f'{match[1]}\n{text}\n\n{match[2]}', page, flags=re.DOTALL)
 
 
 def times_table(rows: Sequence[Row]) -> str:

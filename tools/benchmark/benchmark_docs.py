@@ -11,7 +11,6 @@ charts are made from the same files.  Runs on a GPU are left out where there is 
 """
 import argparse
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 
 from apt_dense.benchmark import charts, report, scoring, summary
+from apt_dense.benchmark.report import rewrite
 from apt_dense.core.files import write_atomically
 from apt_dense.extras import install_command
 
@@ -155,19 +155,6 @@ def section(name: str, run: Run, folder: Path) -> str:
     if content.get('left_out'):
         parts.append(f'Did not fit the GPU: {"; ".join(content["left_out"])}.')
     return '\n\n'.join(parts)
-
-
-def rewrite(page: str, name: str, text: str) -> str:
-    """The page with the part of this name replaced.
-
-    Raises:
-        ValueError: if the page has no such part.
-    """
-    pattern = rf'(<!-- {name} -->\n).*?(<!-- end of {name} -->)'
-    if not re.search(pattern, page, re.DOTALL):
-        raise ValueError(f'the page has no <!-- {name} --> ... <!-- end of {name} -->: add the two lines where the '
-                         'tables are to stand')
-    return re.sub(pattern, lambda match: f'{match[1]}\n{text}\n\n{match[2]}', page, flags=re.DOTALL)
 
 
 def update(path: Path, parts: dict[str, str]) -> None:

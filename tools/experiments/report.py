@@ -7,7 +7,6 @@ The part of the page between <!-- NAME --> and <!-- end of NAME --> is made here
 docs/results/runs.md.
 """
 import argparse
-import re
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from grids import DATASETS, GRIDS
 from report_plots import write_plots
 from report_tables import Figures, cells_table, curves_table, runs_table, state
 
+from apt_dense.benchmark.report import rewrite
 from apt_dense.core.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
@@ -35,19 +35,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--page', type=Path, default=ROOT / 'docs/results.md')
     parser.add_argument('--configs', type=Path, default=ROOT / 'tools/experiments/configs')
     return parser.parse_args(arguments)
-
-
-def rewrite(page: str, name: str, text: str) -> str:
-    """The page with the part of this name replaced.
-
-    Raises:
-        ValueError: if the page has no such part.
-    """
-    pattern = rf'(<!-- {name} -->\n).*?(<!-- end of {name} -->)'
-    if not re.search(pattern, page, re.DOTALL):
-        raise ValueError(f'the page has no <!-- {name} --> ... <!-- end of {name} -->: add the two lines where the '
-                         'part is to stand')
-    return re.sub(pattern, lambda match: f'{match[1]}\n{text}\n\n{match[2]}', page, flags=re.DOTALL)
 
 
 def main(arguments: list[str] | None = None) -> int:

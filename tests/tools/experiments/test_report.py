@@ -100,8 +100,3 @@ def test_the_plots_show_the_figures(results):
     assert series[f'{PATCHES.choice}, untrained'] == [(0.5, 44.0, 0.0)]
     times = modules.report_plots._series(chosen, tables.Figures(results), 'time')
     assert times[f'{PATCHES.choice}, untrained'][0][0] == pytest.approx(1 / 1.5)
-
-
-def test_a_page_without_a_part(tmp_path):
-    with pytest.raises(ValueError, match='the page has no <!-- state -->'):
-        modules.report.rewrite('nothing', 'state', 'text')

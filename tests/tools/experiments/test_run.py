@@ -1,6 +1,7 @@
 """tools/experiments/run.py: cells end to end, cached, resumed, failed."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,28 @@ def test_a_failed_cell_is_recorded_and_the_next_one_runs(tiny, capsys):
     assert not tiny.started
     assert tiny.main([impossible, possible], '--retry-failed') == 1
     assert tiny.started == [impossible.name]
+
+
+def test_a_cell_that_failed_after_its_training_is_not_trained_again(tiny, monkeypatch):
+    dense, test = cell(None, SCRATCH, 'seg'), modules.run_cell.Runner.test
+
+    def fail(runner):
+        raise OSError('disk full')
+
+    path = tiny.configs / 'seg.py'
+    path.write_text(path.read_text() + 'default_hooks = dict(checkpoint=dict(interval=2))\n')
+    monkeypatch.setattr(modules.run_cell.Runner, 'test', fail)
+    assert tiny.main([dense]) == 1
+    assert results_of(tiny)[dense.name]['error'] == 'OSError: disk full'
+    monkeypatch.setattr(modules.run_cell.Runner, 'test', test)
+    assert tiny.main([dense], '--retry-failed') == 0
+    retried = results_of(tiny)[dense.name]
+    assert retried['resumed_at'] == retried['iterations'] == 2
+    tiny.results.unlink()
+    shutil.rmtree(tiny.work)
+    assert tiny.main([dense]) == 0
+    whole = results_of(tiny)[dense.name]
+    assert (whole['metrics'], whole['curve']) == (retried['metrics'], retried['curve'])
 
 
 def test_what_starts_from_a_failed_cell_is_left_out(tiny, capsys):
