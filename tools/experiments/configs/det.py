@@ -2,7 +2,7 @@
 _base_ = '../../../configs/eva02_ti_demo_det.py'
 custom_imports = dict(imports=['apt_dense.mm.det', 'input_sizes'])
 image_size = 384
-max_iters = 1200
+max_iters = 1000
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[3].update(scale=(image_size, image_size))

@@ -2,7 +2,7 @@
 _base_ = '../../../configs/eva02_ti_demo_seg.py'
 custom_imports = dict(imports=['apt_dense.mm.seg', 'boundary_iou'])
 crop_size = (384, 384)
-max_iters = 1200
+max_iters = 1000
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[2].update(scale=crop_size)
