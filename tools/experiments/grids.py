@@ -131,7 +131,7 @@ def _pairs(make) -> list[Cell]:
 
 
 def everything() -> list[Cell]:
-    """All grids but ``lengths``, what says most first: one seed of all, then the others, at last of the outer shares."""
+    """All grids but ``lengths``, what says most first: a seed of each, then the others, at last of the outer shares."""
     others = methods(SEEDS[1:])
     inner = [cell for cell in others if cell.patches.kept in GOALS]
     return [*dense(SEEDS[:1]), *methods(SEEDS[:1]), *scorers(), *details(), *anchors(), *scales(), *rates(),

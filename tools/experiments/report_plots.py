@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cells import Cell
-from grids import DATASETS
+from grids import ADDED, ADDED_TENTH, DATASETS, ENTIRE_LONG, ENTIRE_TENTH, UNTRAINED
 from report_tables import METRICS, Figures, Number, main_metric, over_seeds
 
 from apt_dense.core.files import write_atomically
@@ -18,6 +18,9 @@ with from_extra('tools'):
     from matplotlib.figure import Figure
 
 TASKS = {'det': 'detection', 'seg': 'segmentation'}
+COLOURS = {training.name: f'C{index}'
+           for index, training in enumerate((UNTRAINED, ADDED, ADDED_TENTH, ENTIRE_TENTH, ENTIRE_LONG))}
+LINES = {'entropy': '--', 'upsampling_error': '-'}
 
 
 def _mean(values: Iterable[Number]) -> Number:
@@ -25,13 +28,13 @@ def _mean(values: Iterable[Number]) -> Number:
     return statistics.mean(values) if values else None
 
 
-def _series(cells: Sequence[Cell], figures: Figures, x: str) -> dict[str, list[tuple[float, float, float]]]:
-    """Label of a method -> (x, mean, standard deviation) of each share of kept tokens, by x.
+def _series(cells: Sequence[Cell], figures: Figures, x: str) -> dict[tuple[str, str], list[tuple[float, float, float]]]:
+    """Scorer and training -> (x, mean, standard deviation) of each share of kept tokens, by x.
 
     Args:
         x: 'kept' or 'time', the time of a test over that of the dense model.
     """
-    series: dict[str, list[tuple[float, float, float]]] = {}
+    series: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for first, group in over_seeds(cell for cell in cells if cell.patches).items():
         values = [value for value in map(figures.metric, group) if value is not None]
         if x == 'kept':
@@ -41,18 +44,19 @@ def _series(cells: Sequence[Cell], figures: Figures, x: str) -> dict[str, list[t
             place = speedup and 1 / speedup
         if values and place is not None:
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-            label = f'{first.patches.choice}, {first.training.name}'
-            series.setdefault(label, []).append((place, statistics.mean(values), deviation))
-    return {label: sorted(points) for label, points in series.items()}
+            method = first.patches.scorer, first.training.name
+            series.setdefault(method, []).append((place, statistics.mean(values), deviation))
+    return {method: sorted(points) for method, points in series.items()}
 
 
 def _draw_panel(axes: Axes, cells: Sequence[Cell], figures: Figures, x: str) -> None:
     dense = _mean(map(figures.metric, {cell.parent for cell in cells if cell.parent}))
     if dense is not None:
         axes.axhline(dense, color='black', linestyle=':', label='dense')
-    for label, points in _series(cells, figures, x).items():
+    for (scorer, training), points in _series(cells, figures, x).items():
         places, means, deviations = zip(*points, strict=True)
-        axes.errorbar(places, means, deviations, marker='o', markersize=3, linewidth=1, capsize=2, label=label)
+        axes.errorbar(places, means, deviations, marker='o', markersize=3, linewidth=1, capsize=2,
+                      linestyle=LINES[scorer], color=COLOURS[training], label=f'{scorer}, {training}')
 
 
 def accuracy_figure(cells: Sequence[Cell], figures: Figures, x: str) -> Figure:

@@ -92,8 +92,8 @@ def cells_table(cells: Sequence[Cell], figures: Figures) -> str:
                 if first.task == task and any(map(figures.result, group))]
         if rows:
             main, *others = names.values()
-            header = ['patches', 'dataset', 'training', main, 'Dense, same iterations', 'Resizing', 'recovery',
-                      *others, 'kept', 'speed-up, test', 'speed-up, training']
+            header = ['patches', 'dataset', 'training', main, 'Dense, same iterations', 'below it', 'Resizing',
+                      'recovery', *others, 'kept', 'speed-up, test', 'speed-up, training']
             parts.append(markdown(header, rows))
     return '\n\n'.join(parts) or NOTHING
 
@@ -107,7 +107,7 @@ def _row(first: Cell, group: Sequence[Cell], figures: Figures, metrics: tuple[st
 
     others = [mean(lambda cell, name=name: figures.metric(cell, name)) for name in metrics[1:]]
     return [first.patches.name if first.patches else 'dense', first.dataset, first.training.name,
-            mean(figures.metric), mean(lambda cell: figures.metric(cell.control)),
+            mean(figures.metric), mean(lambda cell: figures.metric(cell.control)), mean(figures.loss),
             mean(lambda cell: figures.metric(cell.resizing)), mean(figures.recovery, 2), *others,
             mean(figures.kept, 3), mean(lambda cell: figures.speedup(cell, 'test'), 2),
             mean(lambda cell: figures.speedup(cell, 'train'), 2)]
