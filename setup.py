@@ -21,7 +21,8 @@ setup(
     # configs/ and tools/, where mmengine and OpenMMLab's mim look for those of a package; what needs a clone stays out.
     package_data={'apt_dense': ['.mim/configs/**/*.py', '.mim/tools/**/*.py', '.mim/tools/*.sh']},
     exclude_package_data={'apt_dense': ['.mim/tools/setup_env.sh', '.mim/tools/benchmark/benchmark_docs.py',
-                                        '.mim/tools/demo/draw_overview.py', '.mim/tools/fault_drill/*']},
+                                        '.mim/tools/demo/draw_overview.py', '.mim/tools/fault_drill/*',
+                                        '.mim/tools/experiments/*', '.mim/tools/experiments/configs/*']},
     install_requires=['torch>=2.4'],
     extras_require={
         # mmcv must be built against the installed torch, without build isolation: see docs/get_started.md.

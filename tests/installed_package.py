@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 EXTRAS = ('images', 'mm', 'test', 'tools')  # all but flash
 # Of no use without a clone: they install, drill or document the project itself.
-LEFT_OUT = ('setup_env.sh', 'benchmark/benchmark_docs.py', 'demo/draw_overview.py', 'fault_drill/')
+LEFT_OUT = ('setup_env.sh', 'benchmark/benchmark_docs.py', 'demo/draw_overview.py', 'fault_drill/', 'experiments/')
 OWN_CONFIG = """_base_ = 'apt_dense::apt_eva02_ti_demo_det.py'
 train_cfg = dict(max_iters=1)
 train_dataloader = dict(num_workers=0, persistent_workers=False)
