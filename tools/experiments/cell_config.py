@@ -7,12 +7,13 @@ from pathlib import Path
 from cells import Cell
 from grids import Dataset
 
+from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
     from mmengine.config import Config
 
-ADDED = ('backbone.patch_embed.conv_down', 'backbone.patch_embed.zero_mlp')
+ADDED = tuple(f'backbone.{name}' for name in ADDED_PARAMETERS)
 NUM_VALIDATIONS = 5  # of a training from random weights: its curve
 NUM_CURVE_IMAGES = 50  # of each of them
 
