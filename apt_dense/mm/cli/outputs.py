@@ -1,14 +1,12 @@
 """What a test writes and draws: the options of tools/test.py."""
 import os
-from collections.abc import Iterator
-from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
 from apt_dense.mm.cli import pictures  # noqa: F401  (registers what is named here)
 from apt_dense.mm.cli.launch import LaunchError, scope_of
 from apt_dense.mm.data.output_names import LABEL_MAPS, common_folder
-from apt_dense.mm.preflight.datasets import datasets_of
+from apt_dense.mm.preflight.datasets import datasets_of, steps_of
 
 VISUALIZATION = {
     'mmdet': ('DetVisualizationHook', 'DetLocalVisualizer'),
@@ -92,7 +90,7 @@ def _dataset(cfg: Config) -> ConfigDict | None:
 def _loading_step(cfg: Config) -> dict | None:
     """The step of the test pipeline that loads the pictures: what is drawn is what the model was given."""
     for source in datasets_of(cfg, 'test'):
-        for step in _steps(source.settings.get('pipeline')):
+        for step in steps_of(source.settings.get('pipeline')):
             if str(step.get('type')).endswith(('LoadImageFromFile', 'LoadCheckedImage')):
                 return dict(step)
     return None
@@ -116,7 +114,7 @@ def check_label_maps(cfg: Config) -> None:
     if scope_of(cfg) != 'mmseg':
         return
     loads = any('Label' in str(step.get('type')) or 'Annotations' in str(step.get('type'))
-                for step in _steps(cfg.test_dataloader.dataset.pipeline))
+                for step in steps_of(cfg.test_dataloader.dataset.pipeline))
     for metric in _metrics(cfg):
         if metric.get('format_only') and not metric.get('output_dir'):
             raise LaunchError('test_evaluator.format_only=True writes label maps and evaluates nothing: say where, '
@@ -124,16 +122,6 @@ def check_label_maps(cfg: Config) -> None:
         if not metric.get('format_only') and not loads:
             raise LaunchError('the test pipeline loads no label maps, so there is nothing to evaluate: set '
                               'test_evaluator.format_only=True and --out DIRECTORY to write predictions only')
-
-
-def _steps(node: Any) -> Iterator[dict]:
-    """The transforms of a pipeline, inside others too."""
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            yield from _steps(item)
-    elif isinstance(node, dict):
-        yield node
-        yield from _steps(node.get('transforms'))
 
 
 def set_tta(cfg: Config) -> None:
