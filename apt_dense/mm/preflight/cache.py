@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 import apt_dense
+from apt_dense.core.files import write_atomically
 from apt_dense.mm.preflight.datasets import SPLITS, paths_of
 
 CHANGES_NOTHING = ('work_dir', 'load_from', 'resume', 'launcher', 'randomness')  # keys that no check looks at
@@ -48,10 +49,7 @@ def store(key: str, lines: list[str]) -> None:
     """Remember the warnings of a check that found nothing to stop for."""
     path = folder() / f'{key}.json'
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f'.{os.getpid()}.part')
-        part.write_text(json.dumps(lines))
-        part.replace(path)
+        write_atomically(path, json.dumps(lines))
     except OSError as error:
         print_log(f'the result of the preflight is not kept ({error}): set APT_DENSE_CACHE to a folder that can be '
                   'written', level=logging.WARNING)
@@ -62,8 +60,10 @@ def _states(path: str) -> Iterator[str]:
     if not os.path.isdir(path):
         yield _state(path, os.stat(path)) if os.path.exists(path) else f'{path} is missing\n'
         return
+    seen = set()
     for parent, folders, _ in os.walk(path, followlinks=True):
-        folders.sort()
+        seen.add(os.path.realpath(parent))  # a link to a folder above would never end
+        folders[:] = sorted(name for name in folders if os.path.realpath(os.path.join(parent, name)) not in seen)
         with os.scandir(parent) as entries:
             states = sorted(_state(entry.path, entry.stat()) for entry in entries if entry.is_file())
         yield ''.join((f'{parent}\n', *states))

@@ -359,3 +359,11 @@ def test_an_excerpt_of_a_large_file(tmp_path, monkeypatch):
     cfg = config(tmp_path, contents=dict(train=None))
     line = next(draw_samples(cfg, str(tmp_path / 'out'), 3))
     assert line.count('.png') == 3
+
+
+def test_links_that_lead_back_do_not_hold_up_the_check(tmp_path):
+    (tmp_path / 'data/train').mkdir(parents=True)
+    (tmp_path / 'data/train/above').symlink_to(tmp_path / 'data')
+    (tmp_path / 'data/train/a.png').touch()
+    lines = list(cache._states(str(tmp_path / 'data')))
+    assert len(lines) == 2 and 'a.png' in lines[1]
