@@ -99,7 +99,7 @@ def dataset_classes(dataset: Part, cfg: Config) -> Classes | None:
         with open(given, encoding='utf-8') as file:
             given = file.read().splitlines()
     if isinstance(given, (list, tuple)):
-        return Classes(f'{key}.metainfo.classes', tuple(map(str, given)))
+        return Classes(f'{key}.metainfo.classes', tuple(map(str, given)), len(metainfo.get('thing_classes') or ()))
     if given is None and own.get('classes'):
         things = len(own.get('thing_classes') or ())
         return Classes(f'{key} ({kind.__name__}, without metainfo.classes)', tuple(own['classes']), things)
@@ -158,6 +158,15 @@ def _all_counts(cfg: Config, split: str, dataset: Part, classes: Classes) -> Ite
             yield f'{key}.num_classes', metric['num_classes'], ''
 
 
+def _default_of(kind: type | None, name: str) -> Any:
+    """The default of an argument, also one that a class only hands on to its parents; None if there is none."""
+    for base in kind.__mro__ if kind else ():
+        parameter = inspect.signature(base.__init__).parameters.get(name) if '__init__' in vars(base) else None
+        if parameter is not None:
+            return None if parameter.default is parameter.empty else parameter.default
+    return None
+
+
 def _head_counts(node: Any, key: str, cfg: Config) -> Iterator[tuple[str, dict, int, str]]:
     """(key, head, number of classes, note) of every head at or below a part of the model."""
     if isinstance(node, (list, tuple)):
@@ -172,9 +181,9 @@ def _head_counts(node: Any, key: str, cfg: Config) -> Iterator[tuple[str, dict, 
         yield f'{key}.num_things_classes', node, things + stuff, ' together with num_stuff_classes'
     elif any(part in HEADS for part in key.split('.')[-2:]) and 'num_classes' not in node:
         kind = class_of(node, MODELS, cfg)
-        default = inspect.signature(kind).parameters.get('num_classes') if kind else None
-        if default is not None and isinstance(default.default, int):
-            yield f'{key}.num_classes', node, default.default, f' (not set, the default of {kind.__name__})'
+        default = _default_of(kind, 'num_classes')
+        if isinstance(default, int):
+            yield f'{key}.num_classes', node, default, f' (not set, the default of {kind.__name__})'
     for name, item in node.items():
         if name not in OTHER_COUNTS:
             yield from _head_counts(item, f'{key}.{name}', cfg)
@@ -232,5 +241,5 @@ def _reduces(settings: dict, cfg: Config) -> bool | None:
     if 'reduce_zero_label' in settings:
         return bool(settings['reduce_zero_label'])
     kind = class_of(settings, DATASETS, cfg)
-    default = inspect.signature(kind).parameters.get('reduce_zero_label') if kind else None
-    return bool(default.default) if default is not None else None
+    default = _default_of(kind, 'reduce_zero_label')
+    return None if default is None else bool(default)

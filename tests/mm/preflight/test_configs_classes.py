@@ -68,6 +68,16 @@ def test_a_head_that_takes_its_types_default():
     assert 'mask_head.num_classes: 80 (not set, the default of FCNMaskHead), and ' in message
 
 
+def test_a_default_that_a_parent_of_the_type_has():
+    """``bbox_head`` of a type that hands on all it is given."""
+    cfg = load('det')
+    head = cfg.model.roi_head.bbox_head[0]
+    head.pop('num_classes')
+    head.type = 'Shared4Conv1FCBBoxHead'
+    (_, message), = found(cfg)
+    assert 'bbox_head.0.num_classes: 80 (not set, the default of Shared4Conv1FCBBoxHead), and ' in message
+
+
 def test_counts_of_something_else_are_left_alone():
     cfg = load('det')
     cfg.model.rpn_head.num_classes = 1
@@ -91,6 +101,21 @@ def test_things_and_stuff():
     assert found(cfg) == []
     cfg.model.panoptic_head.num_stuff_classes = 53
     assert 'num_things_classes: 58 together with num_stuff_classes' in found(cfg)[0][1]
+
+
+def test_things_of_a_config():
+    """Heads of boxes learn the things only."""
+    cfg = load('det')
+    for split in SPLITS:
+        cfg[f'{split}_dataloader'].dataset.metainfo = dict(
+            classes=('ball', 'box', 'sky'), thing_classes=('ball', 'box'), stuff_classes=('sky',))
+    heads = [*cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head]
+    for head in heads:
+        head.num_classes = 2
+    assert found(cfg) == []
+    heads[0].num_classes = 4
+    (rule, _), = found(cfg)
+    assert rule == 'class-counts-differ'
 
 
 @pytest.mark.parametrize('split', SPLITS)
