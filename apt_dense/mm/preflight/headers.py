@@ -1,8 +1,16 @@
 """Headers of pictures, without their pixels."""
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from PIL import Image
+
+LOADERS = ('LoadImageFromFile', 'LoadCheckedImage')
+
+
+def reads_pictures(steps: Iterable[dict]) -> bool:
+    """True if a pipeline loads its images as OpenCV or Pillow do: what they cannot read, it cannot either."""
+    first = next((step for step in steps if 'Load' in str(step.get('type')) and 'Ann' not in str(step.get('type'))), {})
+    return str(first.get('type')).endswith(LOADERS) and first.get('imdecode_backend') in (None, 'cv2', 'pillow')
 
 
 @contextmanager

@@ -7,10 +7,11 @@ import mmcv
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from PIL import UnidentifiedImageError
 
 from apt_dense.mm.preflight.configs_classes import dataset_classes
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding, Rule
-from apt_dense.mm.preflight.headers import open_header
+from apt_dense.mm.preflight.headers import open_header, reads_pictures
 from apt_dense.mm.preflight.label_map_files import FILE_RULES, check_files
 from apt_dense.mm.preflight.parts import Part, class_of, kind_of, leaf_datasets, listed, steps_of
 
@@ -90,7 +91,8 @@ def _check_dataset(cfg: Config, part: Part, steps: list[Part], deep: str | None,
     if load is not None and samples:
         if dataset.seg_map_suffix.lower().endswith(('.jpg', '.jpeg')):
             yield Finding(LOSSY, f'{key}.seg_map_suffix', f'{dataset.seg_map_suffix!r}')
-        yield from _check_ids(key, dataset, load, samples, deep, skips)
+        known = reads_pictures(step for _, step in steps)
+        yield from _check_ids(key, dataset, load, samples, deep, skips, known)
 
 
 def _said(error: BaseException) -> str:
@@ -130,7 +132,8 @@ def _spread(samples: list[dict], number: int | None) -> list[dict]:
 
 
 def _check_ids(key: str, dataset: Any, load: Any, samples: list[dict], deep: str | None,
-               skips: bool) -> Iterator[Finding]:
+               skips: bool, known: bool) -> Iterator[Finding]:
+    """``known``: the pictures are such as OpenCV reads."""
     found: dict[int, int] = {}  # id in the files -> class, 255 if it is ignored
     refused, broken, num_read = [], [], 0
     first = _spread(samples, NUM_MAPS.get(deep))
@@ -145,7 +148,7 @@ def _check_ids(key: str, dataset: Any, load: Any, samples: list[dict], deep: str
             break
         num_read += 1
         try:
-            size = {'ori_shape': _size(sample['img_path'], deep is not None)}
+            size = {'ori_shape': _size(sample['img_path'], deep is not None)} if known else {}
         except (OSError, ValueError) as error:
             broken.append(f'{sample["img_path"]}: {error}')
             size = {}
@@ -189,9 +192,15 @@ def _size(path: str, decode: bool) -> tuple[int, int]:
     Args:
         decode: decode the whole file, which finds a damaged one.
     """
-    with open_header(path) as picture:
-        width, height = picture.size
-        turned = picture.getexif().get(274, 1) > 4
+    try:
+        with open_header(path) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(274, 1) > 4
+    except UnidentifiedImageError:  # a format that OpenCV knows and Pillow does not, perhaps
+        picture = mmcv.imread(path)
+        if picture is None:
+            raise
+        return picture.shape[:2]
     if decode and mmcv.imread(path) is None:
         raise ValueError('it cannot be decoded')
     return (width, height) if turned else (height, width)

@@ -9,7 +9,7 @@ from PIL import UnidentifiedImageError
 from apt_dense.mm.preflight import coco_rules as rules
 from apt_dense.mm.preflight.datasets import Source, is_remote, joined, steps_of
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding
-from apt_dense.mm.preflight.headers import open_header
+from apt_dense.mm.preflight.headers import open_header, reads_pictures
 from apt_dense.mm.preflight.tally import Tally
 
 HEADERS = 1000  # of so many pictures, evenly over the file, size and EXIF data are read
@@ -44,10 +44,12 @@ def check_pictures(source: Source, images: Sequence[dict], deep: str | None, men
         else:
             tally.add(rules.PICTURE_MISSING, '{}{}', image['file_name'], listing.hint(path))
     loads_stored = _loads_stored(source)
+    if not reads_pictures(steps_of(source.settings.get('pipeline'))):  # what its loader reads is not known here
+        there = []
     for path, image in _sample(there, None if deep == 'all' else HEADERS):
         _check_header(path, image, loads_stored, tally)
     for path, _ in _sample(there, {None: 0, 'sample': PIXELS, 'all': None}[deep]):
-        if cv2.imread(path) is None:
+        if cv2.imread(path, cv2.IMREAD_UNCHANGED) is None:
             tally.add(rules.PICTURE_UNREADABLE, '{} does not decode', path)
     skips = any(step.get('type') == 'GuardSamples' and step.get('on_bad') == 'skip'
                 for step in steps_of(source.settings.get('pipeline'))) and not source.settings.get('test_mode')
@@ -102,7 +104,9 @@ def _check_header(path: str, image: dict, loads_stored: bool, tally: Tally) -> N
             # Of a PNG without EXIF data in front Pillow would read all pixels to look behind them.
             has_exif = picture.format != 'PNG' or 'exif' in picture.info
             stored, orientation = picture.size, picture.getexif().get(ORIENTATION, 1) if has_exif else 1
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
+        if isinstance(error, UnidentifiedImageError) and cv2.haveImageReader(path):
+            return  # a format that OpenCV knows and Pillow does not
         tally.add(rules.PICTURE_UNREADABLE, '{}: {}', path, error)
         return
     said = image['width'], image['height']

@@ -264,6 +264,22 @@ def test_pictures_of_another_size_and_broken_ones(tmp_path):
         assert f'{tmp_path}/test/img/' in {finding.where for finding in run.check(cfg, deep=deep).findings}
 
 
+def test_pictures_of_another_loader_and_format(tmp_path):
+    """What Pillow cannot read is no fault where something else reads it."""
+    cfg = config(tmp_path)
+    path = tmp_path / 'train/img/1.png'
+    picture = cv2.imread(str(path))
+    ok, data = cv2.imencode('.hdr', picture.astype(np.float32))  # OpenCV has this format, Pillow does not
+    assert ok
+    path.write_bytes(data.tobytes())
+    assert not found(cfg, deep='all')
+    path.write_bytes(b'\x93NUMPY and so on')
+    assert found(cfg) == {'picture-unreadable': STOP}
+    for loader in (dict(type='LoadImageFromNDArray'), dict(type='LoadImageFromFile', imdecode_backend='tifffile')):
+        cfg.train_dataloader.dataset.pipeline[0] = loader
+        assert not found(cfg, deep='all')
+
+
 # ---- the tools ----
 def test_splits_that_the_run_does_not_need(tmp_path):
     cfg = config(tmp_path, contents=dict(test='[]', val=coco()))
