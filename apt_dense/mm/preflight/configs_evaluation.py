@@ -46,6 +46,10 @@ IOU_NAMES = {'mIoU': ('mIoU', 'mAcc'), 'mDice': ('mDice', 'mAcc'), 'mFscore': ('
 # Parts of names by which mmengine's hooks tell that more, or less, is better.
 KNOWN_DIRECTIONS = ('acc', 'top', 'ar@', 'auc', 'precision', 'map', 'mdice', 'miou', 'macc', 'aacc', 'loss')
 MAX_SIZES = 200  # pictures of a dataset whose sizes are compared
+# Steps that leave the size of a picture as it is.
+KEEP_SIZE = frozenset((
+    'LoadImageFromFile', 'LoadCheckedImage', 'LoadAnnotations', 'LoadLabelMap', 'GuardSamples', 'RandomFlip',
+    'PhotoMetricDistortion', 'Normalize', 'CLAHE', 'AdjustGamma', 'RGB2Gray', 'PackSegInputs'))
 
 
 def check_evaluation(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
@@ -137,10 +141,10 @@ def _pictures(leaf: Part, cfg: Config) -> list[str]:
 
 
 def _resized(size: tuple[int, int], leaf: Part) -> tuple[int, int]:
-    """(width, height) after the pipeline's resizing."""
+    """(width, height) after the pipeline's resizing; (0, 0) if a step may make all of one size."""
     for _, step in steps_of(leaf):
-        if kind_of(step) in ('Pad', 'RandomCrop', 'CenterCrop', 'ResizeShortestEdge', 'TestTimeAug'):
-            return (0, 0)  # not followed here
+        if kind_of(step) not in KEEP_SIZE and kind_of(step) != 'Resize':
+            return (0, 0)
         if kind_of(step) == 'Resize' and step.get('scale') is not None:
             scale = step['scale']
             scale = (scale, scale) if isinstance(scale, int) else tuple(scale)

@@ -180,6 +180,18 @@ def test_validation_batches_of_one_size(sizes, resize, tmp_path):
     assert found(cfg) == {}
 
 
+@pytest.mark.parametrize('step', [dict(type='Albu', transforms=[]), dict(type='RandomResize', scale=(64, 64)),
+                                  dict(type='mine.ToOneSize')])
+def test_a_step_that_may_make_one_size(step, tmp_path):
+    write_pictures(tmp_path, (20, 30), (30, 20))
+    cfg = load('seg')
+    cfg.val_dataloader.dataset.data_root = str(tmp_path)
+    cfg.val_dataloader.batch_size = 2
+    assert 'validation-batch-of-sizes' in found(cfg)
+    cfg.val_dataloader.dataset.pipeline.insert(1, step)
+    assert 'validation-batch-of-sizes' not in found(cfg)
+
+
 def test_format_only_without_a_place():
     cfg = load('det')
     cfg.test_evaluator.format_only = True
