@@ -96,7 +96,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def add_check_argument(parser: argparse.ArgumentParser) -> None:
     """Add the option that leaves out the preflight."""
     parser.add_argument('--no-check', action='store_true',
-                        help='start without checking config and data first (tools/check_data.py does that alone)')
+                        help='start without checking config, options and data first (tools/check_data.py does that '
+                        'alone)')
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -119,7 +120,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg = Config.fromfile(args.config)
     except OSError as error:  # a missing base, or a type of file that mmengine does not read
         raise LaunchError(f'config {args.config}: {error}') from error
-    warnings = merge_options(cfg, args.cfg_options or {})
+    warnings = merge_options(cfg, args.cfg_options or {}, strict=not getattr(args, 'no_check', False))
     if not rank_of(args.launcher):
         print(''.join(f'warning: {text}\n' for text in warnings), end='', file=sys.stderr)
     cfg.launcher = args.launcher

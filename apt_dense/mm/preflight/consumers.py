@@ -23,6 +23,7 @@ from mmengine.runner import (
 from torch import nn
 from torch.utils.data import DataLoader
 
+LIBRARIES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'apt_dense')
 # Top-level keys that are read from the whole config, by mmengine's runner, this project's tools or mmengine's Config.
 ROOT_KEYS = frozenset((
     'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'compile', 'efficient_conv_bn_eval', 'runner_type',
@@ -85,9 +86,20 @@ def is_read(key: str, name: str, node: Any, cfg: Config) -> bool:
     known = readable_keys(key, node, cfg)
     if known is not None and (name in known or key):
         return name in known
-    if node.get('type'):
+    if node.get('type') or _is_below_own_class(key, cfg):
         return True
-    return _is_mentioned(name, tuple(_own_modules(cfg)) if not key else _libraries())
+    return _is_mentioned(name, (*_own_modules(cfg), *(_libraries() if key else ())))
+
+
+def _is_below_own_class(key: str, cfg: Config) -> bool:
+    """True if a dict goes to a class that is none of the libraries'."""
+    node: Any = cfg
+    for part in key.split('.') if key else ():
+        node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
+        kinds = _classes(node['type'], cfg) if isinstance(node, dict) and node.get('type') else ()
+        if any(kind.__module__.partition('.')[0] not in LIBRARIES for kind in kinds):
+            return True
+    return False
 
 
 def _classes(kind: str | type, cfg: Config) -> Iterator[Any]:
@@ -121,16 +133,17 @@ def parameters_of(kind: Any) -> set[str] | None:
 
 def _libraries() -> tuple[str, ...]:
     """Folders of the packages that read configs, of those that are loaded."""
-    names = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'apt_dense')
-    return tuple(str(Path(sys.modules[name].__file__).parent) for name in names if name in sys.modules)
+    return tuple(str(Path(sys.modules[name].__file__).parent) for name in LIBRARIES if name in sys.modules)
 
 
 def _own_modules(cfg: Config) -> Iterator[str]:
-    """Files of the modules that the config imports itself."""
-    for name in (cfg.get('custom_imports') or {}).get('imports') or ():
-        path = getattr(sys.modules.get(name), '__file__', None)
-        if path and not name.startswith('apt_dense.'):
-            yield path
+    """Files of the modules that the config imports itself, and folders of the packages that they are in."""
+    imports = (cfg.get('custom_imports') or {}).get('imports') or ()
+    for name in [imports] if isinstance(imports, str) else imports:
+        package = name.partition('.')[0]
+        path = getattr(sys.modules.get(package), '__file__', None)
+        if package not in LIBRARIES:
+            yield from getattr(sys.modules.get(package), '__path__', ()) or ([path] if path else ())
 
 
 @cache

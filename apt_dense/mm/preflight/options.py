@@ -29,8 +29,11 @@ class OptionsAction(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-def merge_options(cfg: Config, options: dict[str, Any]) -> list[str]:
+def merge_options(cfg: Config, options: dict[str, Any], strict: bool = True) -> list[str]:
     """Put options of a command into a config, as ``Config.merge_from_dict`` does, and check that they change something.
+
+    Args:
+        strict: False makes a warning of a key that nothing seems to read.
 
     Returns:
         Warnings: one for each option of a top-level name that only other lines of the config's files use, with the keys
@@ -49,10 +52,11 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> list[str]:
     except (KeyError, TypeError) as error:  # a part of something that is no dict
         raise LaunchError(f'--cfg-options: {error.args[0]}') from error
     problems = [problem for key in options for problem in _unread(before, cfg, key)]
-    if problems:
+    if problems and strict:
         raise LaunchError(_joined(problems))
-    return [_warning(before, key, value) for key, value in options.items()
-            if key.partition('.')[0] in before and key.partition('.')[0] not in root_keys()]
+    elsewhere = [_warning(before, key, value) for key, value in options.items()
+                 if key.partition('.')[0] in before and key.partition('.')[0] not in root_keys()]
+    return [f'--cfg-options {problem}' for problem in problems] + elsewhere
 
 
 def _joined(problems: list[str]) -> str:

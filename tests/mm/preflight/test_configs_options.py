@@ -1,6 +1,7 @@
 """Options that change a config: those that nothing reads are errors, those without effect are warnings."""
 import argparse
 import copy
+import importlib
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,39 @@ def test_keys_that_are_read_are_left_alone(option):
     'train_dataloader.dataset.img_suffix=.png', 'train_dataloader.dataset.pipeline.1.unknown_ids=ignore'])
 def test_keys_of_segmentors(option):
     assert merged('apt_eva02_l_ade20k_512', option)[1] == []
+
+
+def test_keys_that_the_configs_own_package_reads(tmp_path, monkeypatch):
+    """The module that the config names may hand a key to another of its package; the class may be its own."""
+    package = tmp_path / 'mine_of_this_test'
+    package.mkdir()
+    (package / '__init__.py').write_text('')
+    (package / 'parts.py').write_text("def radius(cfg):\n    return cfg['own_radius_key']\n")
+    (package / 'necks.py').write_text(
+        'from mmdet.registry import MODELS\n\n\n@MODELS.register_module()\nclass NeckOfThisTest:\n'
+        '    def __init__(self, settings):\n        pass\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = load('apt_eva02_b_coco')
+    cfg.custom_imports = dict(imports=[*cfg.custom_imports.imports, 'mine_of_this_test.necks'])
+    importlib.import_module('mine_of_this_test.necks')
+    cfg.model.test_cfg.own = dict()
+    cfg.model.neck = dict(type='NeckOfThisTest', settings=dict())
+    assert merge_options(cfg, {'model.test_cfg.own.own_radius_key': 1, 'own_radius_key': 2,
+                               'model.neck.settings.what_no_code_has': 1}) == []
+    with pytest.raises(LaunchError, match='nothing reads it'):
+        merge_options(cfg, {'model.test_cfg.own.what_no_code_has': 1})
+
+
+def test_no_check_makes_warnings_of_keys_that_nothing_reads(tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    launch.add_common_arguments(parser)
+    launch.add_check_argument(parser)
+    parser.add_argument('config')
+    command = [str(CONFIGS / 'apt_eva02_b_coco.py'), '--cfg-options', 'optim_wrapper.lr=0.1']
+    with pytest.raises(LaunchError, match='OptimWrapper does not take it'):
+        launch.load_config(parser.parse_args(command))
+    assert launch.load_config(parser.parse_args([*command, '--no-check'])).optim_wrapper.lr == 0.1
+    assert 'warning: --cfg-options optim_wrapper.lr: ' in capsys.readouterr().err
 
 
 def test_the_type_that_an_option_sets_is_asked():
