@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.core.importance import check_finite, get_scorer, may_be_finite
+from apt_dense.core.importance import check_finite, may_be_finite
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.order import check_grid, padding_remedy
 from apt_dense.core.quadtree import check_thresholds, fit_budgets, select_scales, share_budget
+from apt_dense.core.scorers import get_scorer
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)

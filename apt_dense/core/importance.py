@@ -9,10 +9,8 @@ then arbitrary.
 
 Source: APT (arXiv 2510.18091, section 3.1) and the three measures of its public classification code.
 """
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -131,36 +129,6 @@ def patch_upsampling_error(image: Tensor, patch_size: int = 16, num_scales: int 
             errors[factor] = _upsampling_error(image, factor)
         maps.append(_reduce_patches(errors[factor], side_px, 'mean'))
     return maps
-
-
-SCORERS: dict[str, Callable[..., list[Tensor]]] = {
-    'entropy': patch_entropy,
-    'laplacian_mean': partial(patch_laplacian, reduction='mean'),
-    'laplacian_max': partial(patch_laplacian, reduction='max'),
-    'laplacian_std': partial(patch_laplacian, reduction='std'),
-    'upsampling_error': patch_upsampling_error,
-}
-
-
-def get_scorer(name: str, compiled: bool = False) -> Callable[..., list[Tensor]]:
-    """Return the scorer called ``name``, by torch.compile if wanted: f(image, patch_size, num_scales) -> list of maps.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    if name not in SCORERS:
-        raise ValueError(f'unknown scorer {name!r}: choose one of {sorted(SCORERS)}')
-    return partial(_score_compiled, name) if compiled else SCORERS[name]
-
-
-def _score_compiled(name: str, *arguments: object, **options: object) -> list[Tensor]:
-    """(A function that can be pickled, as a compiled one cannot.)"""
-    return _compiled_scorer(name)(*arguments, **options)
-
-
-@functools.cache
-def _compiled_scorer(name: str) -> Callable[..., list[Tensor]]:
-    return torch.compile(SCORERS[name])
 
 
 def _checked_image(image: Tensor, check: bool) -> Tensor:

@@ -18,8 +18,8 @@ from apt_dense.benchmark.suites import PAPER, SUITES
 from apt_dense.core.attention import _kernel
 from apt_dense.core.block import _compiled_parts
 from apt_dense.core.flops import ideal_speedup
-from apt_dense.core.importance import _compiled_scorer
 from apt_dense.core.position import resample_positions
+from apt_dense.core.scorers import _compiled_scorer
 
 TINY = Case('tiny', 'demo', 256, kept=(0.6, 0.3))
 

@@ -7,7 +7,7 @@ import torch
 
 from apt_dense import APTEVA02
 from apt_dense.core.chooser import PatchChooser
-from apt_dense.core.importance import SCORERS
+from apt_dense.core.scorers import SCORERS
 from tests.core.toys import image_of, normalise, random_scales, scales_of
 
 OFFICIAL = {'entropy_vectorized': 'entropy', 'laplacian_mean': 'laplacian_mean', 'laplacian_max': 'laplacian_max',

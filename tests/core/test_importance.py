@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from apt_dense import patch_entropy, patch_laplacian, patch_upsampling_error, select_scales
-from apt_dense.core.importance import INCOMPLETE_PATCH_ENTROPY, SCORERS, check_finite, get_scorer
+from apt_dense.core.importance import INCOMPLETE_PATCH_ENTROPY, check_finite
+from apt_dense.core.scorers import SCORERS, get_scorer
 from tests import oracle
 
 OFFICIAL = {  # the official name of a measure: ours

@@ -12,7 +12,7 @@ import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
 from apt_dense.calibration.thresholds import ScoreMaps
 from apt_dense.core.flops import multiply_adds
-from apt_dense.core.importance import SCORERS
+from apt_dense.core.scorers import SCORERS
 from apt_dense.mm.data.inputs import ConfigInputs
 from tests.locations import load_tool
 from tests.mm.models import test_seg

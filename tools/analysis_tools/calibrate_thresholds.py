@@ -25,7 +25,7 @@ from apt_dense.calibration.thresholds import Family, ScoreMaps, find_thresholds,
 from apt_dense.calibration.token_counts import write_token_counts
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.files import write_atomically
-from apt_dense.core.importance import SCORERS
+from apt_dense.core.scorers import SCORERS
 from apt_dense.extras import from_extra
 
 with from_extra('tools'):

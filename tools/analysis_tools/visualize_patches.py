@@ -15,8 +15,8 @@ from pathlib import Path
 
 from apt_dense.calibration.images import PATCH_COLOURS, RESAMPLINGS, load_image, resize_longest, to_input
 from apt_dense.core.chooser import PatchChooser
-from apt_dense.core.importance import SCORERS
 from apt_dense.core.layout import TokenLayout
+from apt_dense.core.scorers import SCORERS
 from apt_dense.extras import from_extra
 
 with from_extra('images'):

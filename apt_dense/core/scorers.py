@@ -1,0 +1,38 @@
+"""The scorers by name, as configs and tools know them."""
+import functools
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from apt_dense.core.importance import patch_entropy, patch_laplacian, patch_upsampling_error
+
+SCORERS: dict[str, Callable[..., list[Tensor]]] = {
+    'entropy': patch_entropy,
+    'laplacian_mean': partial(patch_laplacian, reduction='mean'),
+    'laplacian_max': partial(patch_laplacian, reduction='max'),
+    'laplacian_std': partial(patch_laplacian, reduction='std'),
+    'upsampling_error': patch_upsampling_error,
+}
+
+
+def get_scorer(name: str, compiled: bool = False) -> Callable[..., list[Tensor]]:
+    """Return the scorer called ``name``, by torch.compile if wanted: f(image, patch_size, num_scales) -> list of maps.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in SCORERS:
+        raise ValueError(f'unknown scorer {name!r}: choose one of {sorted(SCORERS)}')
+    return partial(_score_compiled, name) if compiled else SCORERS[name]
+
+
+def _score_compiled(name: str, *arguments: object, **options: object) -> list[Tensor]:
+    """(A function that can be pickled, as a compiled one cannot.)"""
+    return _compiled_scorer(name)(*arguments, **options)
+
+
+@functools.cache
+def _compiled_scorer(name: str) -> Callable[..., list[Tensor]]:
+    return torch.compile(SCORERS[name])
