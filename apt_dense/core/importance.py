@@ -190,11 +190,13 @@ def _entropy_of_counts(counts: Tensor, num_pixels: int) -> Tensor:
 
 
 def _upsampling_error(image: Tensor, factor: float) -> Tensor:
-    """(B, 3, H, W) -> squared error (B, 1, H, W), mean over the channels."""
+    """(B, C, H, W) -> squared error (B, 1, H, W), mean over the channels."""
     size = image.shape[-2:]
     small_size = [max(1, int(side * factor)) for side in size]
-    small = F.interpolate(image, size=small_size, mode='bilinear', align_corners=False)
-    return (image - F.interpolate(small, size=size, mode='bilinear', align_corners=False)).square_().mean(1, True)
+    planes = image.flatten(0, 1)[:, None]  # with one channel torch resizes four times as fast on a CPU
+    small = F.interpolate(planes, size=small_size, mode='bilinear', align_corners=False)
+    error = F.interpolate(small, size=size, mode='bilinear', align_corners=False).sub_(planes).square_()
+    return error.view(image.shape).mean(1, True)
 
 
 def _reduce_patches(values: Tensor, side_px: int, reduction: str) -> Tensor:
