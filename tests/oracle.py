@@ -72,24 +72,71 @@ def patch_scores(image: Tensor, scorer: str, patch_size: int, num_scales: int, b
         side = patch_size * 2**scale
         maps.append(torch.zeros(batch, math.ceil(height / side), math.ceil(width / side)))
         for i in range(batch):
-            if scorer == 'upsampling_error':
-                pixels = upsampling_error(image[i] / 255, 0.5 if side < 32 * 2**0.5 else 0.25)
-            elif scorer.startswith('laplacian'):
-                pixels = laplacian(luma(image[i]) / 255)
-            else:
-                pixels = luma(image[i])
+            pixels = None if scorer.startswith('rate_distortion') else _pixel_scores(image[i], scorer, side)
             for y in range(maps[-1].shape[1]):
                 for x in range(maps[-1].shape[2]):
-                    patch = pixels[y * side:(y + 1) * side, x * side:(x + 1) * side]
-                    maps[-1][i, y, x] = _score(patch, scorer, side, bins)
+                    if pixels is None:
+                        power, cell = 2 if scorer.endswith('squared') else 1, patch_size // 2
+                        maps[-1][i, y, x] = _break_even_price(image[i], y * side, x * side, side, cell, power)
+                    else:
+                        patch = pixels[y * side:(y + 1) * side, x * side:(x + 1) * side]
+                        maps[-1][i, y, x] = _score(patch, scorer, side, bins, min(8, patch_size))
     return maps
 
 
-def _score(patch: Tensor, scorer: str, side: int, bins: int) -> float:
+def _pixel_scores(image: Tensor, scorer: str, side: int) -> Tensor:
+    """(3, H, W) -> (H, W): what is reduced over each patch of this side."""
+    public = 0.5 if side < 32 * 2**0.5 else 0.25
+    if scorer == 'upsampling_error':
+        return upsampling_error(image / 255, public)
+    if scorer == 'upsampling_error_max':
+        return upsampling_error(luma(image)[None] / 255, public)
+    if scorer.startswith('resizing_error'):
+        return upsampling_error(luma(image)[None] / 255, _resized_by(side))
+    if scorer.startswith('laplacian'):
+        return laplacian(luma(image) / 255)
+    return luma(image)
+
+
+def _resized_by(side: int) -> float:
+    """1/2 for 32 px, 1/4 for 64, 1/8 for 128; other sides as the nearest of them."""
+    return 0.5 if side < 32 * 2**0.5 else 0.25 if side < 64 * 2**0.5 else 0.125
+
+
+def _break_even_price(image: Tensor, top: int, left: int, side: int, cell: int, power: float) -> float:
+    """The price of a token at which the patch whole costs as much as its best quadtree below, by bisection."""
+    def distortion(y: int, x: int, side: int) -> float:
+        error = upsampling_error(luma(image)[None] / 255, _resized_by(side)).double()
+        cells = [error[a:a + cell, b:b + cell].sum().item() / cell**2 for a in range(y, y + side, cell)
+                 for b in range(x, x + side, cell)]
+        return sum(value**power for value in cells)
+
+    whole = {(y, x, s): distortion(y, x, s) for s in (side >> n for n in range(10)) if s > cell
+             for y in range(top, top + side, s) for x in range(left, left + side, s)}
+
+    def cut(y: int, x: int, side: int, price: float) -> float:
+        half = side // 2
+        return sum(best(y + dy, x + dx, half, price) for dy in (0, half) for dx in (0, half))
+
+    def best(y: int, x: int, side: int, price: float) -> float:
+        return price if side == cell else min(whole[y, x, side] + price, cut(y, x, side, price))
+
+    low, high = 0.0, whole[top, left, side]
+    for _ in range(60):
+        middle = (low + high) / 2
+        cheaper = whole[top, left, side] + middle <= cut(top, left, side, middle)
+        low, high = (low, middle) if cheaper else (middle, high)
+    return high
+
+
+def _score(patch: Tensor, scorer: str, side: int, bins: int, block: int) -> float:
     if scorer == 'entropy':
         return entropy_of_patch(patch, bins) if patch.shape == (side, side) else 1e6
     padded = patch.new_zeros(side, side)
     padded[:patch.shape[0], :patch.shape[1]] = patch
+    if scorer.endswith('error_max'):
+        return max(padded[y:y + block, x:x + block].mean().item() for y in range(0, side, block)
+                   for x in range(0, side, block))
     reduce = {'laplacian_max': torch.max, 'laplacian_std': torch.std}.get(scorer, torch.mean)
     return reduce(padded).item()
 

@@ -26,7 +26,7 @@ class PatchChooser:
     Args:
         num_scales: S; the largest patch is 2**(S - 1) base patches a side.
         thresholds: S - 1 numbers, fine to coarse: a patch whose score is below its scale's threshold is kept whole.
-        scorer: 'entropy', 'laplacian_mean', 'laplacian_max', 'laplacian_std' or 'upsampling_error'.
+        scorer: a name of ``scorers.SCORERS``.
         patch_size: side of a base patch in pixels.
         window_size: cells a side of a window, 0 where all attention is global.
         has_cls_token: layouts begin each image with a class token.

@@ -42,10 +42,10 @@ def patch_entropy(image: Tensor, patch_size: int = 16, num_scales: int = 4, bins
     Source: the vectorised entropy of the public code's data pipeline, which the published thresholds belong to.  The
     histogram is counted once, at the finest scale; those of the coarser scales are 2 x 2 sums of it.
     """
-    image = _checked_image(image, check)
+    image = checked_image(image, check)
     batch, _, height_px, width_px = image.shape
     rows, cols = height_px // patch_size, width_px // patch_size
-    counts = _histogram(_luma(image[..., :rows * patch_size, :cols * patch_size]), patch_size, bins)
+    counts = _histogram(luma(image[..., :rows * patch_size, :cols * patch_size]), patch_size, bins)
     maps = []
     for scale in range(num_scales):
         side_px = patch_size << scale
@@ -81,15 +81,15 @@ def patch_laplacian(image: Tensor, patch_size: int = 16, num_scales: int = 4, re
     """
     if reduction not in ('mean', 'max', 'std'):
         raise ValueError(f"reduction={reduction!r} is not one of 'mean', 'max', 'std'")
-    image = _checked_image(image, check)
+    image = checked_image(image, check)
     if min(image.shape[-2:]) < 2:
         raise ValueError(f'patch_laplacian needs an image of at least 2 x 2 pixels, got {tuple(image.shape[-2:])}: '
                          'pad it first')
     kernel = image.new_full((1, 1, 3, 3), -1.0)
     kernel[..., 1, 1] = 8.0
-    grey = F.pad(_luma(image)[:, None] / 255, (1, 1, 1, 1), mode='reflect')
+    grey = F.pad(luma(image)[:, None] / 255, (1, 1, 1, 1), mode='reflect')
     response = F.conv2d(grey, kernel).abs()
-    return [_reduce_patches(response, patch_size << scale, reduction) for scale in range(num_scales)]
+    return [reduce_patches(response, patch_size << scale, reduction) for scale in range(num_scales)]
 
 
 def patch_upsampling_error(image: Tensor, patch_size: int = 16, num_scales: int = 4,
@@ -117,21 +117,39 @@ def patch_upsampling_error(image: Tensor, patch_size: int = 16, num_scales: int 
     values = tuple(factors.values() if isinstance(factors, Mapping) else factors)
     if not values or not all(0 < factor <= 1 for factor in values):
         raise ValueError(f'factors={values} must be one or more numbers in (0, 1]')
-    image = _checked_image(image, check) / 255
+    image = checked_image(image, check) / 255
     maps, errors = [], {}
     for scale in range(num_scales):
         side_px = patch_size << scale
-        if isinstance(factors, Mapping):
-            factor = factors[min(factors, key=lambda side: abs(math.log(side / side_px)))]
-        else:
-            factor = factors[min(scale, len(factors) - 1)]
+        by_side = isinstance(factors, Mapping)
+        factor = factor_of_side(factors, side_px) if by_side else factors[min(scale, len(factors) - 1)]
         if factor not in errors:
-            errors[factor] = _upsampling_error(image, factor)
-        maps.append(_reduce_patches(errors[factor], side_px, 'mean'))
+            errors[factor] = upsampling_error(image, factor)
+        maps.append(reduce_patches(errors[factor], side_px, 'mean'))
     return maps
 
 
-def _checked_image(image: Tensor, check: bool) -> Tensor:
+def patch_random(image: Tensor, patch_size: int = 16, num_scales: int = 4, *, check: bool = True) -> list[Tensor]:
+    """Random numbers in (0, 1], by which comparisons ask whether a score says anything.  Waits for the device.
+
+    They follow from the image's pixels alone: the same image gets the same, whatever its batch neighbours.
+
+    Args, returns and errors: as ``patch_entropy``.
+    """
+    image = checked_image(image, check)
+    height_px, width_px = image.shape[-2:]
+    seeds = image.double().sum((1, 2, 3)).nan_to_num(0, 0, 0).tolist()
+    maps = []
+    for scale in range(num_scales):
+        side_px = patch_size << scale
+        shape = -(-height_px // side_px), -(-width_px // side_px)
+        generators = [torch.Generator().manual_seed(int(seed) + side_px) for seed in seeds]
+        scores = torch.stack([1 - torch.rand(shape, generator=generator) for generator in generators])
+        maps.append(scores.to(image.device))
+    return maps
+
+
+def checked_image(image: Tensor, check: bool) -> Tensor:
     """Return the image in float32; raise ValueError for a wrong shape or, if wanted, for non-finite pixels."""
     if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
         raise ValueError(f'image has shape {tuple(image.shape)}, wanted (B, 3, H, W) with no empty side')
@@ -155,7 +173,7 @@ def check_finite(image: Tensor) -> None:
         raise ValueError(f'NaN or infinite pixels in image(s) {bad} of the batch: check the data and the normalisation')
 
 
-def _luma(image: Tensor) -> Tensor:
+def luma(image: Tensor) -> Tensor:
     """RGB (B, 3, H, W) -> grey (B, H, W), same range."""
     red, green, blue = image.unbind(1)
     return (LUMA_WEIGHTS[0] * red).add_(LUMA_WEIGHTS[1] * green).add_(LUMA_WEIGHTS[2] * blue)
@@ -189,7 +207,12 @@ def _entropy_of_counts(counts: Tensor, num_pixels: int) -> Tensor:
     return (math.log2(num_pixels) - terms.sum(-1) / num_pixels).clamp_(min=0)
 
 
-def _upsampling_error(image: Tensor, factor: float) -> Tensor:
+def factor_of_side(factors: Mapping[int, float], side_px: int) -> float:
+    """The factor of the side that is nearest in ratio."""
+    return factors[min(factors, key=lambda side: abs(math.log(side / side_px)))]
+
+
+def upsampling_error(image: Tensor, factor: float) -> Tensor:
     """(B, C, H, W) -> squared error (B, 1, H, W), mean over the channels."""
     size = image.shape[-2:]
     small_size = [max(1, int(side * factor)) for side in size]
@@ -199,7 +222,7 @@ def _upsampling_error(image: Tensor, factor: float) -> Tensor:
     return error.view(image.shape).mean(1, True)
 
 
-def _reduce_patches(values: Tensor, side_px: int, reduction: str) -> Tensor:
+def reduce_patches(values: Tensor, side_px: int, reduction: str) -> Tensor:
     """(B, 1, H, W) -> (B, ceil(H / side), ceil(W / side)), zero-padded at the right and bottom."""
     height_px, width_px = values.shape[-2:]
     values = F.pad(values, (0, -width_px % side_px, 0, -height_px % side_px))

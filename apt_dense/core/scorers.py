@@ -6,7 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from apt_dense.core.importance import patch_entropy, patch_laplacian, patch_upsampling_error
+from apt_dense.core.importance import (
+    UPSAMPLING_FACTORS,
+    patch_entropy,
+    patch_laplacian,
+    patch_random,
+    patch_upsampling_error,
+)
+from apt_dense.core.resizing import patch_rate_distortion, patch_resizing_error
 
 SCORERS: dict[str, Callable[..., list[Tensor]]] = {
     'entropy': patch_entropy,
@@ -14,6 +21,12 @@ SCORERS: dict[str, Callable[..., list[Tensor]]] = {
     'laplacian_max': partial(patch_laplacian, reduction='max'),
     'laplacian_std': partial(patch_laplacian, reduction='std'),
     'upsampling_error': patch_upsampling_error,
+    'upsampling_error_max': partial(patch_resizing_error, reduction='max', factors=UPSAMPLING_FACTORS),
+    'resizing_error': patch_resizing_error,
+    'resizing_error_max': partial(patch_resizing_error, reduction='max'),
+    'rate_distortion': patch_rate_distortion,
+    'rate_distortion_squared': partial(patch_rate_distortion, power=2.0),
+    'random': patch_random,
 }
 
 

@@ -7,6 +7,9 @@ from apt_dense.core.importance import INCOMPLETE_PATCH_ENTROPY, check_finite
 from apt_dense.core.scorers import SCORERS, get_scorer
 from tests import oracle
 
+# Random numbers have nothing to be compared with.
+MEASURES = sorted(set(SCORERS) - {'random'})
+
 OFFICIAL = {  # the official name of a measure: ours
     'entropy_vectorized': patch_entropy,
     'laplacian_mean': SCORERS['laplacian_mean'],
@@ -24,7 +27,7 @@ def random_image(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(('height', 'width'), [(32, 48), (24, 40), (37, 50), (7, 20), (3, 5)])
-@pytest.mark.parametrize('scorer', sorted(SCORERS))
+@pytest.mark.parametrize('scorer', MEASURES)
 def test_scores_equal_one_patch_at_a_time(scorer, height, width):
     image = random_image(2, 3, height, width)
     scores = get_scorer(scorer)(image, 4, 3)
@@ -99,9 +102,9 @@ def test_upsampling_error_worked_numbers():
 
 
 @pytest.mark.parametrize('patch_size', [8, 14, 16, 32])
-@pytest.mark.parametrize('scorer', sorted(SCORERS))
+@pytest.mark.parametrize('scorer', [name for name in sorted(SCORERS) if not name.startswith('rate_distortion')])
 def test_a_score_depends_on_the_side_of_its_patch_only(scorer, patch_size):
-    """Not on the size at which scoring begins: models leave out the base patches."""
+    """Not on the size at which scoring begins: models leave out the base patches.  (A price depends on all smaller.)"""
     image = random_image(2, 3, 8 * patch_size, 12 * patch_size)
     every, merged = get_scorer(scorer)(image, patch_size, 4), get_scorer(scorer)(image, 2 * patch_size, 3)
     torch.testing.assert_close(merged, every[1:], atol=1e-5, rtol=1e-5)
