@@ -1,10 +1,11 @@
 """From a cell to the mmengine config that trains and tests it."""
-from collections.abc import Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from cells import Cell
+from cells import Cell, Patches
 from grids import Dataset
 
 from apt_dense.core.embed import ADDED_PARAMETERS
@@ -19,14 +20,14 @@ NUM_CURVE_IMAGES = 50  # of each of them
 
 
 def build_config(cell: Cell, dataset: Dataset, configs: Path, data_root: Path,
-                 thresholds: Sequence[float] | None = None, weights: Path | None = None) -> Config:
+                 choice: Mapping[str, Any] | None = None, weights: Path | None = None) -> Config:
     """The config of a cell: that of its task's dense model, changed.
 
     Args:
         dataset: what the cell's dataset is.
         configs: the folder of det.py and seg.py.
         data_root: where the dataset is.
-        thresholds: fine to coarse; by default 0, which merges nothing.
+        choice: 'thresholds', fine to coarse, and 'max_tokens'; by default 0 and None, which merges nothing.
         weights: of the cell's parent.
     """
     cfg = deepcopy(_read(configs / f'{cell.task}.py'))  # Config.copy shares what is nested
@@ -34,7 +35,7 @@ def build_config(cell: Cell, dataset: Dataset, configs: Path, data_root: Path,
     cfg.load_from = None if weights is None else str(weights)
     _set_data(cfg, dataset, data_root)
     if cell.patches is not None:
-        _set_patches(cfg, cell, thresholds)
+        _set_patches(cfg, cell.patches, choice)
     if cell.training.share:
         _set_training(cfg, cell)
         cfg.train_cfg.max_iters = num_iterations(cell, configs)
@@ -52,7 +53,7 @@ def num_iterations(cell: Cell, configs: Path) -> int:
 def dense_twin(cfg: Config) -> Config:
     """The config of the dense model in place of a cell's, all else the same; all of it is trained."""
     twin = deepcopy(cfg)
-    twin.model.backbone.update(num_scales=1, thresholds=(), detail_branch='zero')
+    twin.model.backbone.update(num_scales=1, thresholds=(), max_tokens=None, detail_branch='zero')
     twin.model.trainable = None
     return twin
 
@@ -77,12 +78,11 @@ def _set_data(cfg: Config, dataset: Dataset, data_root: Path) -> None:
                 evaluator.enlarged = dataset.enlarged
 
 
-def _set_patches(cfg: Config, cell: Cell, thresholds: Sequence[float] | None) -> None:
-    patches = cell.patches
-    if thresholds is None:
-        thresholds = (0.0,) * (patches.num_scales - 1)
-    cfg.model.backbone.update(num_scales=patches.num_scales, thresholds=tuple(thresholds), scorer=patches.scorer,
-                              detail_branch=patches.detail_branch, rope_anchor=patches.rope_anchor)
+def _set_patches(cfg: Config, patches: Patches, choice: Mapping[str, Any] | None) -> None:
+    if choice is None:
+        choice = dict(thresholds=(0.0,) * (patches.num_scales - 1), max_tokens=None)
+    cfg.model.backbone.update(num_scales=patches.num_scales, scorer=patches.scorer,
+                              detail_branch=patches.detail_branch, rope_anchor=patches.rope_anchor, **choice)
 
 
 def _set_training(cfg: Config, cell: Cell) -> None:

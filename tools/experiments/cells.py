@@ -17,6 +17,7 @@ class Patches:
         num_scales: sizes of patches, from 16 px on.
         detail_branch: see ``apt_dense.core.embed.AdaptivePatchEmbed``.
         rope_anchor: see ``apt_dense.core.rope.rope_table``.
+        per: 'dataset', thresholds for all images; or 'image', each image keeps the same number of tokens.
     """
     scorer: str
     kept: float
@@ -24,6 +25,13 @@ class Patches:
     num_scales: int = 4
     detail_branch: str = 'zero'
     rope_anchor: str = 'corner'
+    per: str = 'dataset'
+
+    def __post_init__(self):
+        if self.per not in ('dataset', 'image'):
+            raise ValueError(f"{self}: per is 'dataset' or 'image'")
+        if self.per == 'image' and set(self.ratios) != {1.0}:
+            raise ValueError(f'{self}: with a number of tokens for each image, all sizes have one threshold')
 
     @property
     def choice(self) -> str:
@@ -36,6 +44,7 @@ class Patches:
         parts = [self.choice, f'{self.num_scales}x', f'k{self.kept:g}']
         parts += [self.detail_branch] if self.detail_branch != 'zero' else []
         parts += [self.rope_anchor] if self.rope_anchor != 'corner' else []
+        parts += [f'per-{self.per}'] if self.per != 'dataset' else []
         return '-'.join(parts)
 
 

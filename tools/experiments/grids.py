@@ -83,10 +83,17 @@ def from_start() -> list[Cell]:
 
 def scorers() -> list[Cell]:
     """Every scorer, with one threshold for all sizes and with one for each; kept 0.5, untrained and fine-tuned."""
-    choices = {'entropy': (1.0, 0.7), 'laplacian_mean': (1.0, 0.7), 'laplacian_max': (1.0, 0.7),
-               'laplacian_std': (1.0, 0.7), 'upsampling_error': (1.0, 0.5)}
-    return _pairs(lambda task: [Patches(scorer, 0.5, (ratio,), NUM_SCALES[task])
+    choices = {'upsampling_error': (1.0, 0.5), 'upsampling_error_max': (1.0, 0.5), 'resizing_error': (1.0, 0.5),
+               'resizing_error_max': (1.0, 0.5), 'rate_distortion': (1.0,), 'rate_distortion_squared': (1.0,),
+               'entropy': (1.0, 0.7), 'random': (1.0,), 'laplacian_max': (1.0, 0.7), 'laplacian_mean': (1.0, 0.7),
+               'laplacian_std': (1.0, 0.7)}
+    return _pairs(lambda task: [entropy(task, 0.5)] + [Patches(scorer, 0.5, (ratio,), NUM_SCALES[task])
                                 for scorer, ratios in choices.items() for ratio in ratios])
+
+
+def budgets() -> list[Cell]:
+    """Every image the same number of tokens, against one threshold for the dataset."""
+    return _pairs(lambda task: [replace(upsampling(task, 0.5), per=per) for per in ('dataset', 'image')])
 
 
 def details() -> list[Cell]:
@@ -131,12 +138,14 @@ def _pairs(make) -> list[Cell]:
 
 
 def everything() -> list[Cell]:
-    """All grids but ``lengths``, what says most first: a seed of each, then the others, at last of the outer shares."""
-    others = methods(SEEDS[1:])
+    """All grids but ``lengths``, what decides about others first: a seed of each, then the others' inner shares."""
+    first, others = dense(SEEDS[:1]), methods(SEEDS[1:])
+    native = [cell for cell in first if cell.dataset == 'native']
     inner = [cell for cell in others if cell.patches.kept in GOALS]
-    return [*dense(SEEDS[:1]), *methods(SEEDS[:1]), *scorers(), *details(), *anchors(), *scales(), *rates(),
+    return [*native, *scorers(), *first, *methods(SEEDS[:1]), *budgets(), *details(), *anchors(), *scales(), *rates(),
             *from_start(), *dense(SEEDS[1:]), *inner, *others]
 
 
-GRIDS = {'dense': dense, 'methods': methods, 'from_start': from_start, 'scorers': scorers, 'details': details,
-         'anchors': anchors, 'scales': scales, 'rates': rates, 'lengths': lengths, 'all': everything}
+GRIDS = {'dense': dense, 'methods': methods, 'from_start': from_start, 'scorers': scorers, 'budgets': budgets,
+         'details': details, 'anchors': anchors, 'scales': scales, 'rates': rates, 'lengths': lengths,
+         'all': everything}

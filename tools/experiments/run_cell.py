@@ -91,14 +91,14 @@ def run_cell(job: Job) -> dict[str, Any]:
 
     Returns:
         'metrics' (percent), 'kept' (tokens over cells of the validation images, 'content' and 'all'), 'thresholds',
-        'iterations', 'curve' (iteration and main metric, of trainings from random weights), 'resumed_at', the iteration
-        that a killed run went on from, and 'times'.
+        'max_tokens', 'iterations', 'curve' (iteration and main metric, of trainings from random weights), 'resumed_at',
+        the iteration that a killed run went on from, and 'times'.
     """
-    cell, thresholds = job.cell, None
+    cell, choice = job.cell, None
     compat.filter_library_warnings()
     if cell.patches is not None:
-        thresholds = find_cell_thresholds(_config(job), cell.patches, job.code, job.thresholds)
-    cfg = _config(job, thresholds)
+        choice = find_cell_thresholds(_config(job), cell.patches, job.code, job.thresholds)
+    cfg = _config(job, choice)
     cfg.work_dir, cfg.experiment_name, cfg.visualizer.name = str(job.work_dir), job.work_dir.name, job.work_dir.name
     if cell.training.share:
         runner, resumed_at = _train(cfg)
@@ -108,7 +108,8 @@ def run_cell(job: Job) -> dict[str, Any]:
     result = dict(
         metrics={name: value if value is None else float(value) for name, value in metrics.items()},
         kept={name: _scalar(runner, f'test/test_kept_tokens{suffix}') for name, suffix in KEPT.items()},
-        thresholds=thresholds, iterations=cfg.train_cfg.max_iters if cell.training.share else 0,
+        **(choice or dict(thresholds=None, max_tokens=None)),
+        iterations=cfg.train_cfg.max_iters if cell.training.share else 0,
         curve=_curve(runner, cell), resumed_at=resumed_at)
     if cell.patches is None and cell.training == SCRATCH:
         buffer = {'state_dict': runner.model.state_dict()}
@@ -117,8 +118,8 @@ def run_cell(job: Job) -> dict[str, Any]:
     return result
 
 
-def _config(job: Job, thresholds: tuple[float, ...] | None = None) -> Config:
-    return build_config(job.cell, job.dataset, job.configs, job.data_root, thresholds, job.weights)
+def _config(job: Job, choice: dict[str, Any] | None = None) -> Config:
+    return build_config(job.cell, job.dataset, job.configs, job.data_root, choice, job.weights)
 
 
 def _train(cfg: Config) -> tuple[Runner, int]:

@@ -57,7 +57,7 @@ def config_of(cell, **options):
 def test_a_short_training_is_the_dense_one_in_short():
     dense = config_of(cells.Cell('det', 'native', None, cells.SCRATCH, 3))
     short = config_of(cells.Cell('det', 'native', PATCHES, cells.Training('dense', 0.05, 0.1, 'added'), 3),
-                      thresholds=(5.0, 5.0, 0.75), weights=Path('w.pth'))
+                      choice=dict(thresholds=(5.0, 5.0, 0.75), max_tokens=90), weights=Path('w.pth'))
     assert short.train_cfg.max_iters == round(0.05 * dense.train_cfg.max_iters)
     assert short.optim_wrapper.optimizer.lr == pytest.approx(0.1 * dense.optim_wrapper.optimizer.lr)
     for mine, whole in zip(short.param_scheduler, dense.param_scheduler, strict=True):
@@ -69,7 +69,9 @@ def test_a_short_training_is_the_dense_one_in_short():
     assert dense.train_cfg.val_interval * cell_config.NUM_VALIDATIONS == dense.train_cfg.max_iters
     backbone = short.model.backbone
     assert (backbone.num_scales, backbone.thresholds, backbone.scorer) == (4, (5.0, 5.0, 0.75), 'entropy')
+    assert backbone.max_tokens == 90
     twin = cell_config.dense_twin(short)
+    assert twin.model.backbone.max_tokens is None
     assert twin.model.backbone.num_scales == 1 and twin.model.trainable is None and backbone.num_scales == 4
 
 
@@ -138,17 +140,40 @@ def test_thresholds_keep_the_share_and_are_found_once(tmp_path, data, monkeypatc
     cell = cells.Cell('det', 'tiny', patches, cells.UNTRAINED)
     cfg = cell_config.build_config(cell, grids.DATASETS['tiny'], CONFIGS, data / 'tiny')
     cache, find = tmp_path / 'thresholds.json', modules.cell_thresholds.find_cell_thresholds
-    fine, coarse = find(cfg, patches, 'code', cache)
+    found = find(cfg, patches, 'code', cache)
+    fine, coarse = found['thresholds']
     assert coarse == pytest.approx(0.5 * fine, rel=1e-3)
     maps = modules.cell_thresholds.score_all(modules.cell_thresholds.ConfigInputs(cfg, 'train', 'test'))
     kept = maps.count_tokens((fine, coarse), content_only=True).sum().item() / maps.num_content_cells.sum().item()
-    assert 0.55 < kept <= 0.6
+    assert 0.55 < kept <= 0.6 and found['max_tokens'] is None
     monkeypatch.setattr(modules.cell_thresholds, 'score_all', None)
-    assert find(cfg, patches, 'code', cache) == (fine, coarse)
+    assert find(cfg, patches, 'code', cache) == found
     with pytest.raises(TypeError):
         find(cfg, replace(patches, kept=0.5), 'code', cache)
     with pytest.raises(TypeError):
         find(cfg, patches, 'other code', cache)
+
+
+def test_a_number_of_tokens_for_each_image_keeps_the_share_too(tmp_path, data, monkeypatch):
+    monkeypatch.setitem(grids.DATASETS, 'tiny', grids.Dataset('scenes_192', 4, 2, enlarged=2.0))
+    patches = cells.Patches('upsampling_error', 0.6, num_scales=3, per='image')
+    cfg = cell_config.build_config(cells.Cell('det', 'tiny', patches, cells.UNTRAINED), grids.DATASETS['tiny'], CONFIGS,
+                                   data / 'tiny')
+    choice = modules.cell_thresholds.find_cell_thresholds(cfg, patches, 'code', tmp_path / 'thresholds.json')
+    maps = modules.cell_thresholds.score_all(modules.cell_thresholds.ConfigInputs(cfg, 'train', 'test'))
+    shares = []
+    for more in (0, 1):
+        maps.max_tokens = choice['max_tokens'] + more
+        counts = maps.count_tokens(choice['thresholds'], content_only=True).sum().item()
+        shares.append(counts / maps.num_content_cells.sum().item())
+    assert shares[0] <= 0.6 < shares[1], shares  # the largest number that does
+
+
+def test_patches_that_make_no_sense():
+    with pytest.raises(ValueError, match="per is 'dataset' or 'image'"):
+        cells.Patches('entropy', 0.5, per='batch')
+    with pytest.raises(ValueError, match='all sizes have one threshold'):
+        cells.Patches('entropy', 0.5, (1.0, 0.15), per='image')
 
 
 def test_lines_of_results_that_are_broken_are_named(tmp_path):
