@@ -83,7 +83,7 @@ class KeptTokensHook(Hook):
         self._started = self._started or time.perf_counter()
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        backbone, now = _backbone(runner.model), time.perf_counter()
+        backbone, now = backbone_of(runner.model), time.perf_counter()
         tokens, cells, content_tokens, content_cells, raised, images = self._count(backbone)
         runner.message_hub.update_scalar('train/kept_tokens', tokens / cells)
         runner.message_hub.update_scalar('train/kept_tokens_content', content_tokens / content_cells)
@@ -114,7 +114,7 @@ class KeptTokensHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._counts = [0.0] * 6
-        self._handle = _backbone(runner.model).register_forward_hook(self._add_pass)
+        self._handle = backbone_of(runner.model).register_forward_hook(self._add_pass)
 
     def _add_pass(self, backbone: APTEVA02, inputs: tuple, outputs: tuple) -> None:
         self._counts = [old + more for old, more in zip(self._counts, self._count(backbone), strict=True)]
@@ -135,7 +135,7 @@ class KeptTokensHook(Hook):
         dist.all_reduce(counts)
         tokens, cells, content_tokens, content_cells, raised, images = counts.tolist()
         scalars = {'kept_tokens': tokens / max(cells, 1), 'kept_tokens_content': content_tokens / max(content_cells, 1)}
-        if _backbone(runner.model).chooser.max_tokens is not None:
+        if backbone_of(runner.model).chooser.max_tokens is not None:
             scalars['over_budget'] = raised / max(images, 1)
         for name, value in scalars.items():
             runner.message_hub.update_scalar(f'{split}/{split}_{name}', value)
@@ -179,10 +179,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def _backbone(model: nn.Module) -> APTEVA02:
-    """The model's backbone."""
+def backbone_of(model: nn.Module, hook: str = 'KeptTokensHook') -> APTEVA02:
+    """The model's backbone; ValueError, naming the hook that needs it, if that is another one."""
     backbone = getattr(unwrapped(model), 'backbone', None)
     if not isinstance(backbone, APTEVA02):
-        raise ValueError(f'KeptTokensHook needs a model whose backbone is APTEVA02, got {type(backbone).__name__}: '
+        raise ValueError(f'{hook} needs a model whose backbone is APTEVA02, got {type(backbone).__name__}: '
                          'remove the hook from custom_hooks')
     return backbone

@@ -170,7 +170,7 @@ def test_idle_share_of_a_resumed_run(monkeypatch):
         for iteration in range(start, 9):
             layout = SimpleNamespace(scale_counts=(10 * iteration,), num_cells=100, batch_size=1, height=10, width=10,
                                      covers_content=lambda content: torch.ones(10))
-            monkeypatch.setattr(hooks, '_backbone', lambda model, layout=layout: SimpleNamespace(
+            monkeypatch.setattr(hooks, 'backbone_of', lambda model, layout=layout: SimpleNamespace(
                 last_layout=layout, patch_size=16, chooser=SimpleNamespace(max_tokens=None, last_num_raised=0)))
             scalars, lines = {}, []
             hook.after_train_iter(SimpleNamespace(
