@@ -4,6 +4,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from apt_dense.extras import from_extra
+from apt_dense.mm.models.distill import DistillMixin
 from apt_dense.mm.models.freeze import FreezeMixin
 from apt_dense.mm.models.normalisation import check_model_normalisation
 
@@ -18,8 +19,8 @@ with from_extra('mm'):
 
 
 @MODELS.register_module()
-class APTCascadeRCNN(FreezeMixin, CascadeRCNN):
-    """``mmdet.CascadeRCNN`` with the argument ``trainable`` (see ``FreezeMixin``).
+class APTCascadeRCNN(FreezeMixin, DistillMixin, CascadeRCNN):
+    """``mmdet.CascadeRCNN`` with ``trainable`` (see ``FreezeMixin``) and ``distill`` (see ``DistillMixin``).
 
     Raises:
         ValueError: if the data preprocessor normalises otherwise than the backbone assumes.

@@ -3,6 +3,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from apt_dense.extras import from_extra
+from apt_dense.mm.models.distill import DistillMixin
 from apt_dense.mm.models.freeze import FreezeMixin
 from apt_dense.mm.models.normalisation import check_model_normalisation
 
@@ -12,8 +13,9 @@ with from_extra('mm'):
 
 
 @MODELS.register_module()
-class APTEncoderDecoder(FreezeMixin, EncoderDecoder):
-    """``mmseg.EncoderDecoder`` with the argument ``trainable`` (see ``FreezeMixin``), for images of any size.
+class APTEncoderDecoder(FreezeMixin, DistillMixin, EncoderDecoder):
+    """``mmseg.EncoderDecoder`` for images of any size, with ``trainable`` (see ``FreezeMixin``) and ``distill`` (see
+    ``DistillMixin``).
 
     The backbone wants whole windows, or whole patches of the largest size.  In testing, a whole image or a window of
     slide inference (of an image smaller than the window) has any size: it is padded at the bottom and right with zeros,
