@@ -27,7 +27,8 @@ def build_config(cell: Cell, dataset: Dataset, configs: Path, data_root: Path,
         dataset: what the cell's dataset is.
         configs: the folder of det.py and seg.py.
         data_root: where the dataset is.
-        choice: 'thresholds', fine to coarse, and 'max_tokens'; by default 0 and None, which merges nothing.
+        choice: 'thresholds', fine to coarse, and 'max_tokens'; by default 0 and None, which merges nothing.  For a
+            training with drawn thresholds also 'warm', their two ends.
         weights: of the cell's parent.
     """
     cfg = deepcopy(_read(configs / f'{cell.task}.py'))  # Config.copy shares what is nested
@@ -36,6 +37,7 @@ def build_config(cell: Cell, dataset: Dataset, configs: Path, data_root: Path,
     _set_data(cfg, dataset, data_root)
     if cell.patches is not None:
         _set_patches(cfg, cell.patches, choice)
+        _set_extra(cfg, cell.training.extra, choice)
     if cell.training.share:
         _set_training(cfg, cell)
         cfg.train_cfg.max_iters = num_iterations(cell, configs)
@@ -54,7 +56,7 @@ def dense_twin(cfg: Config) -> Config:
     """The config of the dense model in place of a cell's, all else the same; all of it is trained."""
     twin = deepcopy(cfg)
     twin.model.backbone.update(num_scales=1, thresholds=(), max_tokens=None, detail_branch='zero')
-    twin.model.trainable = None
+    twin.model.update(trainable=None, distill=None)
     return twin
 
 
@@ -81,8 +83,17 @@ def _set_data(cfg: Config, dataset: Dataset, data_root: Path) -> None:
 def _set_patches(cfg: Config, patches: Patches, choice: Mapping[str, Any] | None) -> None:
     if choice is None:
         choice = dict(thresholds=(0.0,) * (patches.num_scales - 1), max_tokens=None)
-    cfg.model.backbone.update(num_scales=patches.num_scales, scorer=patches.scorer,
-                              detail_branch=patches.detail_branch, rope_anchor=patches.rope_anchor, **choice)
+    cfg.model.backbone.update(
+        num_scales=patches.num_scales, scorer=patches.scorer, detail_branch=patches.detail_branch,
+        rope_anchor=patches.rope_anchor, thresholds=choice['thresholds'], max_tokens=choice['max_tokens'])
+
+
+def _set_extra(cfg: Config, extra: str, choice: Mapping[str, Any] | None) -> None:
+    if extra == 'distilled':
+        cfg.model.distill = dict(checkpoint=cfg.load_from)
+    elif extra == 'warm' and choice is not None:
+        cfg.custom_hooks = [*cfg.custom_hooks, dict(type='WarmThresholdsHook', low=choice['warm'][0],
+                                                    high=choice['warm'][1])]
 
 
 def _set_training(cfg: Config, cell: Cell) -> None:

@@ -21,7 +21,7 @@ CODE = tuple(f'apt_dense/core/{name}.py' for name in (
     'apt_dense/mm/data/transforms.py',
     'apt_dense/mm/fault_tolerance/resumable_data.py',
     'apt_dense/mm/models/*.py',
-    'apt_dense/mm/training/hooks.py',
+    'apt_dense/mm/training/hooks.py', 'apt_dense/mm/training/warm_thresholds.py',
     'tools/demo/*.py',
     'tools/experiments/boundary_iou.py', 'tools/experiments/input_sizes.py', 'tools/experiments/cell_thresholds.py')
 DEMO_TOOLS = ('run_demo.py',)  # of tools/demo, makes no data

@@ -4,6 +4,7 @@ from typing import Any
 
 TASKS = ('det', 'seg')
 TRAINED = ('entire', 'added')
+EXTRAS = ('', 'warm', 'distilled')
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,18 @@ class Training:
         share: iterations over those of the dense model; 0 trains nothing.
         rate: learning rate over the dense model's.
         trains: 'entire', or 'added': only the parameters that APT adds.
+        extra: '', or 'warm': thresholds are drawn for each iteration (``WarmThresholdsHook``); or 'distilled': towards
+            the features of the dense model that it starts from (``DistillMixin``).
     """
     start: str
     share: float
     rate: float = 1.0
     trains: str = 'entire'
+    extra: str = ''
 
     def __post_init__(self):
+        if self.extra not in EXTRAS or self.extra and not (self.share and self.start == 'dense'):
+            raise ValueError(f"{self}: extra is one of {EXTRAS}, for trainings that start from the dense model")
         if self.start not in ('random', 'dense') or self.trains not in TRAINED:
             raise ValueError(f"{self}: start is 'random' or 'dense', trains is one of {TRAINED}")
         if self.start == 'random' and not self.share:
@@ -76,7 +82,7 @@ class Training:
             return 'untrained'
         if self.start == 'random':
             return 'scratch' if self.share == 1 else f'scratch-{self.share:g}'
-        return f'{self.trains}-{self.share:g}-rate{self.rate:g}'
+        return '-'.join([self.trains, f'{self.share:g}', f'rate{self.rate:g}', *filter(None, [self.extra])])
 
 
 SCRATCH = Training('random', 1.0)
@@ -103,7 +109,8 @@ class Cell:
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f'task={self.task!r} is not one of {TASKS}')
-        if self.patches is None and (self.training.trains == 'added' or not self.training.share):
+        training = self.training
+        if self.patches is None and (training.trains == 'added' or training.extra or not training.share):
             raise ValueError(f'{self.training} of a dense model: it has nothing of its own to test')
 
     @property

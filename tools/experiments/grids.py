@@ -29,6 +29,8 @@ ADDED, ADDED_TENTH = Training('dense', SHORT, 1.0, 'added'), Training('dense', S
 ENTIRE_FULL, ENTIRE_TENTH = Training('dense', SHORT, 1.0), Training('dense', SHORT, 0.1)
 ENTIRE_LONG = Training('dense', LONG, 0.1)
 RATES = (1.0, 0.4, 0.1, 0.03)
+WARM_KEPT = (0.9, 0.35)  # the ends of the thresholds that are drawn
+WARM, DISTILLED = Training('dense', SHORT, 0.1, extra='warm'), Training('dense', SHORT, 0.1, extra='distilled')
 BETTER = ENTIRE_TENTH  # the recipe with which scorers and other settings are compared
 
 # Patches of 16 to 128 px in detection and of 16 to 64 px in segmentation, as in the paper.
@@ -120,6 +122,14 @@ def rates() -> list[Cell]:
             for patches in (None, upsampling(task, 0.5), entropy(task, 0.5))]
 
 
+def beyond() -> list[Cell]:
+    """What is not in the paper: thresholds drawn in training, one model for every share; and distillation."""
+    return [Cell(task, 'native', upsampling(task, kept), training) for task in TASKS
+            for kept, trainings in ((0.5, (ENTIRE_TENTH, DISTILLED, WARM)), (0.7, (ENTIRE_TENTH, DISTILLED, WARM)),
+                                    (0.9, (ENTIRE_TENTH, WARM)), (0.35, (ENTIRE_TENTH, WARM)))
+            for training in trainings]
+
+
 def lengths() -> list[Cell]:
     """The dense model with half of the iterations and with twice as many: does it still improve?"""
     return [Cell(task, 'native', None, Training('random', share)) for task in TASKS for share in (0.5, 2.0)]
@@ -142,10 +152,10 @@ def everything() -> list[Cell]:
     first, others = dense(SEEDS[:1]), methods(SEEDS[1:])
     native = [cell for cell in first if cell.dataset == 'native']
     inner = [cell for cell in others if cell.patches.kept in GOALS]
-    return [*native, *scorers(), *first, *methods(SEEDS[:1]), *budgets(), *details(), *anchors(), *scales(), *rates(),
-            *from_start(), *dense(SEEDS[1:]), *inner, *others]
+    return [*native, *scorers(), *first, *methods(SEEDS[:1]), *beyond(), *budgets(), *details(), *anchors(),
+            *scales(), *rates(), *from_start(), *dense(SEEDS[1:]), *inner, *others]
 
 
 GRIDS = {'dense': dense, 'methods': methods, 'from_start': from_start, 'scorers': scorers, 'budgets': budgets,
-         'details': details, 'anchors': anchors, 'scales': scales, 'rates': rates, 'lengths': lengths,
+         'beyond': beyond, 'details': details, 'anchors': anchors, 'scales': scales, 'rates': rates, 'lengths': lengths,
          'all': everything}

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ import torch
 from cell_config import build_config
 from cell_thresholds import find_cell_thresholds
 from cell_timing import time_against_dense
-from cells import SCRATCH, Cell
-from grids import Dataset
+from cells import SCRATCH, Cell, Patches
+from grids import WARM_KEPT, Dataset
 
 from apt_dense.core.files import write_atomically
 from apt_dense.extras import from_extra
@@ -97,7 +97,7 @@ def run_cell(job: Job) -> dict[str, Any]:
     cell, choice = job.cell, None
     compat.filter_library_warnings()
     if cell.patches is not None:
-        choice = find_cell_thresholds(_config(job), cell.patches, job.code, job.thresholds)
+        choice = _choose(job)
     cfg = _config(job, choice)
     cfg.work_dir, cfg.experiment_name, cfg.visualizer.name = str(job.work_dir), job.work_dir.name, job.work_dir.name
     if cell.training.share:
@@ -120,6 +120,19 @@ def run_cell(job: Job) -> dict[str, Any]:
 
 def _config(job: Job, choice: dict[str, Any] | None = None) -> Config:
     return build_config(job.cell, job.dataset, job.configs, job.data_root, choice, job.weights)
+
+
+def _choose(job: Job) -> dict[str, Any]:
+    """What ``build_config`` wants to know of the patches."""
+    cfg, patches = _config(job), job.cell.patches
+
+    def find(patches: Patches) -> dict[str, Any]:
+        return find_cell_thresholds(cfg, patches, job.code, job.thresholds)
+
+    choice = find(patches)
+    if job.cell.training.extra == 'warm':
+        choice['warm'] = [find(replace(patches, kept=kept))['thresholds'] for kept in WARM_KEPT]
+    return choice
 
 
 def _train(cfg: Config) -> tuple[Runner, int]:

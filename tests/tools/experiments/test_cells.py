@@ -75,6 +75,21 @@ def test_a_short_training_is_the_dense_one_in_short():
     assert twin.model.backbone.num_scales == 1 and twin.model.trainable is None and backbone.num_scales == 4
 
 
+def test_drawn_thresholds_and_distillation():
+    choice = dict(thresholds=(5.0, 5.0, 0.75), max_tokens=None, warm=[(1.0, 1.0, 0.1), (6.0, 6.0, 3.0)])
+    cell = cells.Cell('det', 'native', PATCHES, cells.Training('dense', 0.05, 0.1))
+    plain, warm, distilled = (config_of(replace(cell, training=replace(cell.training, extra=extra)), choice=choice,
+                                        weights=Path('w.pth')) for extra in cells.EXTRAS)
+    assert warm.custom_hooks[:-1] == plain.custom_hooks and warm.model == plain.model
+    assert warm.custom_hooks[-1] == dict(type='WarmThresholdsHook', low=(1.0, 1.0, 0.1), high=(6.0, 6.0, 3.0))
+    assert distilled.model.distill == dict(checkpoint='w.pth') and distilled.custom_hooks == plain.custom_hooks
+    assert cell_config.dense_twin(distilled).model.distill is None
+    with pytest.raises(ValueError, match='extra is one of'):
+        cells.Training('dense', 0.05, extra='cooled')
+    with pytest.raises(ValueError, match='extra is one of'):
+        cells.Training('random', 1.0, extra='warm')
+
+
 def test_the_enlarged_dataset_is_enlarged_by_the_pipeline():
     cfg = config_of(cells.Cell('det', 'enlarged', None, cells.SCRATCH))
     assert cfg.test_evaluator.enlarged == 2.0 and cfg.test_dataloader.dataset.data_root == 'DATA/'

@@ -75,6 +75,17 @@ def test_detection_from_data_to_figures(tiny, capsys):
     assert capsys.readouterr().out.count('(cached)') == 3
 
 
+def test_beyond_the_paper(tiny):
+    grid = [cell(task='seg', training=replace(SHORT, extra=extra)) for extra in ('warm', 'distilled')]
+    assert tiny.main(grid) == 0
+    found = results_of(tiny)
+    warm, distilled = (found[one.name] for one in grid)
+    assert warm['thresholds'] == distilled['thresholds']  # in testing
+    logs = [''.join(path.read_text() for path in tiny.work.glob(f'{one.name}-*/**/*.log')) for one in grid]
+    assert 'WarmThresholdsHook' in logs[0] and 'distill=dict(' not in logs[0]
+    assert 'distill=dict(' in logs[1] and 'WarmThresholdsHook' not in logs[1]
+
+
 def test_segmentation_and_what_a_changed_config_does(tiny, capsys):
     short, dense = cell(task='seg'), cell(None, SCRATCH, 'seg')
     assert tiny.main([short]) == 0
