@@ -29,7 +29,7 @@ def load_official(path: str | Path, wrapper: str | None = None) -> tuple[dict[st
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'{path} does not exist')
-    content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_pickle(path)
+    content = _read_safetensors(path) if path.suffix == '.safetensors' else read_pickle(path)
     if not isinstance(content, Mapping):
         raise ValueError(f'{path} holds a {type(content).__name__}, wanted a dict of tensors')
     if wrapper is None:
@@ -58,7 +58,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f'{path} cannot be read as safetensors: {error}') from error
 
 
-def _read_pickle(path: Path) -> object:
+def read_pickle(path: Path) -> object:
+    """The content of a .pth or .pt file; tensors of recent files stay on disk until they are used.
+
+    Raises:
+        ValueError: if it is damaged, or holds more than plain data.
+    """
     try:
         return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -68,8 +73,9 @@ def _read_pickle(path: Path) -> object:
                              f'{listed(names)}. Ask its author for a file with tensors only') from error
         raise ValueError(f'{path} is damaged, or holds more than plain data, and is not loaded: '
                          f'{str(error).splitlines()[0]}') from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f'{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}') from error
+    except Exception as error:  # bytes that are no pickle make the reader fail in any way
+        raise ValueError(f'{path} cannot be read as a checkpoint: {type(error).__name__} '
+                         f'{"".join(str(error).splitlines()[:1])}') from error
 
 
 def _unsafe_names(path: Path) -> list[str]:

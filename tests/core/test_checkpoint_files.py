@@ -84,3 +84,12 @@ def test_broken_files(tmp_path):
                           ('no_tensors.pth', 'model is no state dict: a')):
         with pytest.raises(ValueError, match=message):
             load_official(tmp_path / name)
+
+
+@pytest.mark.parametrize('content', [b'hello', b'', b'\x80\x02', b'<html>404: Not Found</html>', b'version https://git-lfs',
+                                     b'\x00' * 100, bytes(range(256)) * 4, b'ab' * 50])
+def test_files_that_are_something_else(content, tmp_path):
+    """The reader of pickles fails in as many ways as there are bytes."""
+    (tmp_path / 'other.pth').write_bytes(content)
+    with pytest.raises(ValueError, match=r'other\.pth (is damaged|cannot be read as a checkpoint|holds)'):
+        load_official(tmp_path / 'other.pth')
