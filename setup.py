@@ -32,6 +32,7 @@ setup(
         'images': IMAGES,  # apt_dense.calibration.images, visualize_patches.py
         'tools': TOOLS,  # the other tools; those that read configs need 'mm' too
         'flash': ['flash-attn>=2.5'],
+        'supervision': ['supervision'],  # Result.to_supervision
         # Those of tests/mm need 'mm' too.
         'test': [*TOOLS, 'pytest', 'pytest-xdist', 'hypothesis', 'packaging', 'ruff', 'tensorboard'],
     },

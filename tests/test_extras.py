@@ -22,6 +22,7 @@ LOCAL = {'apt_dense', 'tests', 'tools', *(path.stem for path in (ROOT / 'tools')
 MAY_USE = {
     'apt_dense/core': ('flash', 'tools'),  # inside functions only: test_import.py
     'apt_dense/__init__.py': (),
+    'apt_dense/mm/inference': ('mm', 'images', 'supervision'),
     'apt_dense/mm': ('mm',),
     'apt_dense': ('images', 'tools'),
     'configs': ('mm',),

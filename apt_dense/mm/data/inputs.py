@@ -249,6 +249,11 @@ def _transforms(cfg: Config, split: str) -> Compose:
     return pipeline
 
 
+def test_transforms(cfg: Config) -> Compose:
+    """The test pipeline of a config, without annotations: for pictures that belong to no dataset."""
+    return _transforms(cfg, 'test')
+
+
 def _image_info(path_and_index: tuple[str, int]) -> dict:
     """What a dataset without annotations would give for a file."""
     path, index = path_and_index

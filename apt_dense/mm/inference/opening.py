@@ -1,0 +1,285 @@
+"""From a name, a config or a checkpoint to a model that predicts."""
+import difflib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.config.utils import ConfigParsingError
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.utils import import_modules_from_strings
+from torch import nn
+
+import apt_dense
+from apt_dense.calibration.images import find_images
+from apt_dense.calibration.thresholds import ScoreMaps, find_thresholds, ratio_family
+from apt_dense.core.checkpoint_files import load_official, read_pickle
+from apt_dense.core.conversion import convert
+from apt_dense.core.eva02_keys import looks_official
+from apt_dense.extras import from_extra
+from apt_dense.mm import compat
+from apt_dense.mm.cli.loading import refuse_gaps, watch_next_load
+from apt_dense.mm.data.inputs import ConfigInputs
+from apt_dense.mm.errors import DataError
+from apt_dense.mm.inference.model import Model
+from apt_dense.mm.inference.saved_config import config_of
+
+with from_extra('mm'):
+    from mmdet.visualization.palette import get_palette
+
+CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
+CONFIGS = Path(apt_dense.__file__).parent / '.mim/configs'
+# What users of mmdetection mean by a detector's predictions; the published test setting keeps every box of any score.
+USUAL_TEST = dict(score_thr=0.05, max_per_img=100, nms=dict(type='nms', iou_threshold=0.5))
+NUM_SCALES = {'det': 4, 'seg': 3}  # where thresholds are wanted of a config that has none
+# Of an official file, which has no config: those that it may belong to.
+OFFICIAL = {'det': ('eva02_b_coco', 'eva02_l_coco'),
+            'seg': ('eva02_b_ade20k_512', 'eva02_l_ade20k_512', 'eva02_l_ade20k_640')}
+
+
+def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, device: str = 'auto',
+         kept: float | None = None, *, calibrate_on: str | Path | Sequence[str | Path] | None = None,
+         thresholds: Sequence[float] | None = None, max_tokens: int | None = None, as_published: bool = False) -> Model:
+    """Open a model for prediction.
+
+    Args:
+        config_or_checkpoint: the name of one of this project's configs ('apt_eva02_l_coco'), a config file, or a
+            checkpoint.  A checkpoint of a training holds its config; an official EVA-02 file has none and is
+            recognised.
+        weights: a checkpoint, if the first argument is a config; official files are converted on the way.  Without it
+            the weights are random numbers, which a warning says.
+        device: 'cpu', 'cuda', 'cuda:1', ...; 'auto' is a GPU where there is one.
+        kept: the share of tokens to keep, padding left out, of the pictures of ``calibrate_on``: thresholds are found
+            in the proportions of the config's own, or all alike where it has none.
+        calibrate_on: pictures, or folders of them, like those to be predicted.
+        thresholds: of the patches, fine to coarse, in place of the config's.  A dense model merges patches then as the
+            paper's Resizing baseline does.
+        max_tokens: the most of an image, see ``PatchChooser``.
+        as_published: test a detector as its published figures were measured, every box of any score, which is slow.
+            By default: scores from 0.05, 100 boxes, NMS at 0.5.
+
+    Raises:
+        DataError: for a name or a file that is not there, weights that do not fit, or settings that contradict each
+            other.
+
+    Example::
+
+        model = apt_dense.load('apt_eva02_l_coco', 'checkpoints/apt_l.pth')
+        for result in model.predict('photos/'):
+            result.draw(f'found/{Path(result.name).name}')
+    """
+    compat.filter_library_warnings()
+    _check_options(kept, calibrate_on, thresholds)
+    cfg, weights = _find_config(str(config_or_checkpoint), None if weights is None else str(weights))
+    _check_task(cfg)
+    import_modules_from_strings(**cfg.get('custom_imports', dict(imports=['apt_dense.mm'])))
+    _set_for_prediction(cfg, as_published)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        _set_patches(cfg, kept, calibrate_on, thresholds, max_tokens)
+        model = MODELS.build(cfg.model)
+        metainfo = DATASETS.build({**_leaf(cfg.test_dataloader.dataset), 'lazy_init': True}).metainfo
+    found = {} if weights is None else _load(model, weights)
+    if weights is None:
+        model.init_weights()
+        warnings.warn(f'{config_or_checkpoint} without weights: they are random numbers, and so is what it predicts. '
+                      'Give a checkpoint as weights', stacklevel=2)
+    model.dataset_meta = _classes(cfg, {**metainfo, **found}, weights)
+    model.to(_device(device)).eval()
+    return Model(model, cfg)
+
+
+def _check_options(kept: float | None, calibrate_on: Any, thresholds: Sequence[float] | None) -> None:
+    if kept is None:
+        if calibrate_on is not None:
+            raise DataError('calibrate_on without kept: say which share of the tokens to keep, kept=0.7')
+        return
+    if thresholds is not None:
+        raise DataError('kept finds thresholds: give it or thresholds, not both')
+    if calibrate_on is None:
+        raise DataError(f'kept={kept} needs pictures to find thresholds with: calibrate_on=FOLDER')
+    if not 0 < kept <= 1:
+        raise DataError(f'kept={kept} is no share of the tokens: give a number in (0, 1]')
+
+
+def _find_config(source: str, weights: str | None) -> tuple[Config, str | None]:
+    """The config, and the checkpoint to load."""
+    path = Path(source).expanduser()
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        if weights is not None:
+            raise DataError(f'{source} and {weights} are both checkpoints: give one, or a config first')
+        if not path.is_file():
+            raise DataError(f'checkpoint {source} does not exist (in {Path.cwd()})')
+        return _config_of_checkpoint(path), str(path)
+    if weights is not None and not Path(weights).expanduser().is_file():
+        raise DataError(f'checkpoint {weights} does not exist (in {Path.cwd()})')
+    if path.suffix != '.py':
+        path = CONFIGS / f'{source}.py'
+        if not path.is_file():
+            names = sorted(file.stem for file in CONFIGS.glob('*.py'))
+            near = difflib.get_close_matches(source, names, 3, 0.3) or names
+            raise DataError(f'{source!r} is no config of this project, no config file (.py) and no checkpoint '
+                            f'({", ".join(CHECKPOINT_SUFFIXES)}): did you mean {" or ".join(near)}?')
+    if not path.is_file():
+        raise DataError(f'config {source} does not exist (in {Path.cwd()})')
+    try:
+        return Config.fromfile(path), weights
+    except (SyntaxError, ConfigParsingError, OSError, KeyError) as error:
+        raise DataError(f'{source} cannot be read as a config: {error}') from error
+
+
+def _config_of_checkpoint(path: Path) -> Config:
+    """The config inside a checkpoint, or that of the official model whose file it is."""
+    cfg = config_of(_meta_of(str(path)), path.name)
+    if cfg is not None:
+        return cfg
+    state = _official_state(str(path))
+    task = looks_official(state)
+    if task not in OFFICIAL:
+        what = 'a pre-trained backbone without a head' if task else 'no config'
+        raise DataError(f'{path} holds {what}: give the config first and this file as weights, '
+                        f"apt_dense.load('CONFIG', '{path}')")
+    fitting = []
+    for name in OFFICIAL[task]:
+        cfg = Config.fromfile(CONFIGS / f'{name}.py')
+        try:
+            conversion = convert(state, task, _shapes(cfg))
+        except ValueError:
+            continue
+        fitting.append((len(conversion.resampled), name, cfg))
+    if not fitting:
+        raise DataError(f'{path} is an official EVA-02 file, and fits none of {", ".join(OFFICIAL[task])}: give its '
+                        'config first, and this file as weights')
+    return min(fitting, key=lambda entry: entry[:2])[2]
+
+
+def _meta_of(path: str) -> dict[str, Any]:
+    """What mmengine has noted in a checkpoint; {} where there is nothing."""
+    if path.endswith('.safetensors'):
+        return {}
+    try:
+        content = read_pickle(Path(path))
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return content.get('meta') or {} if isinstance(content, dict) else {}
+
+
+def _official_state(path: str) -> dict[str, torch.Tensor]:
+    try:
+        return load_official(path)[0]
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _shapes(cfg: Config) -> dict[str, torch.Size]:
+    """Names and shapes of a config's model, which takes no memory."""
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+        return {name: tensor.shape for name, tensor in MODELS.build(cfg.model).state_dict().items()}
+
+
+def _check_task(cfg: Config) -> None:
+    model = cfg.get('model') or {}
+    if not ('roi_head' in model or 'decode_head' in model) or model.get('backbone', {}).get('type') != 'APTEVA02':
+        raise DataError(f'{cfg.filename or "the config"} has model {model.get("type")} on backbone '
+                        f'{model.get("backbone", {}).get("type")}: wanted a detector with a roi_head or a segmentor '
+                        'with a decode_head on APTEVA02')
+
+
+def _set_for_prediction(cfg: Config, as_published: bool) -> None:
+    """Drop what only training needs, and take the usual test setting of detectors."""
+    cfg.model.update(trainable=None, distill=None, train_cfg=cfg.model.get('train_cfg'))
+    cfg.model.backbone.init_cfg = None
+    if 'roi_head' in cfg.model and not as_published:
+        cfg.model.test_cfg.rcnn.update(USUAL_TEST)
+
+
+def _set_patches(cfg: Config, kept: float | None, calibrate_on: Any, thresholds: Sequence[float] | None,
+                 max_tokens: int | None) -> None:
+    backbone = cfg.model.backbone
+    if max_tokens is not None:
+        backbone.max_tokens = max_tokens
+    if thresholds is not None:
+        own = backbone.get('num_scales', 1)
+        if own > 1 and len(thresholds) != own - 1:
+            raise DataError(f'got {len(thresholds)} thresholds {tuple(thresholds)}, and the model has {own} sizes of '
+                            f'patches: give {own - 1}, fine to coarse')
+        backbone.update(thresholds=tuple(thresholds), num_scales=len(thresholds) + 1)
+    elif kept is not None:
+        if backbone.get('num_scales', 1) == 1:
+            num_scales = NUM_SCALES['det' if 'roi_head' in cfg.model else 'seg']
+            while backbone.get('window_size', 0) % 2**(num_scales - 1):
+                num_scales -= 1
+            backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1))
+        if kept < 1:
+            backbone.thresholds = _calibrate(cfg, kept, calibrate_on)
+        else:
+            backbone.thresholds = (-1.0,) * (backbone.num_scales - 1)
+
+
+def _calibrate(cfg: Config, kept: float, source: Any) -> tuple[float, ...]:
+    """Thresholds at which the share is kept, of the content of some pictures."""
+    paths = [source] if isinstance(source, (str, Path)) else source
+    try:
+        inputs = ConfigInputs(cfg, images=find_images([Path(path).expanduser() for path in paths]))
+        maps = ScoreMaps(inputs.chooser.num_scales)
+        for index in range(len(inputs)):
+            for scores, content_cells in inputs.score(index):
+                maps.add(scores, content_cells)
+        cells = maps.num_content_cells.sum().item()
+        own = inputs.chooser.thresholds
+        falling = all(0 < coarse <= fine for fine, coarse in zip(own, own[1:], strict=False))
+        ratios = [coarse / fine for fine, coarse in zip(own, own[1:], strict=False)] if falling else [1.0]
+        return find_thresholds(
+            ratio_family(maps, ratios),
+            lambda values: maps.count_tokens(values, content_only=True).sum().item() / cells, kept)
+    except ValueError as error:
+        raise DataError(f'kept={kept}: {error}') from error
+
+
+def _leaf(dataset: dict) -> dict:
+    """A dataset's config without wrappers around it."""
+    inner = dataset.get('dataset') or next(iter(dataset.get('datasets', ())), None)
+    return dict(dataset) if inner is None else _leaf(inner)
+
+
+def _load(model: nn.Module, path: str) -> dict[str, Any]:
+    """Load a checkpoint; return the classes that it names."""
+    state = _official_state(path)
+    task = looks_official(state)
+    if task is not None:
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        try:
+            state = convert(state, task, shapes).state_dict
+        except ValueError as error:
+            raise DataError(f'{path}: {error}') from error
+    end_watch = watch_next_load(model, lambda gaps: refuse_gaps(model, gaps, path))
+    try:
+        model.load_state_dict({name.removeprefix('module.'): value for name, value in state.items()}, strict=False)
+    finally:
+        end_watch()
+    return {key.lower(): value for key, value in (_meta_of(path).get('dataset_meta') or {}).items()}
+
+
+def _classes(cfg: Config, metainfo: dict[str, Any], weights: str | None) -> dict[str, Any]:
+    """The dataset's meta of the model; DataError if its classes are not as many as the head's."""
+    heads = cfg.model.roi_head.bbox_head if 'roi_head' in cfg.model else cfg.model.decode_head
+    head = heads[0] if isinstance(heads, list) else heads
+    classes = metainfo.get('classes') or ()
+    if len(classes) != head.num_classes:
+        raise DataError(f'{weights or cfg.filename} names {len(classes)} classes, and the head has num_classes='
+                        f'{head.num_classes}: set metainfo=dict(classes=...) of the test dataset')
+    return {**metainfo, 'palette': metainfo.get('palette') or get_palette('random', len(classes))}
+
+
+def _device(name: str) -> torch.device:
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DataError(f"device={name!r} is none: 'auto', 'cpu', 'cuda', 'cuda:1'") from error
+    if device.type == 'cuda' and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise DataError(f'device={name!r}, and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs: choose '
+                        "another, or 'auto'")
+    return device

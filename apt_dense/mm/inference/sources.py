@@ -1,0 +1,112 @@
+"""What can be predicted, as one picture after the other: files, folders, videos, arrays, lists of them."""
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from apt_dense.calibration.images import find_images, load_image
+from apt_dense.mm.data.load_picture import as_picture
+from apt_dense.mm.errors import DataError
+
+VIDEO_SUFFIXES = frozenset(('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm'))
+WANTED = 'a path of a picture, a folder or a video, an array (H, W, 3) in RGB, a PIL image, or a list of them'
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture.
+
+    Attributes:
+        name: its path; of a video's frame 'VIDEO#12', counted from 0; of an array 'array 0', counted in its list.
+        array: (H, W, 3) uint8, RGB; None for a file, which the model's own pipeline reads.
+    """
+    name: str
+    array: np.ndarray | None = None
+
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3) uint8, RGB, turned as the camera says (EXIF), as the model sees it."""
+        return np.asarray(load_image(Path(self.name))) if self.array is None else self.array
+
+
+def pictures_of(source: Any) -> Iterator[Picture]:
+    """The pictures of a source, see ``WANTED``; those of a folder and below it in the order of their names.
+
+    Raises:
+        DataError: for a path that is not there, a folder without a picture, a video that cannot be read, an array that
+            is no picture, or another type.
+    """
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        for index, one in enumerate(source):
+            yield from _one(one, index)
+    else:
+        yield from _one(source, 0)
+
+
+def _one(source: Any, index: int) -> Iterator[Picture]:
+    if isinstance(source, Image.Image):
+        yield Picture(f'array {index}', np.asarray(ImageOps.exif_transpose(source).convert('RGB')))
+    elif isinstance(source, np.ndarray):
+        yield Picture(f'array {index}', _checked_array(source, f'array {index}'))
+    elif isinstance(source, (str, Path)):
+        if '://' in str(source):
+            raise DataError(f'{source} is an address: download it, and give the file')
+        path = Path(source).expanduser()
+        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+            yield from _frames(path)
+            return
+        try:
+            paths = find_images([path])
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        yield from (Picture(str(found)) for found in paths)
+    else:
+        raise DataError(f'got {type(source).__name__} to predict, wanted {WANTED}')
+
+
+def _checked_array(array: np.ndarray, name: str) -> np.ndarray:
+    """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any type of pixels -> (H, W, 3) uint8, in the same order."""
+    if array.ndim not in (2, 3) or 0 in array.shape or array.ndim == 3 and array.shape[2] not in (1, 3, 4):
+        hint = ''
+        if array.ndim == 3 and array.shape[0] in (1, 3):
+            hint = ': put the channels last, array.transpose(1, 2, 0)'
+        elif array.ndim == 4:
+            hint = ': give a batch as a list of pictures, list(array)'
+        raise DataError(f'{name} has shape {array.shape}, wanted (H, W, 3) in RGB, or (H, W){hint}')
+    try:
+        return as_picture(array, name)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _frames(path: Path) -> Iterator[Picture]:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        number = 0
+        while True:
+            there, frame = capture.read()
+            if not there:
+                break
+            yield Picture(f'{path}#{number}', np.ascontiguousarray(frame[..., ::-1]))
+            number += 1
+    finally:
+        capture.release()
+    if not number:
+        raise DataError(f'{path} cannot be read as a video: no frame was found in it')
+
+
+def count_pictures(source: Any) -> int | None:
+    """How many there are, as far as that is known without reading them: for a progress bar."""
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        counts = [count_pictures(one) for one in source]
+        return None if None in counts else sum(counts)
+    if not isinstance(source, (str, Path)):
+        return 1
+    path = Path(source).expanduser()
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+        frames = int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT))
+        return frames if frames > 0 else None
+    return len(find_images([path])) if path.is_dir() else 1

@@ -1,0 +1,171 @@
+"""apt_dense.load: names, configs, checkpoints, official files, thresholds; and what is refused."""
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+import apt_dense
+from apt_dense.core.conversion import convert
+from apt_dense.mm.errors import DataError
+from apt_dense.mm.inference import opening
+from apt_dense.mm.inference.saved_config import config_of
+from tests.mm.conftest import CONFIGS, shrink
+from tests.mm.models import test_seg
+from tests.official import official_state
+
+
+def test_a_checkpoint_has_its_config_inside(checkpoints):
+    for task, path in checkpoints.items():
+        model = apt_dense.load(path)
+        assert model.task == task and model.device.type == 'cpu' and not model.module.training
+        content = torch.load(path, weights_only=True)
+        for name, value in model.module.state_dict().items():
+            assert torch.equal(value, content['state_dict'][name]), name
+        assert model.classes == tuple(content['meta']['dataset_meta']['classes'])
+        assert model.thresholds == (3.0, 3.0) and f'{task}, ' in repr(model)
+
+
+def test_the_usual_test_setting_and_the_published_one(checkpoints):
+    rcnn = apt_dense.load(checkpoints['det']).cfg.model.test_cfg.rcnn
+    assert (rcnn.score_thr, rcnn.max_per_img, rcnn.nms.type) == (0.05, 100, 'nms')
+    own = config_of(torch.load(checkpoints['det'], weights_only=True)['meta'], '').model.test_cfg.rcnn
+    assert apt_dense.load(checkpoints['det'], as_published=True).cfg.model.test_cfg.rcnn == own != rcnn
+
+
+def test_a_name_without_weights_warns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a name is none of a file
+    with pytest.warns(UserWarning, match='apt_eva02_ti_demo_seg without weights: they are random numbers'):
+        model = apt_dense.load('apt_eva02_ti_demo_seg')
+    assert model.task == 'seg' and len(model.classes) == 6
+
+
+def test_a_config_file_and_weights(dense_det):
+    config, weights = dense_det
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        model = apt_dense.load(config, weights)
+    assert torch.equal(model.module.state_dict()['backbone.pos_embed'],
+                       torch.load(weights, weights_only=True)['state_dict']['backbone.pos_embed'])
+    assert len(model.classes) == 5 and model.thresholds == ()
+
+
+def test_patches_of_a_dense_model(dense_det, folder):
+    """Its weights, merged as the paper's Resizing does; nothing merged is the dense model."""
+    config, weights = dense_det
+    dense = apt_dense.load(config, weights).predict(folder)
+    assert all(result.tokens.kept == 1 for result in dense)
+    merged = apt_dense.load(config, weights, thresholds=(3.0, 3.0)).predict(folder)
+    assert all(result.tokens.kept < 1 for result in merged)
+    kept = apt_dense.load(config, weights, kept=1.0, calibrate_on=folder).predict(folder)
+    assert all(result.tokens.kept == 1 for result in kept)
+
+
+def test_thresholds_for_a_share(checkpoints, folder):
+    for task, path in checkpoints.items():
+        model = apt_dense.load(path, kept=0.6, calibrate_on=folder)
+        results = model.predict(folder)
+        tokens = sum(result.tokens.num_tokens for result in results)
+        assert 0.4 < tokens / sum(result.tokens.num_cells for result in results) <= 0.6, task
+        fine, coarse = model.thresholds
+        assert coarse == pytest.approx(fine, rel=1e-3)  # the proportions of the config's (3, 3)
+
+
+def test_a_budget(checkpoints, folder):
+    results = apt_dense.load(checkpoints['det'], thresholds=(-1, -1), max_tokens=20).predict(folder)
+    assert max(result.tokens.num_tokens for result in results) <= 20
+
+
+@pytest.mark.parametrize('task', ['det', 'seg'])
+def test_official_files(task, tmp_path, monkeypatch):
+    """By themselves, where the config follows from names and shapes; and as weights of a config."""
+    monkeypatch.setattr(opening, 'CONFIGS', tmp_path)
+    cfg = shrink(Config.fromfile(CONFIGS / 'eva02_ti_demo_det.py')) if task == 'det' else test_seg.tiny(
+        'eva02_ti_demo_seg')
+    fitting = opening.OFFICIAL[task][1]
+    cfg.dump(tmp_path / f'{fitting}.py')
+    for name in opening.OFFICIAL[task]:
+        if name != fitting:
+            cfg.model.backbone.embed_dims = 64
+            cfg.dump(tmp_path / f'{name}.py')
+    cfg = Config.fromfile(tmp_path / f'{fitting}.py')
+    state = official_state(cfg)
+    torch.save({'model': state}, tmp_path / 'official.pth')
+    wanted = convert(state, task).state_dict
+    for arguments in (('official.pth',), (fitting, 'official.pth')):
+        monkeypatch.chdir(tmp_path)
+        model = apt_dense.load(*arguments)
+        assert all(torch.equal(value, wanted[name]) for name, value in model.module.state_dict().items()
+                   if name in wanted) and len(wanted) > 50
+    torch.save({'model': {name: value for name, value in state.items() if 'blocks.2' not in name}}, 'cut.pth')
+    with pytest.raises(DataError, match='cut.pth'):
+        apt_dense.load('cut.pth')
+
+
+def test_a_config_in_a_checkpoint_is_data_not_code(tmp_path, checkpoints):
+    for text in ('import os', 'x = open("/etc/passwd")', 'x = __import__("os")', 'x = dict(**y)', 'x = {**y}', 'x = y',
+                 'x[0] = 1', 'a = b = 1', 'x = dict(1)', 'x = ['):
+        with pytest.raises(DataError, match='the config inside model.pth is not one that mmengine has written'):
+            config_of(dict(cfg=text), 'model.pth')
+    assert config_of({}, '') is None and config_of(None, '') is None
+    for path in sorted(CONFIGS.glob('*.py')):  # what mmengine writes, of every config
+        cfg = Config.fromfile(path)
+        assert config_of(dict(cfg=cfg.pretty_text), '').to_dict() == cfg.to_dict(), path
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (('apt_eva02_l_cocoo',), r"'apt_eva02_l_cocoo' is no config of this project.*did you mean apt_eva02_l_coco"),
+    (('missing.pth',), 'checkpoint missing.pth does not exist'),
+    (('missing.py',), 'config missing.py does not exist'),
+    (('apt_eva02_l_coco', 'missing.pth'), 'checkpoint missing.pth does not exist'),
+    (('text.pth',), 'text.pth cannot be read as a checkpoint'),
+    (('text.py',), 'text.py cannot be read as a config'),
+    (('bare.pth',), 'bare.pth holds no config: give the config first'),
+    (('bare.pth', 'bare.pth'), 'are both checkpoints'),
+    (('resnet.py',), 'wanted a detector with a roi_head or a segmentor with a decode_head on APTEVA02'),
+])
+def test_what_cannot_be_opened(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('text.pth').write_text('hello')
+    Path('text.py').write_text('model = dict(')
+    torch.save({'weight': torch.zeros(2)}, 'bare.pth')
+    Path('resnet.py').write_text("model = dict(type='FasterRCNN', backbone=dict(type='ResNet'))\n")
+    with pytest.raises(DataError, match=message):
+        apt_dense.load(*arguments)
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(kept=0.5), 'kept=0.5 needs pictures to find thresholds with: calibrate_on=FOLDER'),
+    (dict(calibrate_on='.'), 'calibrate_on without kept'),
+    (dict(kept=0.5, calibrate_on='.', thresholds=(1, 1)), 'give it or thresholds, not both'),
+    (dict(kept=1.5, calibrate_on='.'), r'kept=1.5 is no share of the tokens'),
+    (dict(kept=0.5, calibrate_on='nowhere'), 'kept=0.5: nowhere does not exist'),
+    (dict(thresholds=(1,)), r'got 1 thresholds \(1,\), and the model has 3 sizes of patches: give 2'),
+    (dict(device='gpu'), "device='gpu' is none"),
+    (dict(device='cuda:99'), "device='cuda:99', and torch .* sees \\d+ GPUs"),
+])
+def test_options_that_make_no_sense(options, message, checkpoints):
+    with pytest.raises(DataError, match=message):
+        apt_dense.load(checkpoints['det'], **options)
+
+
+def test_weights_of_another_task_and_labels_that_do_not_fit(checkpoints, dense_det, tmp_path):
+    config, _ = dense_det
+    with pytest.raises(DataError, match='does not fit the config'):
+        apt_dense.load(config, checkpoints['seg'])
+    content = torch.load(checkpoints['det'], weights_only=True)
+    content['meta']['dataset_meta'] = dict(classes=('one', 'two'))
+    torch.save(content, tmp_path / 'two.pth')
+    with pytest.raises(DataError, match='two.pth names 2 classes, and the head has num_classes=5'):
+        apt_dense.load(tmp_path / 'two.pth')
+
+
+def test_a_checkpoint_that_was_moved_needs_no_data(checkpoints, tmp_path):
+    shutil.copy(checkpoints['det'], tmp_path / 'moved.pth')
+    script = f"import apt_dense; print(apt_dense.load({str(tmp_path / 'moved.pth')!r}).classes)"
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0 and 'ball' in run.stdout, run.stderr

@@ -1,0 +1,224 @@
+"""Predictions: those of the packages' own functions, whatever they are asked for; and what is no picture."""
+import copy
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.apis import inference_detector
+from mmengine.registry import DefaultScope
+from mmseg.apis import inference_model
+from PIL import Image
+from pycocotools import mask as coco_masks
+
+import apt_dense
+from apt_dense.mm.errors import DataError
+from tests.mm.inference.conftest import NAMES, picture
+
+TASKS = ('det', 'seg')
+
+
+@pytest.fixture(scope='module')
+def models(checkpoints):
+    """By task; the detector shows every box, since it is sure of nothing."""
+    loaded = {task: apt_dense.load(path) for task, path in checkpoints.items()}
+    loaded['det'].module.roi_head.test_cfg.score_thr = 0.0
+    return loaded
+
+
+def same(first, second):
+    if first.boxes is None:
+        return np.array_equal(first.label_map, second.label_map)
+    return (np.allclose(first.boxes, second.boxes, atol=1e-3) and np.array_equal(first.labels, second.labels) and
+            np.array_equal(first.masks, second.masks) and np.allclose(first.scores, second.scores, atol=1e-5))
+
+
+def test_detections_are_mmdetections(models, folder):
+    model = models['det']
+    results = model.predict(folder)
+    assert [result.name for result in results] == [str(folder / name) for name in NAMES]
+    model.module.cfg = model.cfg
+    for result in results:
+        wanted = inference_detector(model.module, result.name).pred_instances
+        assert len(result) == len(wanted) > 3
+        order = wanted.scores.argsort(descending=True, stable=True)
+        assert np.array_equal(result.boxes, wanted.bboxes[order]) and np.array_equal(result.labels,
+                                                                                     wanted.labels[order])
+        assert np.array_equal(result.masks, np.asarray(wanted.masks)[order]) and result.masks.dtype == bool
+        assert result.masks.shape[1:] == result.size
+        assert result.names == [model.classes[label] for label in result.labels]
+        assert (np.diff(result.scores) <= 0).all() and result.label_map is None
+
+
+def test_label_maps_are_mmsegmentations(models, folder):
+    model = models['seg']
+    model.module.cfg = copy.deepcopy(model.cfg)
+    model.module.cfg.test_pipeline = model.cfg.test_dataloader.dataset.pipeline  # where mmsegmentation looks
+    for result in model.predict(str(folder)):
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            wanted = inference_model(model.module, result.name).pred_sem_seg.data[0]
+        assert np.array_equal(result.label_map, wanted) and result.label_map.shape == result.size
+        assert set(result.names) == {model.classes[label] for label in wanted.unique()} and result.boxes is None
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_every_kind_of_source(task, models, folder):
+    """Paths, arrays in RGB, PIL images, lists of all of them, one by one and in batches."""
+    model, paths = models[task], [folder / name for name in NAMES[:2]]
+    wanted = [model.predict(path)[0] for path in paths]
+    images = [Image.open(path) for path in paths]
+    arrays = [np.asarray(image) for image in images]
+    grey = np.full((50, 70), 90, np.uint8)
+    for source in (paths, list(map(str, paths)), tuple(images), arrays, [paths[0], arrays[1]]):
+        for batch_size in (1, 2, 5):
+            found = model.predict(source, batch_size=batch_size)
+            assert len(found) == 2 and all(map(same, found, wanted)), (type(source), batch_size)
+            assert [result.tokens.num_tokens for result in found] == [result.tokens.num_tokens for result in wanted]
+    assert [result.name for result in model.predict(arrays)] == ['array 0', 'array 1']
+    assert same(model.predict(grey)[0], model.predict(np.stack([grey] * 3, -1))[0])
+    assert same(model.predict(arrays[0][..., ::-1])[0], wanted[0]) is False  # BGR is another picture
+    alpha = np.full(arrays[0].shape[:2], 90, np.uint8)
+    assert same(model.predict(np.dstack([arrays[0], alpha]))[0], wanted[0])
+    deep = arrays[0].astype(np.uint16) * 257
+    assert same(model.predict(deep)[0], wanted[0])
+
+
+@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('orientation', [3, 6, 8])
+def test_pictures_that_exif_turns(task, orientation, models, tmp_path):
+    upright = picture(96, 128)
+    turned = Image.fromarray(upright).rotate({3: 180, 6: 90, 8: -90}[orientation], expand=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned.save(tmp_path / 'turned.png', exif=exif)
+    result = models[task].predict(tmp_path / 'turned.png')[0]
+    assert result.size == (96, 128) and same(result, models[task].predict(upright)[0])
+    assert result.draw().size == (128, 96)
+    assert same(models[task].predict(Image.open(tmp_path / 'turned.png'))[0], result)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_odd_sizes(task, models):
+    for size in ((1, 1), (1, 300), (700, 20), (16, 16), (131, 77)):
+        result = models[task].predict(picture(60, 60)[:1, :1].repeat(size[0], 0).repeat(size[1], 1))[0]
+        assert result.size == size and 0 < result.tokens.kept <= 1
+        if task == 'seg':
+            assert result.label_map.shape == size
+
+
+def test_a_video(models, tmp_path):
+    path = tmp_path / 'film.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 5, (128, 96))
+    for seed in range(4):
+        writer.write(picture(96, 128, seed)[..., ::-1])
+    writer.release()
+    stream = models['seg'].stream(path)
+    results = [next(stream), *stream]
+    assert [result.name for result in results] == [f'{path}#{number}' for number in range(4)]
+    capture = cv2.VideoCapture(str(path))
+    frames = [capture.read()[1][..., ::-1] for _ in range(4)]
+    assert all(map(same, results, models['seg'].predict(frames)))
+    assert results[0].draw().size == (128, 96)
+
+
+def test_tokens_of_a_picture(models):
+    """Smooth on the left, noise on the right; padding counts for nothing."""
+    image = np.full((96, 128, 3), 90, np.uint8)
+    image[:, 64:] = np.random.default_rng(0).integers(0, 255, (96, 64, 3))
+    tokens = models['det'].predict(image)[0].tokens
+    (grid,) = tokens.grids
+    assert grid.corner_px == (0, 0) and grid.patch_px.shape == (12, 16) or grid.patch_px.shape == (6, 8)
+    columns = grid.patch_px.shape[1] // 2
+    assert (grid.patch_px[:, :columns - 1] > 16).all() and (grid.patch_px[:, columns + 1:] == 16).all()
+    areas = 256 / grid.patch_px.astype(float)**2
+    assert tokens.num_cells == grid.patch_px.size and tokens.num_tokens == pytest.approx(areas.sum(), abs=2)
+    assert 0.4 < tokens.kept < 0.75
+    wide = models['seg'].predict(image.repeat(3, 1))[0].tokens
+    assert len(wide.grids) > 1 and wide.grids[1].corner_px[1] > 0  # the windows of slide inference
+    assert wide.num_cells == sum(grid.patch_px.size for grid in wide.grids)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_drawings(task, models, folder, tmp_path):
+    result = models[task].predict(folder / 'a.png')[0]
+    plain = np.asarray(Image.open(folder / 'a.png')).astype(int)
+
+    def changed(image):
+        return (np.abs(np.asarray(image) - plain) > 8).any(-1).mean()
+
+    image = result.draw(tmp_path / 'new/a.png', min_score=0.0)
+    assert image.size == (128, 96) and np.array_equal(np.asarray(Image.open(tmp_path / 'new/a.png')), np.asarray(image))
+    assert changed(image) > 0.05
+    if task == 'det':
+        assert changed(result.draw(min_score=1.0)) < changed(image) / 2
+
+
+def test_coco_and_dict(models, folder):
+    result = models['det'].predict(folder / 'a.png')[0]
+    entries = json.loads(json.dumps(result.to_coco(7, category_ids=[3, 1, 2, 9, 8])))
+    assert len(entries) == len(result) and {entry['image_id'] for entry in entries} == {7}
+    for entry, box, label, mask in zip(entries, result.boxes, result.labels, result.masks, strict=True):
+        x, y, w, h = entry['bbox']
+        np.testing.assert_allclose([x, y, x + w, y + h], box, rtol=1e-5)
+        assert entry['category_id'] == [3, 1, 2, 9, 8][label]
+        assert np.array_equal(coco_masks.decode(entry['segmentation']), mask)
+    assert result.to_coco()[0]['image_id'] == 'a' and result.to_coco()[0]['category_id'] == result.labels[0] + 1
+    with pytest.raises(ValueError, match='got 2 category_ids for 5 classes'):
+        result.to_coco(category_ids=[1, 2])
+    content = json.loads(json.dumps(result.to_dict()))
+    assert len(content['objects']) == len(result) and content['tokens']['kept'] == result.tokens.kept
+    segmented = models['seg'].predict(folder / 'a.png')[0]
+    masks = [coco_masks.decode(entry['segmentation']) for entry in segmented.to_coco()]
+    assert (sum(masks) == 1).all()  # every pixel has one class
+    content = json.loads(json.dumps(segmented.to_dict()))
+    assert sum(entry['share'] for entry in content['classes']) == pytest.approx(1)
+
+
+def test_supervision(models, folder):
+    supervision = pytest.importorskip('supervision')
+    result = models['det'].predict(folder / 'a.png')[0]
+    detections = result.to_supervision()
+    assert isinstance(detections, supervision.Detections) and len(detections) == len(result)
+    assert np.array_equal(detections.xyxy, result.boxes) and list(detections.data['class_name']) == result.names
+    segmented = models['seg'].predict(folder / 'a.png')[0]
+    detections = segmented.to_supervision()
+    assert len(detections) == len(segmented) and detections.mask.any((1, 2)).all()
+
+
+@pytest.mark.parametrize(('source', 'message'), [
+    ('missing.jpg', 'missing.jpg does not exist'),
+    ('text.jpg', 'text.jpg cannot be read as a picture'),
+    ('empty', 'empty holds no image'),
+    ('film.mp4', 'film.mp4 cannot be read as a video'),
+    ('https://example.org/a.jpg', 'is an address: download it'),
+    (5, 'got int to predict, wanted a path'),
+    (torch.zeros(3, 8, 8), 'got Tensor to predict, wanted a path'),
+    (np.zeros((3, 8, 9), np.uint8), r'array 0 has shape \(3, 8, 9\), wanted \(H, W, 3\).*channels last'),
+    (np.zeros((2, 8, 9, 3), np.uint8), r'batch as a list'),
+    (np.zeros((0, 9, 3), np.uint8), r'has shape \(0, 9, 3\)'),
+    (np.random.default_rng(0).random((8, 9, 3)), 'multiply by 255'),
+    (np.full((8, 9, 3), -1), 'array 0 holds int64 values from -1'),
+])
+def test_what_is_no_picture(source, message, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'empty').mkdir()
+    for name in ('text.jpg', 'film.mp4'):
+        (tmp_path / name).write_text('no picture')
+    for task in TASKS:
+        with pytest.raises(DataError, match=message):
+            models[task].predict(source)
+
+
+def test_a_batch_size_that_makes_no_sense(models, folder):
+    with pytest.raises(DataError, match='batch_size=0 must be a whole number from 1 on'):
+        models['det'].predict(folder, batch_size=0)
+
+
+def test_what_follows_a_bad_picture_is_not_lost(models, folder, tmp_path):
+    """A stream gives what came before, and names what it stops at."""
+    (tmp_path / 'b.jpg').write_text('no picture')
+    stream = models['seg'].stream([folder / 'a.png', tmp_path / 'b.jpg'])
+    assert next(stream).name.endswith('a.png')
+    with pytest.raises(DataError, match='b.jpg cannot be read'):
+        next(stream)
