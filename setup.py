@@ -23,6 +23,7 @@ setup(
     exclude_package_data={'apt_dense': ['.mim/tools/setup_env.sh', '.mim/tools/benchmark/benchmark_docs.py',
                                         '.mim/tools/demo/draw_overview.py', '.mim/tools/fault_drill/*',
                                         '.mim/tools/experiments/*', '.mim/tools/experiments/configs/*']},
+    entry_points={'console_scripts': ['apt-dense = apt_dense.cli:main']},
     install_requires=['torch>=2.4'],
     extras_require={
         # mmcv must be built against the installed torch, without build isolation: see docs/get_started.md.

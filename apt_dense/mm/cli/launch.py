@@ -31,22 +31,22 @@ RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of each of 
 SCOPES = ('mmdet', 'mmseg')
 
 
-def run_tool(main: Callable[[], None]) -> int:
+def run_tool(main: Callable[[], int | None]) -> int:
     """Run a tool's main function; print what the user can act on as one message.
 
     With several processes each prints its own, with its rank: what fails in one of them is known to no other.  torchrun
     repeats the first in its report.
 
     Returns:
-        The exit status: 0; 2 after an error that the user can mend (``failures.user_message``); 75 if a signal has
-        stopped the training, which can then go on.
+        The exit status: what ``main`` returns, or 0; 2 after an error that the user can mend
+        (``failures.user_message``); 75 if a signal has stopped the training, which can then go on.
     """
     rank = rank_of(_launcher())
     of_rank = '' if rank is None else f'rank {rank}: '
     status = 0
     try:
         # Only the agent of torchrun has use for a record, and sets the variable.
-        (record(main) if 'TORCHELASTIC_ERROR_FILE' in os.environ else main)()
+        status = (record(main) if 'TORCHELASTIC_ERROR_FILE' in os.environ else main)() or 0
     except signals.TrainingStopped as stopped:
         status = signals.EXIT_STOPPED
         print(f'{of_rank}{stopped}', file=sys.stderr)

@@ -1,7 +1,6 @@
 """A trained model that predicts pictures."""
 import itertools
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -77,34 +76,49 @@ class Model:
         """
         return list(self.stream(source, batch_size))
 
-    def stream(self, source: Any, batch_size: int = 1) -> Iterator[Result]:
-        """``predict``, one result after the other."""
+    def stream(self, source: Any, batch_size: int = 1,
+               on_bad: Callable[[DataError], object] | None = None) -> Iterator[Result]:
+        """``predict``, one result after the other.
+
+        Args:
+            on_bad: called with the error of what cannot be read, which is then left out; by default it is raised.
+        """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise DataError(f'batch_size={batch_size!r} must be a whole number from 1 on')
-        pictures, batch_size = pictures_of(source), batch_size if self.task == 'det' else 1
-        while batch := list(itertools.islice(pictures, batch_size)):
-            yield from self._predict(batch)
+        read = self._read_all(pictures_of(source, on_bad), on_bad)
+        while batch := list(itertools.islice(read, batch_size if self.task == 'det' else 1)):
+            yield from self._predict(*zip(*batch, strict=True))
 
     @torch.no_grad()
-    def _predict(self, pictures: list[Picture]) -> list[Result]:
+    def _predict(self, pictures: Sequence[Picture], data: Sequence[dict]) -> list[Result]:
         layouts: list[TokenLayout] = []
         handle = self.module.backbone.register_forward_hook(lambda backbone, *_: layouts.append(backbone.last_layout))
         try:
             with DefaultScope.overwrite_default_scope(self.cfg.default_scope):
-                data = pseudo_collate([self._read(picture) for picture in pictures])
-                sizes_px = [tuple(image.shape[-2:]) for image in data['inputs']]
-                samples = self.module.test_step(data)
+                sizes_px = [tuple(one['inputs'].shape[-2:]) for one in data]
+                samples = self.module.test_step(pseudo_collate(list(data)))
         finally:
             handle.remove()
         tokens = self._tokens(layouts, sizes_px)
         return [self._result(*parts) for parts in zip(pictures, samples, tokens, strict=True)]
+
+    def _read_all(self, pictures: Iterable[Picture],
+                  on_bad: Callable[[DataError], object] | None) -> Iterator[tuple[Picture, dict]]:
+        """Pictures with what the pipeline makes of them."""
+        for picture in pictures:
+            try:
+                yield picture, self._read(picture)
+            except DataError as error:
+                if on_bad is None:
+                    raise
+                on_bad(error)
 
     def _read(self, picture: Picture) -> dict:
         """What the pipeline makes of a picture."""
         given = dict(img_path=picture.name) if picture.array is None else dict(img=picture.array[..., ::-1])
         try:
             return self._transforms(dict(given, img_id=0, seg_fields=[], reduce_zero_label=False))
-        except (OSError, AssertionError, cv2.error) as error:  # mmcv asserts that an image was decoded
+        except (OSError, AssertionError, ValueError, cv2.error) as error:  # mmcv asserts that an image was decoded
             raise DataError(f'{picture.name} cannot be read as a picture: {error}') from error
 
     def _tokens(self, layouts: list[TokenLayout], sizes_px: list[tuple[int, int]]) -> list[Tokens]:
@@ -146,8 +160,3 @@ class Model:
                 self._visualizer = VISUALIZERS.build(settings)
             self._visualizer.dataset_meta = self.module.dataset_meta
         return self._visualizer
-
-
-def is_video_frame(result: Result) -> bool:
-    """Whether a result is of a frame of a video."""
-    return '#' in Path(result.name).name

@@ -1,5 +1,5 @@
 """What can be predicted, as one picture after the other: files, folders, videos, arrays, lists of them."""
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,23 @@ class Picture:
         return np.asarray(load_image(Path(self.name))) if self.array is None else self.array
 
 
-def pictures_of(source: Any) -> Iterator[Picture]:
+def pictures_of(source: Any, on_bad: Callable[[DataError], object] | None = None) -> Iterator[Picture]:
     """The pictures of a source, see ``WANTED``; those of a folder and below it in the order of their names.
 
+    Args:
+        on_bad: called with the error of a part of the source that cannot be read, which is then left out.
+
     Raises:
-        DataError: for a path that is not there, a folder without a picture, a video that cannot be read, an array that
-            is no picture, or another type.
+        DataError: without ``on_bad``, for a path that is not there, a folder without a picture, a video that cannot be
+            read, an array that is no picture, or another type.
     """
-    if isinstance(source, Sequence) and not isinstance(source, str):
-        for index, one in enumerate(source):
+    for index, one in enumerate(source if isinstance(source, Sequence) and not isinstance(source, str) else [source]):
+        try:
             yield from _one(one, index)
-    else:
-        yield from _one(source, 0)
+        except DataError as error:
+            if on_bad is None:
+                raise
+            on_bad(error)
 
 
 def _one(source: Any, index: int) -> Iterator[Picture]:
@@ -58,11 +63,7 @@ def _one(source: Any, index: int) -> Iterator[Picture]:
         if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
             yield from _frames(path)
             return
-        try:
-            paths = find_images([path])
-        except ValueError as error:
-            raise DataError(str(error)) from error
-        yield from (Picture(str(found)) for found in paths)
+        yield from (Picture(str(found)) for found in _files(path))
     else:
         raise DataError(f'got {type(source).__name__} to predict, wanted {WANTED}')
 
@@ -99,7 +100,11 @@ def _frames(path: Path) -> Iterator[Picture]:
 
 
 def count_pictures(source: Any) -> int | None:
-    """How many there are, as far as that is known without reading them: for a progress bar."""
+    """How many there are, None where that is not known without reading them: for a progress bar.
+
+    Raises:
+        DataError: for a path that is not there, or a folder without a picture.
+    """
     if isinstance(source, Sequence) and not isinstance(source, str):
         counts = [count_pictures(one) for one in source]
         return None if None in counts else sum(counts)
@@ -109,4 +114,12 @@ def count_pictures(source: Any) -> int | None:
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
         frames = int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT))
         return frames if frames > 0 else None
-    return len(find_images([path])) if path.is_dir() else 1
+    return len(_files(path))
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or the pictures in a folder and below."""
+    try:
+        return find_images([path])
+    except ValueError as error:
+        raise DataError(str(error)) from error

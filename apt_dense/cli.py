@@ -1,0 +1,48 @@
+"""The command ``apt-dense``: the project's tools by name, wherever the package is installed."""
+import runpy
+import sys
+from pathlib import Path
+
+TOOLS = Path(__file__).parent / '.mim/tools'
+# Name -> tool and what it does.
+COMMANDS = {
+    'predict': ('predict.py', 'predict pictures, folders and videos'),
+    'patches': ('analysis_tools/visualize_patches.py', 'draw the patches that are chosen, count the tokens'),
+    'calibrate': ('analysis_tools/calibrate_thresholds.py', 'find thresholds for a share of the tokens'),
+    'convert': ('model_converters/eva02_to_mm.py', 'convert an official EVA-02 checkpoint'),
+    'check': ('check_data.py', 'check a config and its data'),
+    'train': ('train.py', 'train a config'),
+    'test': ('test.py', 'test a checkpoint'),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a tool, as ``python tools/TOOL.py`` would.
+
+    Returns:
+        2 for an unknown command; else the tool's own status, by which it exits.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ('-h', '--help'):
+        print(_help())
+        return 0 if arguments else 2
+    name = arguments[0]
+    if name == '--version':
+        from apt_dense import __version__
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        print(f'error: apt-dense has no command {name!r}\n\n{_help()}', file=sys.stderr)
+        return 2
+    sys.argv = [f'apt-dense {name}', *arguments[1:]]
+    runpy.run_path(str(TOOLS / COMMANDS[name][0]), run_name='__main__')
+    return 0
+
+
+def _help() -> str:
+    lines = [f'  {name:10} {what}' for name, (_, what) in COMMANDS.items()]
+    return '\n'.join(['usage: apt-dense COMMAND ...', '', *lines, '', 'apt-dense COMMAND --help says more.'])
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Predictions into a folder: pictures, COCO's JSON, label maps, videos."""
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from apt_dense.core.files import write_atomically
+from apt_dense.mm.errors import DataError
+from apt_dense.mm.inference.results import Result
+
+FRAMES_PER_SECOND = 25.0  # where a video does not say
+
+
+class PredictionWriter:
+    """Writes results as they come; a context manager, which finishes videos and JSON.
+
+    Written into the folder: ``NAME.png``, the picture with what was found, or ``NAME.mp4`` for a video;
+    ``predictions.json`` with images, categories and, for detection, annotations with scores, in COCO's layout; for
+    segmentation ``labels/NAME.png``, the label of each pixel.  Pictures of one name get numbers.
+
+    Args:
+        folder: made if it is not there.
+        task, classes: of the model.
+        min_score: of the boxes that are drawn; the JSON has all.
+        draw: draw at all.
+
+    Raises:
+        DataError: if the folder has predictions already.
+    """
+
+    def __init__(self, folder: Path, task: str, classes: tuple[str, ...], min_score: float = 0.3, draw: bool = True):
+        self.folder, self.task, self.min_score, self.draw = folder, task, min_score, draw
+        if (folder / 'predictions.json').exists():
+            raise DataError(f'{folder} has predictions already: choose another folder, or remove it')
+        folder.mkdir(parents=True, exist_ok=True)
+        self._content: dict[str, list[dict[str, Any]]] = dict(images=[], annotations=[], categories=[
+            dict(id=index, name=name) for index, name in enumerate(classes, start=1)])
+        self._taken: set[str] = set()
+        self._video: tuple[str, cv2.VideoWriter] | None = None
+
+    def __enter__(self) -> 'PredictionWriter':
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._end_video()
+        if self.task == 'seg':
+            del self._content['annotations']
+        write_atomically(self.folder / 'predictions.json', json.dumps(self._content) + '\n')
+
+    def add(self, result: Result) -> None:
+        """Write one result."""
+        video, frame = _video_of(result)
+        name = self._free_name(result.name if video is None else f'{Path(video).stem}_{frame:06d}')
+        number = len(self._content['images']) + 1
+        height, width = result.size
+        image = dict(id=number, file_name=result.name, height=height, width=width,
+                     num_tokens=result.tokens.num_tokens, kept_tokens=result.tokens.kept)
+        if self.task == 'seg':
+            image['label_map'] = f'labels/{name}.png'
+            self._write_labels(result, name)
+        else:
+            for entry in result.to_coco(image_id=number):
+                entry['area'], entry['iscrowd'] = entry['bbox'][2] * entry['bbox'][3], 0
+                self._content['annotations'].append(dict(id=len(self._content['annotations']) + 1, **entry))
+        self._content['images'].append(image)
+        if self.draw and video is None:
+            result.draw(self.folder / f'{name}.png', self.min_score)
+        elif self.draw:
+            self._add_frame(video, result)
+
+    def _free_name(self, path: str) -> str:
+        """The file's name without its ending, numbered where it is taken."""
+        stem = name = Path(path).stem
+        number = 2
+        while name in self._taken:
+            name, number = f'{stem}_{number}', number + 1
+        self._taken.add(name)
+        return name
+
+    def _write_labels(self, result: Result, name: str) -> None:
+        (self.folder / 'labels').mkdir(exist_ok=True)
+        kind = np.uint8 if len(result.classes) < 256 else np.uint16
+        Image.fromarray(result.label_map.astype(kind)).save(self.folder / 'labels' / f'{name}.png')
+
+    def _add_frame(self, video: str, result: Result) -> None:
+        if self._video is None or self._video[0] != video:
+            self._end_video()
+            path = self.folder / f'{self._free_name(video)}.mp4'
+            rate = cv2.VideoCapture(video).get(cv2.CAP_PROP_FPS) or FRAMES_PER_SECOND
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), rate, result.size[::-1])
+            if not writer.isOpened():
+                raise DataError(f'{path} cannot be written as a video: draw nothing with --no-draw')
+            self._video = video, writer
+        self._video[1].write(np.asarray(result.draw(min_score=self.min_score))[..., ::-1])
+
+    def _end_video(self) -> None:
+        if self._video is not None:
+            self._video[1].release()
+            self._video = None
+
+
+def _video_of(result: Result) -> tuple[str | None, int]:
+    """The path of the video that a result is a frame of, and the frame's number; (None, 0) for a picture."""
+    path, _, frame = result.name.rpartition('#')
+    return (path, int(frame)) if path and frame.isdecimal() and not Path(result.name).is_file() else (None, 0)
