@@ -5,7 +5,8 @@ Written from the paper and the facts of the official code, and independent of ``
 there.  The dtype follows the input.
 """
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -72,12 +73,16 @@ def patch_scores(image: Tensor, scorer: str, patch_size: int, num_scales: int, b
         side = patch_size * 2**scale
         maps.append(torch.zeros(batch, math.ceil(height / side), math.ceil(width / side)))
         for i in range(batch):
-            pixels = None if scorer.startswith('rate_distortion') else _pixel_scores(image[i], scorer, side)
+            pixels = None if scorer in PRICES else _pixel_scores(image[i], scorer, side)
             for y in range(maps[-1].shape[1]):
                 for x in range(maps[-1].shape[2]):
                     if pixels is None:
-                        power, cell = 2 if scorer.endswith('squared') else 1, patch_size // 2
-                        maps[-1][i, y, x] = _break_even_price(image[i], y * side, x * side, side, cell, power)
+                        place = y * side, x * side, side
+                        maps[-1][i, y, x] = _break_even_price(image[i], place, patch_size // 2, PRICES[scorer])
+                    elif scorer.startswith('variance'):
+                        patch = variance(image[i], y * side, x * side, side)
+                        maps[-1][i, y, x] = _score(patch, f'{scorer}_error_max' if scorer.endswith('max') else scorer,
+                                                   side, bins, min(8, patch_size))
                     else:
                         patch = pixels[y * side:(y + 1) * side, x * side:(x + 1) * side]
                         maps[-1][i, y, x] = _score(patch, scorer, side, bins, min(8, patch_size))
@@ -103,15 +108,32 @@ def _resized_by(side: int) -> float:
     return 0.5 if side < 32 * 2**0.5 else 0.25 if side < 64 * 2**0.5 else 0.125
 
 
-def _break_even_price(image: Tensor, top: int, left: int, side: int, cell: int, power: float) -> float:
-    """The price of a token at which the patch whole costs as much as its best quadtree below, by bisection."""
-    def distortion(y: int, x: int, side: int) -> float:
-        error = upsampling_error(luma(image)[None] / 255, _resized_by(side)).double()
-        cells = [error[a:a + cell, b:b + cell].sum().item() / cell**2 for a in range(y, y + side, cell)
-                 for b in range(x, x + side, cell)]
-        return sum(value**power for value in cells)
+def _resizing_distortion(image: Tensor, y: int, x: int, side: int, cell: int, power: float = 1) -> float:
+    error = upsampling_error(luma(image)[None] / 255, _resized_by(side)).double()
+    return sum((error[a:a + cell, b:b + cell].sum().item() / cell**2)**power for a in range(y, y + side, cell)
+               for b in range(x, x + side, cell))
 
-    whole = {(y, x, s): distortion(y, x, s) for s in (side >> n for n in range(10)) if s > cell
+
+def _variance_distortion(image: Tensor, y: int, x: int, side: int, cell: int) -> float:
+    return variance(image, y, x, side).mean().item() * (side // cell)**2
+
+
+def variance(image: Tensor, y: int, x: int, side: int) -> Tensor:
+    """(3, H, W) in 0..255 -> (side, side): squared distance of the colours from their mean over a patch."""
+    rows = torch.arange(y, y + side).clamp(max=image.shape[1] - 1)
+    cols = torch.arange(x, x + side).clamp(max=image.shape[2] - 1)
+    patch = image[:, rows][:, :, cols].double() / 255
+    return (patch - patch.mean((1, 2), keepdim=True)).pow(2).mean(0)
+
+
+PRICES = {'rate_distortion': _resizing_distortion, 'rate_distortion_squared': partial(_resizing_distortion, power=2),
+          'variance_price': _variance_distortion}
+
+
+def _break_even_price(image: Tensor, place: tuple[int, int, int], cell: int, distortion: Callable[..., float]) -> float:
+    """The price of a token at which the patch whole costs as much as its best quadtree below, by bisection."""
+    top, left, side = place
+    whole = {(y, x, s): distortion(image, y, x, s, cell) for s in (side >> n for n in range(10)) if s > cell
              for y in range(top, top + side, s) for x in range(left, left + side, s)}
 
     def cut(y: int, x: int, side: int, price: float) -> float:

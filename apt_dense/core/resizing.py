@@ -41,9 +41,7 @@ def patch_resizing_error(image: Tensor, patch_size: int = 16, num_scales: int = 
         raise ValueError(f"reduction={reduction!r} is not one of 'mean', 'max'")
     grey = luma(checked_image(image, check))[:, None] / 255
     maps, blocks = [], {}
-    block_px = patch_size
-    if reduction == 'max':
-        block_px = max(side for side in range(1, BLOCK_PX + 1) if patch_size % side == 0)
+    block_px = block_side(patch_size) if reduction == 'max' else patch_size
     for scale in range(num_scales):
         side_px = patch_size << scale
         factor = factor_of_side(factors, side_px)
@@ -51,6 +49,11 @@ def patch_resizing_error(image: Tensor, patch_size: int = 16, num_scales: int = 
             blocks[factor] = reduce_patches(upsampling_error(grey, factor), block_px, 'mean')[:, None]
         maps.append(reduce_patches(blocks[factor], side_px // block_px, reduction))
     return maps
+
+
+def block_side(patch_size: int) -> int:
+    """Of the blocks of a maximum, in pixels: 8, or the largest divisor of the finest patch's side below."""
+    return max(side for side in range(1, BLOCK_PX + 1) if patch_size % side == 0)
 
 
 def patch_rate_distortion(image: Tensor, patch_size: int = 16, num_scales: int = 4, power: float = 1.0, *,

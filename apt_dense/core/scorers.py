@@ -14,6 +14,7 @@ from apt_dense.core.importance import (
     patch_upsampling_error,
 )
 from apt_dense.core.resizing import patch_rate_distortion, patch_resizing_error
+from apt_dense.core.variance import patch_variance, patch_variance_price
 
 SCORERS: dict[str, Callable[..., list[Tensor]]] = {
     'entropy': patch_entropy,
@@ -26,6 +27,9 @@ SCORERS: dict[str, Callable[..., list[Tensor]]] = {
     'resizing_error_max': partial(patch_resizing_error, reduction='max'),
     'rate_distortion': patch_rate_distortion,
     'rate_distortion_squared': partial(patch_rate_distortion, power=2.0),
+    'variance': patch_variance,
+    'variance_max': partial(patch_variance, reduction='max'),
+    'variance_price': patch_variance_price,
     'random': patch_random,
 }
 

@@ -71,7 +71,7 @@ def test_padding_to_the_size_divisor():
 @pytest.mark.parametrize(('settings', 'message'), [
     ({'num_scales': 0}, 'num_scales=0 must be a whole number from 1 on'),
     ({'thresholds': (1,)}, 'got 1 thresholds'),
-    ({'scorer': 'variance'}, "unknown scorer 'variance'"),
+    ({'scorer': 'edges'}, "unknown scorer 'edges'"),
     ({'img_mean': (0.5,)}, r'img_mean=\(0.5,\) must be three finite numbers'),
     ({'img_std': (1, 1, float('nan'))}, 'must be three finite numbers'),
     ({'img_std': (1, 0, 1)}, 'must be positive'),

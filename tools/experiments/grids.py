@@ -85,7 +85,8 @@ def from_start() -> list[Cell]:
 
 def scorers() -> list[Cell]:
     """Every scorer, with one threshold for all sizes and with one for each; kept 0.5, untrained and fine-tuned."""
-    choices = {'upsampling_error': (1.0, 0.5), 'upsampling_error_max': (1.0, 0.5), 'resizing_error': (1.0, 0.5),
+    choices = {'variance': (1.0, 0.5), 'variance_max': (1.0, 0.5), 'variance_price': (1.0,),
+               'upsampling_error': (1.0, 0.5), 'upsampling_error_max': (1.0, 0.5), 'resizing_error': (1.0, 0.5),
                'resizing_error_max': (1.0, 0.5), 'rate_distortion': (1.0,), 'rate_distortion_squared': (1.0,),
                'entropy': (1.0, 0.7), 'random': (1.0,), 'laplacian_max': (1.0, 0.7), 'laplacian_mean': (1.0, 0.7),
                'laplacian_std': (1.0, 0.7)}
