@@ -7,6 +7,7 @@ The part of the page between <!-- NAME --> and <!-- end of NAME --> is made here
 docs/results/runs.md.
 """
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cell_results import Results
 from cells import Cell, with_needed
 from grids import DATASETS, GRIDS
 from report_plots import write_plots
-from report_tables import Figures, cells_table, curves_table, runs_table, state
+from report_tables import Figures, cells_table, curves_table, feature_loss_table, runs_table, state
 
 from apt_dense.benchmark.report import rewrite
 from apt_dense.core.files import write_atomically
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     parts = {'state': state(planned, results, is_stale),
              'plots': '\n\n'.join(f'![{Path(name).stem}](results/{name})' for name in plots) or 'Nothing to plot.',
              'curves': curves_table([cell for cell in results.cells() if cell.training.start == 'random'], figures)}
+    path = args.results.with_name('feature_loss.json')
+    parts['feature_loss'] = feature_loss_table(json.loads(path.read_text()) if path.is_file() else {})
     parts |= {name: cells_table(make(), figures) for name, make in GRIDS.items() if name != 'all'}
     page = args.page.read_text(encoding='utf-8')
     for name, text in parts.items():

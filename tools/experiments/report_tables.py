@@ -142,6 +142,17 @@ def runs_table(cells: Sequence[Cell], results: Results, is_stale: Callable[[Cell
     return markdown(['run', 'figures', 'kept', 'seconds', 'commit'], rows) if rows else NOTHING
 
 
+def feature_loss_table(table: dict[str, dict[str, list[float]]]) -> str:
+    """What feature_loss.py has found: a row a scorer, the best first; a column a model, all sizes and each."""
+    if not table:
+        return NOTHING
+    models = sorted(table)
+    names = sorted(table[models[0]], key=lambda name: -statistics.mean(table[model][name][-1] for model in models))
+    rows = [[name, *(f'{values[-1]:.2f} ({", ".join(f"{value:.2f}" for value in values[:-1])})'
+                     for values in (table[model][name] for model in models))] for name in names]
+    return markdown(['scorer', *(model.replace('_', ', ') for model in models)], rows)
+
+
 def state(cells: Sequence[Cell], results: Results, is_stale: Callable[[Cell], bool]) -> str:
     """How many of the cells have a result, in a sentence."""
     found = {cell: results.get(cell) for cell in cells if results.get(cell)}

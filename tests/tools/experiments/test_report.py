@@ -5,7 +5,7 @@ from tests.tools.experiments.conftest import modules
 
 cells, grids, tables = modules.cells, modules.grids, modules.report_tables
 PAGE = '\n'.join(f'<!-- {name} -->\nold\n<!-- end of {name} -->'
-                 for name in ('state', 'plots', 'curves', *(name for name in grids.GRIDS if name != 'all')))
+                 for name in ('state', 'plots', 'curves', 'feature_loss', *grids.GRIDS) if name != 'all')
 PATCHES = grids.upsampling('det', 0.5)
 
 
@@ -45,7 +45,7 @@ def test_without_results_the_page_says_so(tmp_path, results, capsys):
     page, runs = write_page(tmp_path, results)
     number = len(cells.with_needed(grids.everything()))
     assert f'None of the {number} runs has been made.' in page and 'Nothing to plot.' in page
-    assert page.count(tables.NOTHING) == len(grids.GRIDS)  # of all grids but one, and the curves
+    assert page.count(tables.NOTHING) == len(grids.GRIDS) + 1  # of all grids but one, the curves and the losses
     assert tables.NOTHING in runs and 'old' not in page
     assert not list((tmp_path / 'results').glob('*.png'))
     assert 'None of the' in capsys.readouterr().out
