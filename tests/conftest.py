@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 import torch
 
 DATA = Path(__file__).parent / 'data'
+
+if not torch.cuda.is_available():
+    os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')  # the tools take the CPU where torch is built for GPUs too
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@
 #   NNODES NODE_RANK MASTER_ADDR PORT   the machines; one machine by default (1 0 127.0.0.1 29500)
 #   PYTHON                              the interpreter (python)
 #
-# Without a GPU the GPUS processes run on the CPU.
+# Without a GPU the GPUS processes run on the CPU; where a GPU should be and cannot be used, they stop and say why.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then

@@ -20,6 +20,7 @@ with from_extra('mm'):
     from mmengine.runner import find_latest_checkpoint
 
     import apt_dense.mm  # noqa: F401  mmengine knows the package's configs by name
+    from apt_dense.mm.cli.device import gpu_signs
 
 TOOLS = Path(__file__).parents[1]
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50', 'mIoU', 'mAcc', 'aAcc', 'kept_tokens')
@@ -48,6 +49,8 @@ def main() -> None:
     # Waiting threads give up their core: where another process wants it, spinning ones slow training down tenfold.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     os.environ.setdefault('OMP_NUM_THREADS', str(min(os.cpu_count() or 1, 4)))
+    if not gpu_signs():  # whatever torch is built for: the demo is made for the CPU
+        os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
     cfg = Config.fromfile(args.config)
     seconds = run('train.py', args.config, '--work-dir', args.work_dir, '--resume')
     checkpoint = find_latest_checkpoint(str(args.work_dir))

@@ -15,6 +15,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from apt_dense.core.checkpoint_files import load_official
 from apt_dense.core.eva02_keys import describe_other, looks_official
 from apt_dense.mm import compat
+from apt_dense.mm.cli.device import check_device
 from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing
 from apt_dense.mm.fault_tolerance.leftovers import checkpoint_folders, checkpoint_names
@@ -189,11 +190,12 @@ def _check_start(start: Start) -> None:
 
 
 def start_processes(cfg: Config) -> None:
-    """Make the process group of the launcher, as the runner would later; nothing happens without a launcher.
+    """Make the process group of the launcher, as the runner would later; without a launcher, only check the device.
 
     Raises:
-        LaunchError: for a launcher that does not work on this machine, or a port that is in use.
+        LaunchError: for a launcher that does not work on this machine, a port that is in use, or a GPU that is not.
     """
+    check_device()
     launcher = cfg.get('launcher', 'none')
     try:
         compat.setup_cpu_ddp(cfg)
