@@ -55,3 +55,17 @@ def _reason(has_gpu: bool) -> str:
                 'names the newest CUDA that the driver takes. In a Slurm job, ask for GPUs: --gres=gpu:N')
     return (f'{said}. Start on a machine with a GPU (not the login node), a container with --gpus all, a Slurm job '
             'with --gres=gpu:N')
+
+
+def set_local_rank(launcher: str, given: int) -> None:
+    """Set LOCAL_RANK, by which mmengine gives a data-parallel model its GPU, unless the launcher has.
+
+    mmengine itself does so for Slurm; for mpirun it only chooses the current GPU.
+
+    Args:
+        launcher: of the command.
+        given: what torch.distributed.launch has put on the command line; 0 without it.
+    """
+    if launcher == 'mpi' and 'OMPI_COMM_WORLD_LOCAL_RANK' in os.environ:
+        os.environ['LOCAL_RANK'] = os.environ['OMPI_COMM_WORLD_LOCAL_RANK']
+    os.environ.setdefault('LOCAL_RANK', str(given))

@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from apt_dense.mm import compat
 from apt_dense.mm.cli import loading
+from apt_dense.mm.cli.device import set_local_rank
 from apt_dense.mm.cli.failures import user_message
 from apt_dense.mm.cli.start import check_checkpoint, described, start_processes
 from apt_dense.mm.errors import LaunchError
@@ -112,7 +113,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """
     if not os.path.isfile(args.config):
         raise LaunchError(f'config {described(args.config)} does not exist: the configs are in configs/')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    set_local_rank(args.launcher, args.local_rank)
     if args.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise LaunchError('--launcher pytorch without torchrun (RANK is not set): start with tools/dist_train.sh or '
                           'tools/dist_test.sh')

@@ -1,9 +1,13 @@
-"""No run takes the CPU of a GPU machine without a word."""
+"""No run takes the CPU of a GPU machine without a word; every process has a GPU of its own."""
+import os
+from argparse import Namespace
+
 import pytest
 import torch
 from mmengine.config import Config
 
 from apt_dense.mm.cli import device, launch, start
+from tests.locations import CONFIGS
 
 OLD_DRIVER = 'The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver.'
 NO_DRIVER = 'Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU.'
@@ -75,3 +79,21 @@ def test_signs_of_a_gpu(tmp_path, monkeypatch):
     tool.chmod(0o755)
     monkeypatch.setenv('PATH', str(tmp_path))
     assert device.gpu_signs()[-1] == str(tool)
+
+
+@pytest.mark.parametrize(('launcher', 'environment', 'given', 'wanted'), [
+    ('mpi', {'OMPI_COMM_WORLD_LOCAL_RANK': '3'}, 0, '3'),
+    ('mpi', {'OMPI_COMM_WORLD_LOCAL_RANK': '3', 'LOCAL_RANK': '0'}, 0, '3'),
+    ('pytorch', {'LOCAL_RANK': '2', 'RANK': '2', 'OMPI_COMM_WORLD_LOCAL_RANK': '3'}, 0, '2'),
+    ('pytorch', {'RANK': '1'}, 1, '1'),
+    ('none', {}, 0, '0'),
+])
+def test_local_rank(monkeypatch, launcher, environment, given, wanted):
+    """By it mmengine gives the data-parallel model its GPU: with mpirun all ranks had the first."""
+    for name in ('LOCAL_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    launch.load_config(Namespace(config=str(CONFIGS / 'apt_eva02_b_coco.py'), cfg_options=None, launcher=launcher,
+                                 work_dir=None, local_rank=given))
+    assert os.environ['LOCAL_RANK'] == wanted
