@@ -13,7 +13,8 @@ custom_hooks = [dict(type='KeptTokensHook'), dict(type='BadDataHook')]
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    # Seconds: the other ranks wait while rank 0 evaluates, on COCO for longer than NCCL's ten minutes.
+    dist_cfg=dict(backend='nccl', timeout=7200))
 
 # Add dict(type='TensorboardVisBackend') or dict(type='WandbVisBackend'); both show every scalar of the log.  With
 # averaged weights, early stopping and the best checkpoint: apt_eva02_ti_demo_det_tracked.py.

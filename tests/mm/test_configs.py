@@ -154,6 +154,12 @@ def test_crops_fit_the_models(size):
     assert test_cfg.mode == 'slide' and test_cfg.stride == ({512: 341, 640: 426}[size],) * 2
 
 
+@pytest.mark.parametrize('name', LEAVES)
+def test_ranks_wait_for_the_evaluation_of_the_first(name):
+    """Published settings take COCO's evaluation eight minutes on one CPU; NCCL gives up after ten."""
+    assert load(name).env_cfg.dist_cfg == dict(backend='nccl', timeout=7200)  # seconds
+
+
 def test_the_smaller_detector_is_smaller_everywhere():
     """1536 px becomes 1024 px in both pipelines, the padding and the backbone; nothing else of them changes."""
     def at_1024(node):

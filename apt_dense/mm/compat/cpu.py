@@ -1,6 +1,7 @@
 """Training on CPUs: bfloat16, and several processes."""
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from mmengine.config import Config
@@ -30,8 +31,8 @@ def setup_cpu_ddp(cfg: Config) -> None:
     """Prepare data-parallel training on CPUs, before the runner is built; nothing happens on other devices.
 
     mmengine calls torch.cuda.set_device for every launcher and gives DDP a GPU's index: here the gloo group is made
-    first, which mmengine then keeps, and ``cfg.model_wrapper_cfg`` gets ``device_ids=None`` and a wrapper whose SyncBN
-    works on CPUs (``sync_bn.CPUDistributedDataParallel``).
+    first, which mmengine then keeps, with the timeout of ``env_cfg.dist_cfg`` (seconds); and ``cfg.model_wrapper_cfg``
+    gets ``device_ids=None`` and a wrapper whose SyncBN works on CPUs (``sync_bn.CPUDistributedDataParallel``).
 
     Delete when mmengine's init_dist and wrap_model look at the device.
 
@@ -45,7 +46,8 @@ def setup_cpu_ddp(cfg: Config) -> None:
         raise ValueError(f'launcher {launcher!r} without a GPU: only torchrun works on CPUs, use --launcher pytorch '
                          '(tools/dist_train.sh)')
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
+        seconds = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout')
+        torch.distributed.init_process_group('gloo', **({'timeout': timedelta(seconds=seconds)} if seconds else {}))
     # mmengine reads find_unused_parameters from the config's top level only where there is no model_wrapper_cfg.
     defaults = {
         'type': 'CPUDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False,

@@ -1,6 +1,7 @@
 """bfloat16 and several processes on a CPU."""
 import socket
 from contextlib import nullcontext
+from datetime import timedelta
 from unittest import mock
 
 import pytest
@@ -101,6 +102,11 @@ def test_cpu_ddp_fills_in_what_the_config_leaves_open(groups, settings, expected
     assert groups == [(('gloo',), {})]
     assert cfg.model_wrapper_cfg == dict(
         dict(type='CPUDistributedDataParallel', device_ids=None, broadcast_buffers=False), **expected)
+
+
+def test_cpu_ddp_waits_as_long_as_the_config_says(groups):
+    compat.setup_cpu_ddp(Config(dict(launcher='pytorch', env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=7200)))))
+    assert groups == [(('gloo',), {'timeout': timedelta(hours=2)})]
 
 
 @pytest.mark.parametrize(('settings', 'device'), [
