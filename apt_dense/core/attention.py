@@ -1,4 +1,5 @@
 """Attention inside contiguous runs of packed tokens: three backends behind one function."""
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apt_dense.core.layout import Runs
 
@@ -14,6 +16,7 @@ BACKENDS = ('auto', 'flash_attn', 'torch_varlen', 'sdpa')
 KERNELS = ('flash_attn', 'torch_varlen')  # on CUDA, the one that 'auto' prefers first
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256  # of both CUDA kernels
+WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def check_backend(name: str) -> None:
@@ -31,7 +34,8 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str =
         backend: 'flash_attn' (package flash-attn) or 'torch_varlen' (torch.nn.attention.varlen), both CUDA, fp16 or
             bf16; 'sdpa', which runs everywhere, run by run; 'auto', the first of these that is installed, loads, and
             supports the device, dtype and head size; its choice is logged once.  Where all runs have equal length, each
-            of them is one batched SDPA.
+            of them is one batched SDPA; in half precision on GPUs from Hopper on, only where nothing is merged: cuDNN,
+            which torch takes there, makes a plan for each new length, in tens of milliseconds.
 
     Returns:
         (T, heads, head_dim).
@@ -42,12 +46,23 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str =
     """
     check_backend(backend)
     if backend == 'auto':
-        backend = 'sdpa' if runs.equal else _fastest(q)
+        backend = 'sdpa' if _is_batch(q, runs) else _fastest(q)
     elif backend != 'sdpa':
         _require(backend, q)
-        if runs.equal:
+        if _is_batch(q, runs):
             backend = 'sdpa'
     return _FUNCTIONS[backend](q, k, v, runs)
+
+
+def _is_batch(q: Tensor, runs: Runs) -> bool:
+    """Whether the runs are best computed as one batch of plain attention."""
+    return runs.equal and (runs.whole or not _plans_by_length(q))
+
+
+def _plans_by_length(q: Tensor) -> bool:
+    """Whether torch's plain attention begins with cuDNN, which makes a plan for each new length."""
+    return (q.device.type == 'cuda' and q.dtype in HALF_DTYPES and
+            torch.cuda.get_device_capability(q.device) >= (9, 0))
 
 
 def _fastest(q: Tensor) -> str:
@@ -140,6 +155,12 @@ def _torch_varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
+    plans = not runs.whole and _plans_by_length(q)
+    with sdpa_kernel(WITHOUT_PLANS) if plans else contextlib.nullcontext():
+        return _plain_attention(q, k, v, runs)
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     if runs.equal:
         q, k, v = (part.unflatten(0, (len(runs.lengths), -1)).transpose(1, 2) for part in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)

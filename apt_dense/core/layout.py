@@ -28,25 +28,32 @@ class Runs:
     Attributes:
         cu_seqlens: (R + 1,) int32, on the tokens' device: run r is the rows cu_seqlens[r] to cu_seqlens[r + 1].
         lengths: the R lengths, on the host.
+        whole_length: of a run in which nothing is merged; None if that is not known.
     """
     cu_seqlens: Tensor
     lengths: tuple[int, ...]
+    whole_length: int | None = None
 
     @classmethod
-    def from_lengths(cls, lengths: tuple[int, ...], device: torch.device) -> 'Runs':
+    def from_lengths(cls, lengths: tuple[int, ...], device: torch.device, whole_length: int | None = None) -> 'Runs':
         """Build the runs of the given lengths."""
         ends = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
-        return cls(ends.to(device, non_blocking=True), lengths)
+        return cls(ends.to(device, non_blocking=True), lengths, whole_length)
 
-    @property
+    @cached_property
     def max_seqlen(self) -> int:
         """The longest run."""
         return max(self.lengths)
 
-    @property
+    @cached_property
     def equal(self) -> bool:
         """True if all runs have one length."""
         return min(self.lengths) == max(self.lengths)
+
+    @property
+    def whole(self) -> bool:
+        """True if nothing is merged: the length follows from the size of the image, and is the dense model's."""
+        return self.equal and self.max_seqlen == self.whole_length
 
     def spread(self, values: Tensor) -> Tensor:
         """(R, ...) one value a run -> (T, ...) one a token."""
@@ -120,9 +127,9 @@ class TokenLayout:
         token_scales = ordered[starts]
         per_image = len(counts) // batch_size
         image_lengths = tuple(sum(counts[i:i + per_image]) for i in range(0, len(counts), per_image))
-        windows = images = Runs.from_lengths(image_lengths, scales.device)
+        windows = images = Runs.from_lengths(image_lengths, scales.device, height * width)
         if per_image > 1:
-            windows = Runs.from_lengths(tuple(counts), scales.device)
+            windows = Runs.from_lengths(tuple(counts), scales.device, window_size**2)
         layout = cls(batch_size, height, width, window_size, num_scales, False, windows, images, scale_counts,
                      token_scales, starts)
         return layout._with_cls_tokens() if has_cls_token else layout
@@ -139,10 +146,10 @@ class TokenLayout:
         if window_size and has_cls_token:
             raise ValueError(f'window_size={window_size} and a class token: set window_size=0')
         device = torch.device(device)
-        images = windows = Runs.from_lengths((height * width,) * batch_size, device)
+        images = windows = Runs.from_lengths((height * width,) * batch_size, device, height * width)
         area = window_size**2 or height * width
         if area != height * width:
-            windows = Runs.from_lengths((area,) * (batch_size * height * width // area), device)
+            windows = Runs.from_lengths((area,) * (batch_size * height * width // area), device, area)
         starts = torch.arange(batch_size * height * width, device=device)
         layout = cls(batch_size, height, width, window_size, num_scales, False, windows, images,
                      (starts.numel(),) + (0,) * (num_scales - 1), torch.zeros_like(starts), starts)
@@ -182,7 +189,8 @@ class TokenLayout:
             cls_row = values.new_full((1,), value)
             return torch.cat([part for image in values.split(lengths) for part in (cls_row, image)])
 
-        images = Runs.from_lengths(tuple(length + 1 for length in lengths), self.starts.device)
+        images = Runs.from_lengths(tuple(length + 1 for length in lengths), self.starts.device,
+                                   self.height * self.width + 1)
         return replace(self, has_cls_token=True, windows=images, images=images, scales=insert(self.scales, -1),
                        starts=insert(self.starts, 0))
 
@@ -192,7 +200,8 @@ class TokenLayout:
         if not self.has_cls_token:
             return self
         lengths = self.images.lengths
-        images = Runs.from_lengths(tuple(length - 1 for length in lengths), self.starts.device)
+        images = Runs.from_lengths(tuple(length - 1 for length in lengths), self.starts.device,
+                                   self.height * self.width)
         scales, starts = (torch.cat([image[1:] for image in values.split(lengths)])
                           for values in (self.scales, self.starts))
         return replace(self, has_cls_token=False, windows=images, images=images, scales=scales, starts=starts)

@@ -184,6 +184,54 @@ def test_auto_takes_sdpa_for_tensors_without_kernel(monkeypatch):
         varlen_attention(*qkv(18, dtype=dtype), runs_and_indexes((5, 1, 9, 3))[0])
 
 
+@pytest.fixture
+def hopper(monkeypatch):
+    """cuDNN comes first in plain attention; every plain call notes the backends that it may take."""
+    allowed = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def note(q, k, v):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return plain(q, k, v)
+
+    monkeypatch.setattr(attention, '_plans_by_length', lambda q: True)
+    monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', note)
+    return allowed
+
+
+@pytest.mark.parametrize('backend', ['auto', 'torch_varlen'])
+@pytest.mark.parametrize(('lengths', 'whole', 'calls'), [
+    ((6, 6, 6), 6, 0),  # nothing is merged, as in the dense twin: one plan
+    ((6, 6, 6), 8, 1), ((6, 6, 6), None, 1), ((7,), 8, 1), ((7,), 7, 0), ((5, 1, 9, 3), 9, 1)])
+def test_no_plan_for_each_number_of_tokens(hopper, fake_varlen, backend, lengths, whole, calls):
+    """An image alone is one run, of another length than the last image's."""
+    runs, indexes = Runs.from_lengths(lengths, torch.device('cpu'), whole), runs_and_indexes(lengths)[1]
+    parts = qkv(sum(lengths))
+    torch.testing.assert_close(varlen_attention(*parts, runs, backend), oracle.attention(*parts, indexes))
+    assert fake_varlen.calls == calls
+    assert hopper == ([] if calls else [True])
+
+
+@pytest.mark.parametrize(('lengths', 'whole', 'allowed'), [
+    ((6, 6, 6), 6, [True]), ((6, 6, 6), 8, [False]), ((7,), 8, [False]), ((5, 1, 9), 9, [False] * 3)])
+def test_plain_attention_over_other_lengths_leaves_cudnn_out(hopper, monkeypatch, lengths, whole, allowed):
+    monkeypatch.setattr(attention, '_cuda_kernel_obstacle', lambda q: 'the GPU is older')
+    runs, indexes = Runs.from_lengths(lengths, torch.device('cpu'), whole), runs_and_indexes(lengths)[1]
+    parts = qkv(sum(lengths))
+    for backend in ('auto', 'sdpa'):
+        torch.testing.assert_close(varlen_attention(*parts, runs, backend), oracle.attention(*parts, indexes))
+    assert hopper == allowed * 2 and torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize(('capability', 'dtype', 'wanted'), [
+    ((8, 0), torch.bfloat16, False), ((9, 0), torch.bfloat16, True), ((10, 0), torch.float16, True),
+    ((9, 0), torch.float32, False)])
+def test_where_plans_are_made(monkeypatch, capability, dtype, wanted):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: capability)
+    assert attention._plans_by_length(on_cuda(dtype, 64)) == wanted
+    assert not attention._plans_by_length(torch.zeros(3, 1, 8, dtype=torch.bfloat16))
+
+
 def on_cuda(dtype: torch.dtype, head_dim: int) -> types.SimpleNamespace:
     return types.SimpleNamespace(device=torch.device('cuda:0'), dtype=dtype, shape=(18, 3, head_dim))
 

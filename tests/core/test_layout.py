@@ -187,6 +187,22 @@ def test_runs():
     assert Runs.from_lengths((4, 4), torch.device('cpu')).equal
 
 
+@pytest.mark.parametrize(('window_size', 'has_cls_token'), [(0, False), (0, True), (4, False)])
+def test_runs_in_which_nothing_is_merged(window_size, has_cls_token):
+    """Their length is that of the dense twin, whatever the image: a plan for it is made once."""
+    fine, coarse = torch.zeros(2, 8, 12, dtype=torch.long), torch.full((2, 8, 12), 2)
+    dense = TokenLayout.dense(2, 8, 12, window_size, 3, has_cls_token)
+    for scales, whole in ((fine, True), (coarse, False)):
+        layout = TokenLayout.from_scales(scales, window_size, 3, has_cls_token)
+        for one in (layout, layout.without_cls_tokens):
+            assert one.windows.equal and one.images.equal
+            assert (one.windows.whole, one.images.whole) == (whole, whole)
+        assert layout.windows.whole_length == dense.windows.whole_length == dense.windows.max_seqlen
+        assert layout.images.whole_length == dense.images.whole_length == dense.images.max_seqlen
+    assert dense.windows.whole and dense.images.whole
+    assert not Runs.from_lengths((4, 4), torch.device('cpu')).whole
+
+
 @pytest.mark.parametrize('make', [
     lambda height, width, window, num: TokenLayout.dense(2, height, width, window, num),
     lambda height, width, window, num: TokenLayout.from_scales(torch.zeros(2, height, width).long(), window, num),
