@@ -12,8 +12,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apt_dense.core.layout import Runs
 
-BACKENDS = ('auto', 'flash_attn', 'torch_varlen', 'sdpa')
+BACKENDS = ('auto', 'flash_attn', 'torch_varlen', 'fa3', 'fa4', 'sdpa')
 KERNELS = ('flash_attn', 'torch_varlen')  # on CUDA, the one that 'auto' prefers first
+# Implementations that torch can put behind its variable-length attention: their names there, packages, and the major
+# compute capabilities of the GPUs that they run on.
+IMPLEMENTATIONS = {
+    'fa3': ('FA3', 'flash-attention-3 (built from the folder hopper/ of flash-attention)', (9,)),
+    'fa4': ('FA4', 'flash-attn-4 (pip install --pre flash-attn-4)', (9, 10))}
+PACKAGES = ('flash_attn', 'flash_attn_interface', 'torch.nn.attention.varlen')
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256  # of both CUDA kernels
 WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -32,10 +38,12 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str =
         q, k, v: (T, heads, head_dim), one dtype, packed as ``runs`` says.
         runs: the windows or images of the layout.
         backend: 'flash_attn' (package flash-attn) or 'torch_varlen' (torch.nn.attention.varlen), both CUDA, fp16 or
-            bf16; 'sdpa', which runs everywhere, run by run; 'auto', the first of these that is installed, loads, and
-            supports the device, dtype and head size; its choice is logged once.  Where all runs have equal length, each
-            of them is one batched SDPA; in half precision on GPUs from Hopper on, only where nothing is merged: cuDNN,
-            which torch takes there, makes a plan for each new length, in tens of milliseconds.
+            bf16; 'fa3' or 'fa4', torch_varlen by FlashAttention 3 or 4, which torch then takes in the whole process
+            (``torch.nn.attention.activate_flash_attention_impl``); 'sdpa', which runs everywhere, run by run; 'auto',
+            the first of flash_attn, torch_varlen and sdpa that is installed, loads, and supports the device, dtype and
+            head size; its choice is logged once.  Where all runs have equal length, each of them is one batched SDPA;
+            in half precision on GPUs from Hopper on, only where nothing is merged: cuDNN, which torch takes there,
+            makes a plan for each new length, in tens of milliseconds.
 
     Returns:
         (T, heads, head_dim).
@@ -105,6 +113,10 @@ def _require(backend: str, q: Tensor) -> None:
         raise ImportError(f"attn_backend='flash_attn' needs the package flash-attn, which {kernel.obstacle}: set "
                           "attn_backend='auto' or 'torch_varlen' (torch's own, from torch 2.10 on), or build it for "
                           f'torch {torch.__version__}: pip install flash-attn --no-build-isolation')
+    if kernel.function is None and backend in IMPLEMENTATIONS:
+        raise ImportError(f'attn_backend={backend!r} needs {IMPLEMENTATIONS[backend][1]}, which {kernel.obstacle}, and '
+                          'a torch with torch.nn.attention.activate_flash_attention_impl (2.13 has it, this is '
+                          f"{torch.__version__}): set attn_backend='auto' or 'torch_varlen', torch's own kernel")
     if kernel.function is None:
         raise ImportError(f"attn_backend='torch_varlen' needs torch >= 2.10, this is {torch.__version__}, where it "
                           f"{kernel.obstacle}: set attn_backend='auto'")
@@ -113,6 +125,11 @@ def _require(backend: str, q: Tensor) -> None:
         raise ValueError(f"attn_backend='{backend}' needs float16 or bfloat16 tensors on a GPU from Ampere on, with a "
                          f"head_dim that is a multiple of 8 and at most {MAX_HEAD_DIM}, but {obstacle}: use autocast, "
                          "or attn_backend='auto'")
+    majors = IMPLEMENTATIONS[backend][2] if backend in IMPLEMENTATIONS else ()
+    if majors and torch.cuda.get_device_capability(q.device)[0] not in majors:
+        raise ValueError(f'attn_backend={backend!r} needs a GPU of compute capability '
+                         f'{" or ".join(f"{major}.x" for major in majors)}, this one, '
+                         f"{torch.cuda.get_device_name(q.device)}, is another: set attn_backend='auto'")
 
 
 class _Kernel(NamedTuple):
@@ -134,12 +151,23 @@ def _kernel(backend: str) -> _Kernel:
             from flash_attn import flash_attn_varlen_func as function
         else:
             from torch.nn.attention.varlen import varlen_attn as function
+            if backend in IMPLEMENTATIONS:
+                _activate(IMPLEMENTATIONS[backend][0])
     except Exception as error:  # a library that does not load raises what it likes
-        if isinstance(error, ModuleNotFoundError) and error.name in ('flash_attn', 'torch.nn.attention.varlen'):
+        if isinstance(error, ModuleNotFoundError) and error.name in PACKAGES:
             return _Kernel(None, 'is not installed')
         said = (str(error).splitlines() or [''])[0]
         return _Kernel(None, f'does not load ({type(error).__name__}: {said})', broken=True)
     return _Kernel(function)
+
+
+def _activate(name: str) -> None:
+    """Put an implementation behind torch's variable-length attention, for the whole process."""
+    from torch.nn.attention import activate_flash_attention_impl, current_flash_attention_impl
+    current = current_flash_attention_impl()
+    if current not in (None, name):
+        raise RuntimeError(f'{current} is active, and there is one for the whole process')
+    activate_flash_attention_impl(name)
 
 
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
@@ -171,4 +199,5 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
                       for run in parts])
 
 
-_FUNCTIONS = {'flash_attn': _flash_attn, 'torch_varlen': _torch_varlen, 'sdpa': _sdpa}
+_FUNCTIONS = {'flash_attn': _flash_attn, 'sdpa': _sdpa, **dict.fromkeys(
+    ('torch_varlen', *IMPLEMENTATIONS), _torch_varlen)}

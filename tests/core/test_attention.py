@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from apt_dense.core import attention
-from apt_dense.core.attention import BACKENDS, KERNELS, check_backend, varlen_attention
+from apt_dense.core.attention import BACKENDS, IMPLEMENTATIONS, KERNELS, check_backend, varlen_attention
 from apt_dense.core.layout import Runs
 from tests import oracle
 
@@ -182,6 +182,47 @@ def test_auto_takes_sdpa_for_tensors_without_kernel(monkeypatch):
         monkeypatch.setitem(attention._FUNCTIONS, name, lambda *_: pytest.fail('not for these tensors'))
     for dtype in (torch.float32, torch.bfloat16):  # on the CPU
         varlen_attention(*qkv(18, dtype=dtype), runs_and_indexes((5, 1, 9, 3))[0])
+
+
+@pytest.fixture
+def registry(fake_varlen, monkeypatch):
+    """torch's switch, on a GPU of capability 9.0; which implementation is active."""
+    active = [None]
+    monkeypatch.setattr(torch.nn.attention, 'current_flash_attention_impl', lambda: active[0])
+    monkeypatch.setattr(torch.nn.attention, 'activate_flash_attention_impl', lambda name: active.__setitem__(0, name))
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: 'NVIDIA A100')
+    return active
+
+
+@pytest.mark.parametrize(('backend', 'name'), [('fa3', 'FA3'), ('fa4', 'FA4')])
+def test_flash_attention_3_and_4_stand_behind_torchs_function(registry, fake_varlen, backend, name):
+    runs, indexes = runs_and_indexes((5, 1, 9, 3))
+    parts = qkv(18)
+    for calls in (1, 2):
+        torch.testing.assert_close(varlen_attention(*parts, runs, backend), oracle.attention(*parts, indexes))
+        assert fake_varlen.calls == calls and registry == [name]
+    other = {'fa3': 'fa4', 'fa4': 'fa3'}[backend]
+    with pytest.raises(ImportError, match=f"attn_backend='{other}' needs .*{name} is active, and there is one for the "
+                                          'whole process'):
+        varlen_attention(*parts, runs, other)
+
+
+@pytest.mark.parametrize(('backend', 'package'), [('fa3', 'flash-attention-3'), ('fa4', 'flash-attn-4')])
+def test_flash_attention_3_and_4_without_their_packages(fake_varlen, monkeypatch, backend, package):
+    monkeypatch.setitem(sys.modules, 'flash_attn_interface', None)
+    with pytest.raises(ImportError, match=f"attn_backend='{backend}' needs {package}.*, which (is not|does not load).*"
+                                          "'torch_varlen', torch's own"):
+        varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0], backend)
+
+
+@pytest.mark.parametrize(('backend', 'capability', 'wanted'), [
+    ('fa3', (8, 0), '9.x'), ('fa3', (10, 0), '9.x'), ('fa4', (8, 0), '9.x or 10.x'), ('fa4', (12, 0), '9.x or 10.x')])
+def test_flash_attention_3_and_4_on_other_gpus(registry, monkeypatch, backend, capability, wanted):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: capability)
+    with pytest.raises(ValueError, match=f"attn_backend='{backend}' needs a GPU of compute capability {wanted}, this "
+                                         "one, NVIDIA A100, is another: set attn_backend='auto'"):
+        varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0], backend)
 
 
 @pytest.fixture
@@ -368,7 +409,7 @@ def test_kernels_on_the_cpu(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='the kernels themselves run on CUDA only')
-@pytest.mark.parametrize('backend', [name for name in BACKENDS if name != 'sdpa'])
+@pytest.mark.parametrize('backend', [name for name in BACKENDS if name not in ('sdpa', *IMPLEMENTATIONS)])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('name', LENGTHS)
 def test_kernels_equal_dense_softmax(name, dtype, backend):
