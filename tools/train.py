@@ -6,7 +6,7 @@ checkpoint and exits with status 75.
 import argparse
 import sys
 
-from apt_dense.mm.cli import launch, start
+from apt_dense.mm.cli import launch, precision, start
 from apt_dense.mm.cli.dataset_files import check_dataset_files
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
 from apt_dense.mm.preflight.configs_loading import check_loaders
@@ -31,7 +31,7 @@ def main() -> None:
     args = parse_args()
     cfg = launch.load_config(args)
     launch.check_trainable(cfg)
-    launch.set_amp(cfg, args.amp)
+    precision.set_amp(cfg, args.amp)
     if args.auto_scale_lr:
         launch.set_auto_scale_lr(cfg)
     launch.check_pretrained(cfg.model)

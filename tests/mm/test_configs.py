@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from apt_dense.core.conversion import convert
 from apt_dense.core.embed import ADDED_PARAMETERS
-from apt_dense.mm.cli import launch
+from apt_dense.mm.cli import precision
 from tests.locations import CONFIGS
 from tests.official import official_state
 
@@ -97,7 +97,7 @@ def test_model_and_optimiser(name):
         dense = sum(parameter.numel() for key, parameter in parameters.items() if key not in ADDED)
         assert dense / 1e6 == pytest.approx(BACKBONE_MILLIONS[size], abs=1)
     assert ADDED & parameters.keys() == (ADDED if name.startswith('apt') else set())
-    launch.set_amp(cfg, amp=False)  # AmpOptimWrapper wants a GPU
+    precision.set_amp(cfg, amp=False)  # AmpOptimWrapper wants a GPU
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     optimised = [id(parameter) for group in wrapper.optimizer.param_groups for parameter in group['params']
                  if parameter.requires_grad]

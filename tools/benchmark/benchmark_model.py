@@ -28,7 +28,7 @@ from apt_dense.benchmark.run import device_name, environment
 from apt_dense.core.files import write_atomically
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat
-from apt_dense.mm.cli import launch, loading, start
+from apt_dense.mm.cli import launch, loading, precision, start
 from apt_dense.mm.cli.dataset_files import check_dataset_files
 
 with from_extra('mm'):
@@ -137,7 +137,7 @@ def build(cfg: Config, checkpoint: str | None, args: argparse.Namespace) -> Cont
 
 def _train_step(cfg: Config, model: nn.Module, amp: bool) -> Callable[[dict[str, Any]], None]:
     launch.check_trainable(cfg)
-    launch.set_amp(cfg, amp)
+    precision.set_amp(cfg, amp)
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     return lambda data: model.train_step(data, optim_wrapper)
 

@@ -537,36 +537,6 @@ def test_files_of_other_machines_are_passed_over(coco):
     check_dataset_files(Config(cfg), 'train', 'val')
 
 
-AMP = dict(type='AmpOptimWrapper', loss_scale='dynamic')
-BF16 = dict(type='BF16OptimWrapper')
-PLAIN = dict(type='OptimWrapper')
-
-
-@pytest.mark.parametrize(('device', 'amp', 'wrapper', 'expected'), [
-    ('cuda', False, PLAIN, PLAIN), ('cuda', False, AMP, AMP), ('cuda', False, BF16, BF16),
-    ('cuda', True, PLAIN, AMP), ('cuda', True, {}, AMP), ('cuda', True, BF16, BF16),
-    ('cuda', True, dict(type='AmpOptimWrapper', loss_scale=512.), dict(type='AmpOptimWrapper', loss_scale=512.)),
-    ('cpu', False, PLAIN, PLAIN), ('cpu', False, {}, {}), ('cpu', False, BF16, BF16),
-    ('cpu', True, PLAIN, BF16), ('cpu', True, {}, BF16), ('cpu', True, BF16, BF16),
-    ('cpu', False, dict(AMP, dtype='float16', use_fsdp=False), BF16), ('cpu', True, AMP, BF16),
-    ('cpu', False, dict(type='Other', loss_scale=1), dict(type='Other', loss_scale=1)),
-])
-def test_mixed_precision(monkeypatch, capsys, device, amp, wrapper, expected):
-    monkeypatch.setattr(launch, 'get_device', lambda: device)
-    rest = dict(optimizer=dict(type='AdamW', lr=0.1), clip_grad=dict(max_norm=1.0))
-    cfg = config(optim_wrapper=dict(wrapper, **rest))
-    launch.set_amp(cfg, amp)
-    assert cfg.optim_wrapper == dict(expected, **rest)
-    changed = device == 'cpu' and (amp or wrapper.get('type') == 'AmpOptimWrapper')
-    assert ('no GPU: mixed precision is bfloat16' in capsys.readouterr().out) == changed
-
-
-def test_amp_does_not_replace_other_wrappers():
-    cfg = config(optim_wrapper=dict(type='OptimWrapperDict'))
-    with pytest.raises(launch.LaunchError, match=r"--amp with optim_wrapper\.type='OptimWrapperDict'.*remove --amp"):
-        launch.set_amp(cfg, True)
-
-
 def test_auto_scale_lr():
     cfg = config(auto_scale_lr=dict(enable=False, base_batch_size=128))
     launch.set_auto_scale_lr(cfg)
