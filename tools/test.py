@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from apt_dense.mm.cli import launch, outputs, start
+from apt_dense.mm.cli import launch, outputs, precision, start
 from apt_dense.mm.cli.dataset_files import check_dataset_files
 from apt_dense.mm.preflight.configs_loading import check_loaders
 from apt_dense.mm.preflight.run import check_before_start
@@ -16,6 +16,7 @@ def parse_args() -> argparse.Namespace:
         '--out', help='write the predictions: detection, a .pkl file; segmentation, a directory of PNG label maps')
     parser.add_argument(
         '--tta', action='store_true', help="test-time augmentation: the config's tta_pipeline and tta_model")
+    parser.add_argument('--amp', action='store_true', help='mixed precision: bfloat16; float16 on GPUs before Ampere')
     parser.add_argument('--show', action='store_true', help='show the predictions on the screen')
     parser.add_argument('--show-dir', help='draw truth beside predictions into this directory')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show keeps a picture')
@@ -30,6 +31,8 @@ def main() -> None:
     start.set_tested(cfg, args.checkpoint, 'the second argument')
     if args.show or args.show_dir:
         outputs.set_visualization(cfg, args.show, args.show_dir, args.wait_time)
+    if args.amp:
+        precision.set_test_amp(cfg)
     if args.tta:
         outputs.set_tta(cfg)
     if args.out:

@@ -16,7 +16,9 @@ from apt_dense.mm.preflight.run import check_before_start
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on a CPU')
+    parser.add_argument(
+        '--amp', action='store_true',
+        help='mixed precision, in validation too: bfloat16; float16 with a loss scaler on GPUs before Ampere')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help="scale the learning rate from the config's batch size to this one")
     parser.add_argument(

@@ -16,6 +16,8 @@ env_cfg = dict(
     # Seconds: the other ranks wait while rank 0 evaluates, on COCO for longer than NCCL's ten minutes.
     dist_cfg=dict(backend='nccl', timeout=7200))
 
+float32_matmul_precision = 'high'  # on a GPU: 'high' is TF32, 'highest' float32
+
 # Add dict(type='TensorboardVisBackend') or dict(type='WandbVisBackend'); both show every scalar of the log.  With
 # averaged weights, early stopping and the best checkpoint: apt_eva02_ti_demo_det_tracked.py.
 vis_backends = [dict(type='LocalVisBackend')]

@@ -148,7 +148,7 @@ def _inference_step(model: nn.Module, amp: bool) -> Callable[[dict[str, Any]], N
         device, whole = get_device(), model.backbone.forward
 
         def forward(x: Tensor) -> tuple[Tensor, ...]:
-            with torch.autocast(device, torch.bfloat16 if device == 'cpu' else torch.float16):
+            with torch.autocast(device, precision.half_dtype()):
                 outputs = whole(x)
             return tuple(output.float() for output in outputs)
         model.backbone.forward = forward
@@ -231,6 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     chosen = [(args.config, args.checkpoint), *([(args.against, args.against_checkpoint)] if args.against else [])]
     configs = [launch.load_config(argparse.Namespace(**{**vars(args), 'config': path})) for path, _ in chosen]
+    precision.set_float32_precision(configs[0])
     contestants: dict[str, Contestant] = {}
     with DefaultScope.overwrite_default_scope(launch.scope_of(configs[0])):
         batches = load_batches(configs[0], args)

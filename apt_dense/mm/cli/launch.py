@@ -18,6 +18,7 @@ from apt_dense.mm import compat
 from apt_dense.mm.cli import loading
 from apt_dense.mm.cli.device import set_local_rank
 from apt_dense.mm.cli.failures import user_message
+from apt_dense.mm.cli.precision import set_float32_precision
 from apt_dense.mm.cli.start import check_checkpoint, described, start_processes
 from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing, leftovers, signals
@@ -204,9 +205,10 @@ def build_runner(cfg: Config) -> Runner:
     It checks what is loaded, see ``CheckLoadedHook``.
 
     Raises:
-        LaunchError: for a launcher that does not work on this machine.
+        LaunchError: for a launcher that does not work on this machine, or an unknown ``float32_matmul_precision``.
     """
     start_processes(cfg)
+    set_float32_precision(cfg)
     present = [hook['type'] for hook in cfg.get('custom_hooks') or ()]
     if loading.CheckLoadedHook.__name__ not in present:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), dict(type=loading.CheckLoadedHook.__name__)]

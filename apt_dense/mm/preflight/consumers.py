@@ -27,7 +27,8 @@ LIBRARIES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'apt_dense')
 # Top-level keys that are read from the whole config, by mmengine's runner, this project's tools or mmengine's Config.
 ROOT_KEYS = frozenset((
     'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'compile', 'efficient_conv_bn_eval', 'runner_type',
-    'strategy', 'custom_imports', 'tta_model', 'tta_pipeline', 'exact_resume', 'requires_load_from'))
+    'strategy', 'custom_imports', 'tta_model', 'tta_pipeline', 'exact_resume', 'requires_load_from',
+    'float32_matmul_precision'))
 # Keys that are taken out before a class is built, wherever its type stands.
 BUILDERS_KEYS = frozenset((
     'type', '_scope_', '_delete_', 'priority', 'requires_grad', 'override', 'constructor', 'paramwise_cfg',

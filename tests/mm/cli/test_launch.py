@@ -737,6 +737,8 @@ def test_test_tool(run_tool, leaf, checkpoint):
     cfg = run_tool(test_tool, leaf, checkpoint, '--show', '--wait-time', '0.5', '--out', 'a.pkl')[1]
     assert cfg.default_hooks.visualization == dict(type='DetVisualizationHook', draw=True, show=True, wait_time=0.5)
     assert cfg.test_evaluator[1] == dict(type='DumpDetResults', out_file_path='a.pkl')
+    assert 'fp16' not in (cfg.get('test_cfg') or {})
+    assert run_tool(test_tool, leaf, checkpoint, '--amp', '--cfg-options', 'test_cfg.type=TestLoop')[1].test_cfg.fp16
     cfg = run_tool(test_tool, leaf, checkpoint, '--show-dir', 'drawn')[1]
     assert cfg.default_hooks.visualization == dict(
         type='DrawPredictionsHook', out_dir='drawn', image_root=f'{Path.cwd()}/coco/val', show=False, wait_time=2,

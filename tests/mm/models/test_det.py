@@ -110,3 +110,20 @@ def test_a_box_outside_the_image_is_dropped(detector, features, proposals, monke
     monkeypatch.setattr(type(head).__mro__[1], 'predict_bbox', lambda self, *args, **kwargs: [found])
     kept, = head.predict_bbox(features, [META], proposals[:1], None)
     assert kept.labels.tolist() == [0, 1]
+
+
+def test_masks_under_autocast_are_where_the_boxes_are(detector, features, proposals):
+    """tools/test.py --amp: boxes stay float32 (at 1537 px bfloat16 has steps of 8), masks have the picture's size."""
+    head, maps = detector.roi_head.eval(), [level.detach() for level in features]
+    meta = dict(META, img_shape=(96, 128), ori_shape=(1153, 1537), scale_factor=(128 / 1537, 96 / 1153))
+    exact, narrow = [], []
+    for found, enabled in ((exact, False), (narrow, True)):
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            boxes = [InstanceData(bboxes=proposal.bboxes.clone(), labels=torch.zeros(len(proposal.bboxes)).long(),
+                                  scores=torch.ones(len(proposal.bboxes))) for proposal in proposals]
+            found += head.predict_mask(tuple(maps), [meta, meta], boxes, rescale=True)
+    for one, other in zip(exact, narrow, strict=True):
+        assert other.bboxes.dtype == torch.float32 and torch.equal(other.bboxes, one.bboxes)
+        assert other.masks.shape == (len(one.masks), 1153, 1537)
+        # Random weights: probabilities are near the threshold, and so only few pixels may differ.
+        assert (one.masks == other.masks).float().mean() > 0.97
