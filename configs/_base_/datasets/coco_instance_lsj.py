@@ -7,7 +7,8 @@ backend_args = None
 # Pillow's bilinear resizing averages when it shrinks, as in the official code; OpenCV's does not.
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args=backend_args),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    # Polygons, as in the official code: a bitmap of 1536 px for each object would be resized, sent and cropped.
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=False),
     dict(type='RandomFlip', prob=0.5),
     dict(
         type='RandomResize',
