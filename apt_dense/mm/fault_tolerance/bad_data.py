@@ -206,7 +206,9 @@ class BadDataHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Report; and refuse a loss that float16's scaler has passed over."""
-        if getattr(runner.optim_wrapper, 'loss_scaler', None) is not None and runner.optim_wrapper.should_update():
+        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+        # Where a step was made, _before_step has looked, and asked the other ranks.
+        if self._batches and scaler is not None and scaler.is_enabled() and runner.optim_wrapper.should_update():
             if self._any_rank([finite for _, finite in self._batches]):
                 self._refuse()
             self._batches = []

@@ -38,9 +38,9 @@ class Regression(BaseModel):
 class CPUScalerOptimWrapper(OptimWrapper):
     """float16's loss scaler as AmpOptimWrapper uses it, which wants a GPU."""
 
-    def __init__(self, init_scale=1024.0, **kwargs):
+    def __init__(self, init_scale=1024.0, enabled=True, **kwargs):
         super().__init__(**kwargs)
-        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=init_scale)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=init_scale, enabled=enabled)
 
     def backward(self, loss, **kwargs):
         self.loss_scaler.scale(loss).backward(**kwargs)
@@ -131,3 +131,21 @@ def test_a_loss_scaler_does_not_hide_a_loss(names, tmp_path):
 def test_many_in_a_row_are_not_the_data(tmp_path):
     result = train(tmp_path, ['a.jpg', 'nan.jpg', 'b.jpg', *['nan.jpg'] * 3], on_nan='skip', max_in_a_row=3)
     assert result.error.startswith('3 optimiser steps in a row were skipped: this is not the data')
+
+
+@pytest.mark.parametrize('wrapper', [{}, dict(type='CPUScalerOptimWrapper'),
+                                     dict(type='CPUScalerOptimWrapper', enabled=False)])
+def test_the_ranks_agree_once_a_step(wrapper, tmp_path, monkeypatch):
+    """Each time is a collective and a wait for the GPU."""
+    calls, agree = [], BadDataHook._any_rank
+    monkeypatch.setattr(BadDataHook, '_any_rank', staticmethod(lambda finite: calls.append(1) or agree(finite)))
+    train(tmp_path, ['a.jpg', 'b.jpg', 'c.jpg'], **wrapper)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize('bad', ['nan.jpg', 'inf.jpg'])
+def test_bfloat16_on_a_gpu_has_a_disabled_scaler(bad, tmp_path):
+    """It passes over nothing: what is not finite is found before the step, as without a scaler."""
+    result = train(tmp_path, ['a.jpg', 'b.jpg', bad, 'c.jpg'], type='CPUScalerOptimWrapper', enabled=False)
+    assert 'not finite; images: ' + bad in result.error
+    assert torch.equal(result.weights[-1], result.weights[-2])
