@@ -85,10 +85,11 @@ def patch_laplacian(image: Tensor, patch_size: int = 16, num_scales: int = 4, re
     if min(image.shape[-2:]) < 2:
         raise ValueError(f'patch_laplacian needs an image of at least 2 x 2 pixels, got {tuple(image.shape[-2:])}: '
                          'pad it first')
-    kernel = image.new_full((1, 1, 3, 3), -1.0)
-    kernel[..., 1, 1] = 8.0
-    grey = F.pad(luma(image)[:, None] / 255, (1, 1, 1, 1), mode='reflect')
-    response = F.conv2d(grey, kernel).abs()
+    grey = luma(image)[:, None] / 255
+    # Nine times the pixel less the sum around it.  A convolution, which TF32 would round on a GPU, chose other patches
+    # there than on a CPU, and is slower.
+    sums = F.avg_pool2d(F.pad(grey, (1, 1, 1, 1), mode='reflect'), 3, 1, divisor_override=1)
+    response = grey.mul_(9).sub_(sums).abs_()
     return [reduce_patches(response, patch_size << scale, reduction) for scale in range(num_scales)]
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt_dense import patch_entropy, patch_laplacian, patch_upsampling_error, select_scales
 from apt_dense.core.importance import INCOMPLETE_PATCH_ENTROPY, check_finite
@@ -193,3 +194,24 @@ def test_bad_arguments():
             patch_upsampling_error(image, 4, 2, factors)
     with pytest.raises(ValueError, match="unknown scorer 'edges': choose one of .*'entropy', 'laplacian_max'"):
         get_scorer('edges')
+
+
+@pytest.mark.parametrize('name', SCORERS)
+def test_no_score_is_a_product_that_a_gpu_rounds(name):
+    """TF32 has ten bits after the point in convolutions and matrix products: other patches would be chosen."""
+    with Products() as products:
+        get_scorer(name)(torch.rand(2, 3, 64, 96) * 255, 16, 3)
+    assert not products.found
+
+
+class Products(TorchDispatchMode):
+    """Notes convolutions and matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(word in function.name() for word in ('conv', 'mm', 'matmul')):
+            self.found.append(function.name())
+        return function(*args, **kwargs or {})
