@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense.core.attention import varlen_attention
-from apt_dense.core.layers import DropPath, SwiGLU, add_branch
+from apt_dense.core.layers import BranchFactors, DropPath, SwiGLU, add_branch
 from apt_dense.core.layout import Runs
 from apt_dense.core.rope import apply_rope
 
@@ -51,12 +51,12 @@ class Block(nn.Module):
         self.mlp = SwiGLU(embed_dims, int(embed_dims * mlp_ratio))
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, runs: Runs, rope: Tensor, images: Runs) -> Tensor:
-        """(T, C) -> (T, C).  ``runs`` attend among themselves; drop path draws once for each of ``images``."""
+    def forward(self, x: Tensor, runs: Runs, rope: Tensor, factors: BranchFactors = (None, None)) -> Tensor:
+        """(T, C) -> (T, C).  ``runs`` attend among themselves; ``factors`` are of drop path."""
         before, after = _compiled_parts() if self.compiled else (_before_attention, _after_attention)
         q, k, v = before(self, x, torch.view_as_real(rope) if self.compiled else rope)
         attended = varlen_attention(q, k, v, runs, self.attn.backend)
-        return after(self, x, attended, self.drop_path(images), self.drop_path(images))
+        return after(self, x, attended, *factors)
 
 
 def _before_attention(block: Block, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from apt_dense.core.attention import check_backend
 from apt_dense.core.block import Block
 from apt_dense.core.chooser import IMAGENET_MEAN, IMAGENET_STD, PatchChooser
 from apt_dense.core.embed import AdaptivePatchEmbed
+from apt_dense.core.layers import draw_drop_path
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.order import check_grid
 from apt_dense.core.position import resample_table
@@ -178,16 +179,20 @@ class APTEVA02(nn.Module):
         """``forward`` with patches that are chosen already."""
         self.last_layout = layout
         recompute = self.with_cp and torch.is_grad_enabled()
-        x = checkpoint(self.embed, x, layout, use_reentrant=False) if recompute else self.embed(x, layout)
+        x = checkpoint(self.embed, x, layout, use_reentrant=False, preserve_rng_state=False) if recompute else (
+            self.embed(x, layout))
         windowed = self.window_size > 0
         dtype = torch.promote_types(x.dtype, torch.float32)
         tables = {True: rope_table(layout, self.head_dim, True, self.rope_anchor, dtype) if windowed else None,
                   False: rope_table(layout, self.head_dim, False, self.rope_anchor, dtype)}
+        factors = draw_drop_path([block.drop_path for block in self.blocks], layout.images, _branch_dtype(x))
         outputs = []
         for index, block in enumerate(self.blocks):
             local = windowed and index not in self.global_blocks
-            arguments = (x, layout.windows if local else layout.images, tables[local], layout.images)
-            x = checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
+            arguments = (x, layout.windows if local else layout.images, tables[local], factors[index])
+            # Nothing in a block is drawn, so no state of a generator is kept for the recomputation.
+            x = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False) if recompute else (
+                block(*arguments))
             if index in self.out_indices:
                 outputs.append(layout.expand(x))
         return tuple(outputs)
@@ -238,3 +243,9 @@ class APTEVA02(nn.Module):
             with torch.no_grad():
                 block.attn.proj.weight.div_((2 * depth)**0.5)
                 block.mlp.w3.weight.div_((2 * depth)**0.5)
+
+
+def _branch_dtype(x: Tensor) -> torch.dtype:
+    """What the blocks' linear layers give for this input."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -1,4 +1,7 @@
 """Layers that blocks are made of, on packed tokens."""
+import functools
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,29 +24,52 @@ class SwiGLU(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drop a residual branch for whole images: one draw an image, for all of its tokens.
-
-    (torch's and timm's versions draw once per entry of the first axis, which here would be once per token.)
-    """
+    """How often a block's two residual branches are dropped; ``draw_drop_path`` draws for all blocks at once."""
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
-    def forward(self, images: Runs) -> Tensor | None:
-        """What to multiply each token of the branch by: (T, 1), 0 or 1 / (1 - rate); None for nothing."""
-        if self.rate == 0 or not self.training:
-            return None
-        keep = 1 - self.rate
-        draws = torch.rand(len(images.lengths), 1, device=images.cu_seqlens.device) < keep
-        return images.spread(draws / keep)
-
     def extra_repr(self) -> str:
         return f'rate={self.rate:.3f}'
 
 
+BranchFactors = tuple[Tensor | None, Tensor | None]  # of a block's two branches, see ``add_branch``
+
+
+def draw_drop_path(blocks: Sequence[DropPath], images: Runs, dtype: torch.dtype) -> list[BranchFactors]:
+    """Draw which residual branches are dropped: once a pass for each block, branch and image, for all of its tokens.
+
+    (torch's and timm's versions draw once per entry of the first axis, which here would be once per token.)
+
+    Args:
+        blocks: of each block; one in eval mode drops nothing.
+        images: the T tokens of each image.
+        dtype: of the factors.
+
+    Returns:
+        For each block, what to multiply each token of its two branches by: two (T, 1), 0 or 1 / (1 - rate); or two
+        None, for nothing.
+    """
+    rates = tuple(block.rate if block.training else 0.0 for block in blocks)
+    if not any(rates):
+        return [(None, None)] * len(rates)
+    device = images.cu_seqlens.device
+    keep = _keep_rates(rates, device)
+    draws = torch.rand(len(rates), 2, len(images.lengths), device=device) < keep
+    factors = (draws / keep).to(dtype).index_select(2, images.index)[..., None]
+    return [tuple(pair.unbind()) if rate else (None, None) for rate, pair in zip(rates, factors, strict=True)]
+
+
+@functools.lru_cache(maxsize=64)
+def _keep_rates(rates: tuple[float, ...], device: torch.device) -> Tensor:
+    """1 - rate, (N, 1, 1), sent to the device once."""
+    with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not be used in training later
+        return 1 - torch.tensor(rates, device=device)[:, None, None]
+
+
 def add_branch(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
-    """x + branch * factor, all (T, C), the factor (T, 1) as ``DropPath`` gives it; None for 1."""
+    """x + branch * factor, all (T, C), the factor (T, 1) as ``draw_drop_path`` gives it; None for 1."""
     return x + branch if factor is None else x + _Scale.apply(branch, factor.to(branch.dtype))
 
 

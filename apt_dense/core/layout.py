@@ -55,10 +55,15 @@ class Runs:
         """True if nothing is merged: the length follows from the size of the image, and is the dense model's."""
         return self.equal and self.max_seqlen == self.whole_length
 
+    @cached_property
+    def index(self) -> Tensor:
+        """(T,) int64: the run of each token."""
+        runs = torch.arange(len(self.lengths), device=self.cu_seqlens.device)
+        return runs.repeat_interleave(self.cu_seqlens.diff(), 0, output_size=sum(self.lengths))
+
     def spread(self, values: Tensor) -> Tensor:
         """(R, ...) one value a run -> (T, ...) one a token."""
-        lengths = self.cu_seqlens.diff()
-        return values.repeat_interleave(lengths, 0, output_size=sum(self.lengths))
+        return values.index_select(0, self.index)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from apt_dense import APTEVA02, TokenLayout
 from apt_dense.core.block import Block, _compiled_parts
 from apt_dense.core.embed import DETAIL_BRANCHES
 from apt_dense.core.eva02 import PRESETS
-from apt_dense.core.layers import DropPath, add_branch
+from apt_dense.core.layers import DropPath, add_branch, draw_drop_path
 from apt_dense.core.layout import Runs
 from apt_dense.core.scorers import _compiled_scorer
 
@@ -134,19 +134,26 @@ def test_every_parameter_gets_a_finite_gradient(settings, branch, name):
 
 def test_drop_path_draws_once_an_image():
     lengths = tuple(1 + number % 3 for number in range(4000))
-    images, drop_path = Runs.from_lengths(lengths, torch.device('cpu')), DropPath(0.3)
-    dropped = torch.ones(sum(lengths), 5) * drop_path(images)
-    factors = [part.unique().tolist() for part in dropped.split(lengths)]
-    assert all(len(values) == 1 for values in factors)
-    values = torch.tensor(factors)
-    assert sorted(set(values.flatten().tolist())) == [0, pytest.approx(1 / 0.7)]
-    assert values.mean() == pytest.approx(1, abs=0.05)  # 5 sigma
+    images = Runs.from_lengths(lengths, torch.device('cpu'))
+    drawn = draw_drop_path([DropPath(0.3), DropPath(0.0), DropPath(0.6), DropPath(0.9).eval()], images, torch.float64)
+    assert drawn[1] == drawn[3] == (None, None)
+    values = []
+    for block, rate in ((0, 0.3), (2, 0.6)):
+        for factor in drawn[block]:
+            assert factor.shape == (sum(lengths), 1) and factor.dtype == torch.float64
+            of_images = [part.unique().tolist() for part in factor.split(lengths)]
+            assert all(len(found) == 1 for found in of_images)
+            values.append(torch.tensor(of_images))
+            assert sorted(set(values[-1].flatten().tolist())) == [0, pytest.approx(1 / (1 - rate))]
+            assert values[-1].mean() == pytest.approx(1, abs=0.1)  # 5 sigma
+    for number, one in enumerate(values):  # branches and blocks are drawn apart
+        assert all(0.3 < ((one > 0) == (other > 0)).float().mean() < 0.7 for other in values[number + 1:])
 
 
-def test_drop_path_is_the_identity_in_eval_mode_and_at_rate_0():
-    images = Runs.from_lengths((2, 3), torch.device('cpu'))
-    assert DropPath(0.9).eval()(images) is None
-    assert DropPath(0.0).train()(images) is None
+def test_drop_path_draws_nothing_in_eval_mode_and_at_rate_0():
+    images, before = Runs.from_lengths((2, 3), torch.device('cpu')), torch.get_rng_state()
+    assert draw_drop_path([DropPath(0.9).eval(), DropPath(0.0)], images, torch.float32) == [(None, None)] * 2
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_block_draws_for_each_residual_branch_and_by_image_not_by_window():
@@ -159,7 +166,8 @@ def test_block_draws_for_each_residual_branch_and_by_image_not_by_window():
     windows = Runs.from_lengths((2,) * 250, torch.device('cpu'))
     x = torch.randn(500, 8)
     table = torch.ones(500, 2, dtype=torch.complex64)
-    added = (block(x, windows, table, images) - x).detach()
+    factors = draw_drop_path([block.drop_path], images, x.dtype)[0]
+    added = (block(x, windows, table, factors) - x).detach()
     torch.testing.assert_close(added[:, 2:], torch.zeros(500, 6))
     drawn = [part[:, :2].round(decimals=4).unique(dim=0).tolist() for part in added.split(images.lengths)]
     assert all(len(rows) == 1 for rows in drawn)
