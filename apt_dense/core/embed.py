@@ -48,28 +48,27 @@ class AdaptivePatchEmbed(nn.Module):
                 nn.init.zeros_(self.zero_mlp.weight)
                 nn.init.zeros_(self.zero_mlp.bias)
 
-    def forward(self, image: Tensor, layout: TokenLayout, position: Tensor) -> Tensor:
+    def forward(self, image: Tensor, layout: TokenLayout, positions: Tensor) -> Tensor:
         """Embed the tokens of a layout without class tokens.
 
         Args:
             image: (B, 3, H * patch_size, W * patch_size), normalised.
             layout: T tokens over the H x W cells, the same number of scales.
-            position: (H, W, C), the position table at the grid of cells.
+            positions: of the patches of all scales, see ``position_tables``.
 
         Returns:
             (T, C), packed as the layout says.
         """
         cells = self._project(self._patches(image, layout, 0))
-        ordered = layout.order(position[None])
         if layout.is_dense:
-            tokens = (cells.unflatten(0, (layout.batch_size, -1)) + ordered).flatten(0, 1)
+            table = positions[:layout.height * layout.width]
+            tokens = (cells.unflatten(0, (layout.batch_size, -1)) + table).flatten(0, 1)
         else:
-            tokens = cells[layout.starts] + ordered[layout.starts % len(ordered)]
+            tokens = cells[layout.starts]
         if self.num_scales > 1:
             coarse = self._embed_coarse(image, cells, layout)
-            coarse = self._add_positions(coarse, layout, position).to(tokens.dtype)
-            tokens = tokens.index_copy_(0, layout.coarse_tokens, coarse)
-        return tokens
+            tokens = tokens.index_copy_(0, layout.coarse_tokens, coarse.to(tokens.dtype))
+        return tokens if layout.is_dense else tokens + positions[layout.position_index]
 
     def _embed_coarse(self, image: Tensor, cells: Tensor, layout: TokenLayout) -> Tensor:
         """The merged patches without positions, all scales in turn, fine to coarse: (T - T_0, C).
@@ -116,15 +115,20 @@ class AdaptivePatchEmbed(nn.Module):
         details = torch.cat(finished)
         return details if self.zero_mlp is None else self.zero_mlp(details)
 
-    def _add_positions(self, coarse: Tensor, layout: TokenLayout, position: Tensor) -> Tensor:
-        """The merged patches (T - T_0, C) + the position of each, from the table (H, W, C).
 
-        Source: the public code, which resamples the table to the coarser grid (bicubic, antialias).
-        """
-        positions = []
-        for scale, block in enumerate(layout.coarse_blocks, start=1):
-            if len(block):
-                table = resample_table(position, layout.height >> scale, layout.width >> scale, antialias=True)
-                ordered = layout.order(table[None], scale)
-                positions.append(ordered[block % len(ordered)])
-        return coarse + torch.cat(positions) if positions else coarse
+def position_tables(table: Tensor, layout: TokenLayout) -> Tensor:
+    """Positions of the patches of all scales, fine to coarse, each scale in the tokens' order.
+
+    Args:
+        table: (H, W, C), at the grid of cells.
+        layout: of H x W cells; only its sizes are used.
+
+    Returns:
+        (H * W + H * W / 4 + ... + H * W / 4**(S - 1), C): ``layout.position_index`` are its rows.
+
+    Source: the public code, which resamples the table to the coarser grid (bicubic, antialias).
+    """
+    tables = [resample_table(table, layout.height >> scale, layout.width >> scale, antialias=True)
+              for scale in range(layout.num_scales)]
+    ordered = [layout.order(grid[None], scale) for scale, grid in enumerate(tables)]
+    return torch.cat(ordered) if len(ordered) > 1 else ordered[0]

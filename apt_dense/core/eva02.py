@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from apt_dense.core.attention import check_backend
 from apt_dense.core.block import Block
 from apt_dense.core.chooser import IMAGENET_MEAN, IMAGENET_STD, PatchChooser
-from apt_dense.core.embed import AdaptivePatchEmbed
+from apt_dense.core.derived import DerivedTensors
+from apt_dense.core.embed import AdaptivePatchEmbed, position_tables
 from apt_dense.core.layers import draw_drop_path
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.order import check_grid
@@ -112,6 +113,7 @@ class APTEVA02(nn.Module):
 
         self.patch_embed = AdaptivePatchEmbed(patch_size, embed_dims, num_scales, detail_branch)
         self.pos_embed = nn.Parameter(torch.zeros(1, (pretrain_img_size // patch_size)**2 + 1, embed_dims))
+        self.tables = DerivedTensors(most=4)  # position tables of so many grids
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims)) if with_cls_token else None
         self.blocks = nn.ModuleList(
             Block(embed_dims, num_heads, mlp_ratio, drop_path_rate * index / max(depth - 1, 1), attn_backend,
@@ -203,11 +205,13 @@ class APTEVA02(nn.Module):
 
     def embed(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """(B, 3, H, W) and its layout -> (T, C): embedded patches with positions, class tokens included."""
-        table = self.position_table(layout.height, layout.width)
+        sizes = (layout.height, layout.width, layout.window_size, layout.num_scales)
+        positions = self.tables.get(sizes, [self.pos_embed], lambda: position_tables(
+            self.position_table(layout.height, layout.width), layout))
         if self.cls_token is None:
-            return self.patch_embed(x, layout, table)
+            return self.patch_embed(x, layout, positions)
         cls_row = (self.cls_token + self.pos_embed[:, :1])[0]
-        patches = self.patch_embed(x, layout.without_cls_tokens, table)
+        patches = self.patch_embed(x, layout.without_cls_tokens, positions)
         lengths = [length - 1 for length in layout.images.lengths]
         return torch.cat([part for image in patches.split(lengths) for part in (cls_row.to(patches.dtype), image)])
 

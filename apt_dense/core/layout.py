@@ -256,6 +256,19 @@ class TokenLayout:
         return tuple(start >> 2 * scale for scale, start in enumerate(starts, start=1))
 
     @cached_property
+    def position_index(self) -> Tensor:
+        """(T,) int64: each token's row in the patches of one image, all scales in turn, fine to coarse.
+
+        Scale s has H * W / 4**s patches, in the tokens' order.  A class token has row 0, as the first cell.
+        """
+        cells = self.height * self.width
+        if self.num_scales == 1:
+            return self.starts % cells
+        shifts = 2 * self.scales.clamp(min=0)
+        begins = (4 * cells - (4 * cells >> shifts)) // 3  # cells + cells / 4 + ... of the finer scales
+        return begins + (self.starts % cells >> shifts)
+
+    @cached_property
     def cell_yx(self) -> tuple[Tensor, Tensor]:
         """Two (T,) int64: row and column, in the image's grid, of each token's top-left cell."""
         device = self.starts.device

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from apt_dense import APTEVA02, TokenLayout
-from apt_dense.core.embed import DETAIL_BRANCHES, AdaptivePatchEmbed
+from apt_dense.core.embed import DETAIL_BRANCHES, AdaptivePatchEmbed, position_tables
 from tests import oracle
 
 from .toys import image_of, normalise, random_scales, randomise, without_prefix
@@ -34,7 +34,8 @@ def test_equals_one_token_at_a_time(name, branch, dtype):
     x, table = normalise(image_of(scales), dtype), torch.randn(1, 6 * 6 + 1, 16, dtype=dtype)
     state = {f'patch_embed.{key}': value for key, value in embed.state_dict().items()}
     position = torch.nn.functional.interpolate(table[0, 1:].T.view(1, 16, 6, 6), size=(8, 12), mode='bicubic')
-    rows = embed(x, TokenLayout.from_scales(scales, 4, 3), position[0].permute(1, 2, 0))
+    layout = TokenLayout.from_scales(scales, 4, 3)
+    rows = embed(x, layout, position_tables(position[0].permute(1, 2, 0), layout))
     wanted = oracle.embed({**state, 'pos_embed': table}, x, oracle.token_list(scales, 4, 3),
                           {'patch_size': 4, 'detail_branch': branch})
     assert rows.dtype == dtype
@@ -46,8 +47,9 @@ def test_one_scale_is_a_convolution():
     embed, scales = build(num_scales=1), torch.zeros(2, 8, 12, dtype=torch.int64)
     x, position = normalise(image_of(scales)), torch.randn(8, 12, 16)
     layout = TokenLayout.dense(2, 8, 12, 4)
+    positions = position_tables(position, layout)
     wanted = embed.proj(x) + position.permute(2, 0, 1)
-    torch.testing.assert_close(layout.expand(embed(x, layout, position)), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(layout.expand(embed(x, layout, positions)), wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize('branch', DETAIL_BRANCHES)
@@ -56,9 +58,9 @@ def test_all_fine_equals_one_scale(branch):
     several, one = build(branch), build(num_scales=1)
     one.load_state_dict(several.state_dict(), strict=False)
     x, position = torch.randn(2, 3, 32, 48), torch.randn(8, 12, 16)
-    rows = several(x, TokenLayout.from_scales(MAPS['all_fine'], 4, 3), position)
-    cells = one(x, TokenLayout.dense(2, 8, 12, 4, 1), position)
-    three, single = TokenLayout.dense(2, 8, 12, 4, 3), TokenLayout.dense(2, 8, 12, 4, 1)
+    three, single = TokenLayout.from_scales(MAPS['all_fine'], 4, 3), TokenLayout.dense(2, 8, 12, 4, 1)
+    rows = several(x, three, position_tables(position, three))
+    cells = one(x, single, position_tables(position, single))
     torch.testing.assert_close(three.expand(rows), single.expand(cells), atol=1e-6, rtol=0)
 
 
@@ -70,15 +72,17 @@ def test_resizes_directly_and_not_by_halving():
     x[:, :, 0::4] = x[:, :, 3::4] = 100.  # rows that a direct resize does not read
     layout = TokenLayout.from_scales(torch.full((2, 4, 8), 2), 0, 3)
     position = torch.zeros(4, 8, 16)
-    torch.testing.assert_close(embed(x, layout, position), embed(x * 0, layout, position))
+    positions = position_tables(position, layout)
+    torch.testing.assert_close(embed(x, layout, positions), embed(x * 0, layout, positions))
 
 
 @torch.no_grad()
 def test_positions_of_coarse_tokens_are_resampled_with_antialias():
     embed = build('none')
     layout, position = TokenLayout.from_scales(MIXED, 4, 3), torch.randn(8, 12, 16)
+    positions = position_tables(position, layout)
     x = torch.randn(2, 3, 32, 48)
-    difference = embed(x, layout, position) - embed(x, layout, torch.zeros_like(position))
+    difference = embed(x, layout, positions) - embed(x, layout, torch.zeros_like(positions))
     y, cell_x = layout.cell_yx
     for row, scale, i, j in zip(difference, layout.scales.tolist(), y.tolist(), cell_x.tolist(), strict=True):
         table = torch.nn.functional.interpolate(position.permute(2, 0, 1)[None], size=(8 >> scale, 12 >> scale),
@@ -92,11 +96,12 @@ def test_zero_branch_changes_nothing_at_step_0():
     none = AdaptivePatchEmbed(4, 16, 3, 'none')
     none.load_state_dict({'proj.weight': zero.proj.weight, 'proj.bias': zero.proj.bias})
     x, layout, position = torch.randn(2, 3, 32, 48), TokenLayout.from_scales(MIXED, 4, 3), torch.randn(8, 12, 16)
-    assert torch.equal(zero(x, layout, position), none(x, layout, position))
+    positions = position_tables(position, layout)
+    assert torch.equal(zero(x, layout, positions), none(x, layout, positions))
     for branch in ('residual', 'nonzero'):
         other = AdaptivePatchEmbed(4, 16, 3, branch)
         other.load_state_dict(none.state_dict(), strict=False)
-        change = (other(x, layout, position) - none(x, layout, position)).abs().amax(1)
+        change = (other(x, layout, positions) - none(x, layout, positions)).abs().amax(1)
         assert (change[layout.scales > 0] > 1e-3).all() and (change[layout.scales == 0] == 0).all()
 
 
@@ -116,7 +121,7 @@ def test_parameters_of_the_branches(branch, num_scales, wanted):
 @pytest.mark.parametrize('branch', DETAIL_BRANCHES)
 def test_every_parameter_gets_a_finite_gradient(branch, name):
     embed, layout = build(branch), TokenLayout.from_scales(MAPS[name], 4, 3)
-    (embed(torch.randn(2, 3, 32, 48), layout, torch.randn(8, 12, 16)) ** 2).sum().backward()
+    (embed(torch.randn(2, 3, 32, 48), layout, position_tables(torch.randn(8, 12, 16), layout)) ** 2).sum().backward()
     has_coarse = sum(layout.scale_counts[1:]) > 0
     for key, parameter in embed.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
@@ -125,7 +130,7 @@ def test_every_parameter_gets_a_finite_gradient(branch, name):
 
 def test_the_zero_branch_learns_from_step_0():
     embed, layout = AdaptivePatchEmbed(4, 16, 3, 'zero'), TokenLayout.from_scales(MIXED, 4, 3)
-    (embed(torch.randn(2, 3, 32, 48), layout, torch.randn(8, 12, 16)) ** 2).sum().backward()
+    (embed(torch.randn(2, 3, 32, 48), layout, position_tables(torch.randn(8, 12, 16), layout)) ** 2).sum().backward()
     assert (embed.zero_mlp.weight.grad != 0).any() and (embed.zero_mlp.bias.grad != 0).all()
 
 
@@ -133,9 +138,10 @@ def test_the_zero_branch_learns_from_step_0():
 def test_memory_format_of_the_image_does_not_matter():
     embed, layout = build(), TokenLayout.from_scales(MIXED, 4, 3)
     x, position = torch.randn(2, 3, 32, 48), torch.randn(8, 12, 16)
-    wanted = embed(x, layout, position)
+    positions = position_tables(position, layout)
+    wanted = embed(x, layout, positions)
     for other in (x.to(memory_format=torch.channels_last), torch.stack([x, x], 4)[..., 0]):
-        torch.testing.assert_close(embed(other, layout, position), wanted, atol=1e-5, rtol=0)
+        torch.testing.assert_close(embed(other, layout, positions), wanted, atol=1e-5, rtol=0)
 
 
 def test_unknown_branch():

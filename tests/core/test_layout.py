@@ -187,6 +187,19 @@ def test_runs():
     assert Runs.from_lengths((4, 4), torch.device('cpu')).equal
 
 
+@pytest.mark.parametrize('window_size', [0, 4])
+def test_rows_of_the_patches_of_all_scales(window_size):
+    """Each token's row is that of its own patch: order says which patch stands where."""
+    layout = TokenLayout.from_scales(random_scales([0.3, 0.9], 8, 12, 3), window_size, 3)
+    rows, cols = torch.meshgrid(torch.arange(8), torch.arange(12), indexing='ij')
+    patches = []
+    for scale in range(3):
+        corners = torch.stack([torch.full_like(rows, scale), rows, cols], -1)[::2**scale, ::2**scale]
+        patches.append(layout.order(corners[None], scale))
+    wanted = torch.stack([layout.scales, *layout.cell_yx], 1)
+    assert torch.equal(torch.cat(patches)[layout.position_index], wanted)
+
+
 @pytest.mark.parametrize(('window_size', 'has_cls_token'), [(0, False), (0, True), (4, False)])
 def test_runs_in_which_nothing_is_merged(window_size, has_cls_token):
     """Their length is that of the dense twin, whatever the image: a plan for it is made once."""
