@@ -1,7 +1,7 @@
 """The choice of patches: a normalised image in, the layout of its tokens out.  Nothing here is trained."""
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -220,10 +220,14 @@ def _channels(name: str, values: Sequence[float]) -> tuple[float, ...]:
 
 def _restore(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     steps = 1024 if x.dtype in (torch.float32, torch.float64) else 1
-    image = x.to(torch.float32, copy=True)
-    for channel, channel_mean, channel_std in zip(image.unbind(1), mean, std, strict=True):
-        channel.mul_(channel_std * steps).add_(channel_mean * steps)
-    return image.round_().div_(steps)
+    scale, shift = _factors(tuple(std), steps, x.device), _factors(tuple(mean), steps, x.device)
+    return x.to(torch.float32, copy=True).mul_(scale).add_(shift).round_().div_(steps)
+
+
+@lru_cache(maxsize=32)
+def _factors(values: tuple[float, ...], steps: int, device: torch.device) -> Tensor:
+    """Three numbers times the steps, float32 (3, 1, 1), sent to the device once."""
+    return torch.tensor([value * steps for value in values], device=device)[:, None, None]
 
 
 @cache

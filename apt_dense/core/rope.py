@@ -1,8 +1,11 @@
 """Rotary position embedding of packed tokens, over two axes."""
+import functools
+
 import torch
 from torch import Tensor
 
 from apt_dense.core.layout import TokenLayout
+from apt_dense.core.order import order_cells
 
 ANCHORS = ('corner', 'center')
 REFERENCE_CELLS = 16  # EVA-02 was pre-trained on 16 positions a side: all grids are scaled to that range
@@ -40,18 +43,35 @@ def rope_table(layout: TokenLayout, head_dim: int, windowed: bool, anchor: str =
     if head_dim % 4:
         raise ValueError(f'head_dim={head_dim} is not a multiple of 4: half of it turns with the row, half with the '
                          'column, in pairs')
-    pairs = torch.arange(head_dim // 4, dtype=dtype, device=layout.starts.device)
-    frequencies = THETA**(-4 * pairs / head_dim)
-    angles = []
-    for cells, side in zip(layout.cell_yx, (layout.height, layout.width), strict=True):
-        if windowed and layout.window_size:
-            cells, side = cells % layout.window_size, layout.window_size
-        position = cells.to(dtype)
-        if anchor == 'center':
-            position = position + ((1 << layout.scales.clamp(min=0)) - 1) / 2
-        angles.append((position / side * REFERENCE_CELLS)[:, None] * frequencies)
-    angle = torch.cat(angles, 1)
-    return torch.complex(angle.cos(), angle.sin())
+    turns = _turns_of_patches(layout.height, layout.width, layout.window_size, layout.num_scales, windowed, head_dim,
+                              anchor, dtype, layout.starts.device)
+    return turns[layout.position_index]
+
+
+@functools.lru_cache(maxsize=16)  # of a few sizes of images, two each
+def _turns_of_patches(height: int, width: int, window_size: int, num_scales: int, windowed: bool, head_dim: int,
+                      anchor: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The turns of all patches that an image may have: a constant, whose rows are ``TokenLayout.position_index``."""
+    tables = []
+    # (An inference tensor could not be used in training later.)
+    with torch.inference_mode(False), torch.no_grad():
+        pairs = torch.arange(head_dim // 4, dtype=dtype, device=device)
+        frequencies = THETA**(-4 * pairs / head_dim)
+        for scale in range(num_scales):
+            shape = (1, height >> scale, width >> scale)
+            angles = []
+            for axis, side in ((1, height), (2, width)):
+                cells = torch.arange(0, side, 1 << scale, device=device)
+                if windowed and window_size:
+                    cells, side = cells % window_size, window_size
+                position = cells.to(dtype)
+                if anchor == 'center':
+                    position = position + ((1 << scale) - 1) / 2
+                angle = (position / side * REFERENCE_CELLS)[:, None] * frequencies
+                angles.append(angle.unflatten(0, [-1 if part == axis else 1 for part in range(3)]).expand(*shape, -1))
+            tables.append(order_cells(torch.cat(angles, -1), window_size >> scale, num_scales - scale))
+        angle = torch.cat(tables)
+        return torch.complex(angle.cos(), angle.sin())
 
 
 def apply_rope(x: Tensor, table: Tensor) -> Tensor:
