@@ -1,4 +1,7 @@
 """EVA-02's UperNet on mmsegmentation's classes: what differs from mmsegmentation, and nothing else."""
+from itertools import product
+
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
@@ -11,6 +14,8 @@ with from_extra('mm'):
     from mmseg.models.segmentors import EncoderDecoder
     from mmseg.structures import SegDataSample
 
+MAX_WINDOWS = 4
+
 
 @MODELS.register_module()
 class APTEncoderDecoder(FreezeMixin, DistillMixin, EncoderDecoder):
@@ -21,6 +26,9 @@ class APTEncoderDecoder(FreezeMixin, DistillMixin, EncoderDecoder):
     slide inference (of an image smaller than the window) has any size: it is padded at the bottom and right with zeros,
     the mean colour, and the logits of the padding are cut off.  Images of a training batch are padded by the data
     preprocessor.
+
+    The windows of slide inference are computed several at a time: ``test_cfg.max_windows`` at most, 4 by default, the
+    images of the batch counted apart.  More take more memory, for logits of all classes mostly.
 
     Raises:
         ValueError: if the data preprocessor normalises otherwise than the backbone assumes.
@@ -54,3 +62,33 @@ class APTEncoderDecoder(FreezeMixin, DistillMixin, EncoderDecoder):
         # A torch.Size here is what mmseg's heads take for the size of the logits.
         metas = [dict(meta, img_shape=padded.shape[2:]) for meta in batch_img_metas]
         return super().encode_decode(padded, metas)[..., :height_px, :width_px]
+
+    def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        """(B, 3, H, W), normalised -> logits (B, classes, H, W): the mean of the windows over each pixel.
+
+        As mmsegmentation's, which computes each window alone, and waits for the device once more.
+        """
+        batch_size, _, *sides = inputs.shape
+        spans = [_spans(*sizes) for sizes in zip(sides, self.test_cfg.crop_size, self.test_cfg.stride, strict=True)]
+        windows = list(product(*spans))
+        together = max(1, self.test_cfg.get('max_windows', MAX_WINDOWS) // batch_size)
+        chooser = self.backbone.chooser
+        if chooser.max_tokens is not None and chooser.max_tokens_per == 'batch':
+            together = 1  # the budget is one window's
+        logits = inputs.new_zeros(batch_size, self.out_channels, *sides)
+        counts = inputs.new_zeros(1, 1, *sides)
+        for begin in range(0, len(windows), together):
+            some = windows[begin:begin + together]
+            found = self.encode_decode(torch.cat([inputs[:, :, rows, cols] for rows, cols in some]),
+                                       batch_img_metas * len(some))
+            for (rows, cols), part in zip(some, found.split(batch_size), strict=True):
+                logits[:, :, rows, cols] += part
+                counts[:, :, rows, cols] += 1
+        return logits.div_(counts)
+
+
+def _spans(side: int, crop: int, stride: int) -> list[slice]:
+    """Where the windows lie along one side: the last one ends with the image."""
+    steps = max(side - crop + stride - 1, 0) // stride
+    ends = [min(step * stride + crop, side) for step in range(steps + 1)]
+    return [slice(max(end - crop, 0), end) for end in ends]

@@ -64,10 +64,11 @@ class KeptTokensHook(Hook):
     def _count(self, backbone: APTEVA02) -> tuple[float, ...]:
         """Of a forward pass: tokens, cells, both of the content alone, images over their budget, images."""
         layout, side_px = backbone.last_layout, backbone.patch_size
-        if len(self._sizes_px) == layout.batch_size:
-            # A window of slide inference lies inside the image, unless that is smaller.
+        passes, rest = divmod(layout.batch_size, max(len(self._sizes_px), 1))
+        if self._sizes_px and not rest:
+            # A window of slide inference, of which there may be several, lies inside the image unless that is smaller.
             content = [(min(-(-height_px // side_px), layout.height), min(-(-width_px // side_px), layout.width))
-                       for height_px, width_px in self._sizes_px]
+                       for height_px, width_px in self._sizes_px] * passes
         else:  # a model that makes another batch of what it is given
             content = [(layout.height, layout.width)] * layout.batch_size
         return (sum(layout.scale_counts), layout.num_cells, int(layout.covers_content(content).sum()),

@@ -49,4 +49,5 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)),
     train_cfg=dict(),
-    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)))
+    # max_windows at a time; more take more memory.
+    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341), max_windows=4))

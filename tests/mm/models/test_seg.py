@@ -12,12 +12,14 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
+from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 
 import apt_dense.mm.det
 from apt_dense.core.position import resample_positions
 from apt_dense.mm import seg
 from apt_dense.mm.cli import launch, outputs
+from apt_dense.mm.training.hooks import KeptTokensHook
 from tests.mm.conftest import ADDED, CONFIGS, draw_scene, run_briefly
 
 CROP = 128
@@ -192,6 +194,41 @@ def test_slide_is_the_mean_of_its_windows():
     torch.testing.assert_close(logits[..., :72], windows[0][..., :72])
     torch.testing.assert_close(logits[..., 72:128], (windows[0][..., 72:] + windows[72][..., :56]) / 2)
     torch.testing.assert_close(logits[..., 128:], windows[72][..., 56:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['apt_eva02_ti_demo_seg', 'eva02_ti_demo_seg'])
+@pytest.mark.parametrize('max_windows', [1, 2, 4, 100])
+def test_windows_together_are_the_windows_alone(name, max_windows):
+    """mmsegmentation computes each by itself.  Two images, which count apart."""
+    model = build(tiny(name))
+    x = torch.cat([image(150, 331), image(150, 331).flip(3) * 0.5])
+    wanted = EncoderDecoder.slide_inference(model, x, metas(150, 331) * 2)
+    model.test_cfg.max_windows, batches = max_windows, []
+    model.backbone.register_forward_hook(lambda *_: batches.append(model.backbone.last_layout.batch_size))
+    torch.testing.assert_close(model.inference(x, metas(150, 331) * 2), wanted, atol=1e-5, rtol=0)
+    together = max(max_windows // 2, 1)
+    num_windows = 2 * 4
+    assert batches == [2 * min(together, num_windows - begin) for begin in range(0, num_windows, together)]
+
+
+@torch.no_grad()
+def test_the_content_of_several_windows():
+    """Two windows of an image that is lower than a window: below it, both hold padding."""
+    model, hook = build(tiny()), KeptTokensHook()
+    hook._sizes_px = [(96, 200)]
+    model.inference(image(96, 200), metas(96, 200))
+    assert model.backbone.last_layout.batch_size == 2
+    assert hook._count(model.backbone)[3] == 2 * 6 * 8
+
+
+@torch.no_grad()
+def test_a_budget_of_a_batch_is_one_windows():
+    cfg = tiny()
+    cfg.model.backbone.update(max_tokens=20, max_tokens_per='batch')
+    model = build(cfg)
+    wanted = EncoderDecoder.slide_inference(model, image(150, 331), metas(150, 331))
+    torch.testing.assert_close(model.inference(image(150, 331), metas(150, 331)), wanted, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
