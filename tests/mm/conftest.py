@@ -9,6 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+import apt_dense.mm  # noqa: F401  where mmcv has no compiled operators, before mmdet is imported
 from tests.locations import CONFIGS
 
 # Prefixes of what APT adds, as the configs of a short fine-tuning name them.

@@ -1,5 +1,6 @@
 """How a function of a library is replaced."""
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,3 +13,20 @@ def replace_once(owner: Any, name: str, make: Callable[[Callable], Callable], st
     replacement = functools.wraps(original)(make(original))
     replacement.replaced_by_apt_dense = True
     setattr(owner, name, staticmethod(replacement) if static else replacement)
+
+
+def replace_in_package(package: str, name: str, make: Callable[[Callable], Callable]) -> None:
+    """Set a function of a package's modules to make(function), once, wherever they have imported it by this name.
+
+    Args:
+        package: all of whose modules that hold the function are loaded, the package itself among them.
+    """
+    modules = [module for place, module in list(sys.modules.items()) if f'{place}.'.startswith(f'{package}.')]
+    original = next(vars(module)[name] for module in modules if name in vars(module))
+    if hasattr(original, 'replaced_by_apt_dense'):
+        return
+    replacement = functools.wraps(original)(make(original))
+    replacement.replaced_by_apt_dense = True
+    for module in modules:
+        if vars(module).get(name) is original:
+            setattr(module, name, replacement)

@@ -17,6 +17,7 @@ from mmseg.models.necks import Feature2Pyramid
 import apt_dense.mm.det  # noqa: F401
 from apt_dense import APTEVA02
 from apt_dense.core.conversion import convert
+from tests.mm.compat.operator_sets import use_operators
 from tests.mm.conftest import CONFIGS
 
 USUAL = dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5)
@@ -114,7 +115,9 @@ def test_every_stage(golden, weights):
         rois = bbox2roi([boxes.clamp(0, 256)])
 
 
-def test_detections(golden, weights):
+@pytest.mark.parametrize('operators', ['plain', 'compiled'])
+def test_detections(golden, weights, operators, monkeypatch):
+    use_operators(operators, monkeypatch)
     model = build(small_config(**USUAL), weights)
     found = predict(model, batch(model, golden))
     assert found.labels.tolist() == golden['io0/post0_classes'].tolist()
@@ -125,6 +128,30 @@ def test_detections(golden, weights):
     # The official run itself has one pixel less in float64: a probability at one half.
     assert (found.masks.numpy() != masks).sum() <= 8
     assert masks.sum() > 100_000
+
+
+@pytest.mark.parametrize('settings', [USUAL, {}], ids=['usual', 'published'])
+def test_both_sets_of_operators_detect_the_same(golden, weights, settings, monkeypatch):
+    """Where mmcv has compiled operators; the published setting has soft-NMS, of which each class is shifted there."""
+    cfg = small_config(**settings)
+    cfg.model.test_cfg.rpn.max_per_img = 60
+    found = {}
+    for operators in ('compiled', 'plain'):
+        use_operators(operators, monkeypatch)
+        model = build(cfg, weights)
+        found[operators] = predict(model, batch(model, golden))
+    plain, compiled = found['plain'], found['compiled']
+    assert len(plain) == len(compiled) >= 10
+    assert_near(plain.scores, compiled.scores, 1e-5)
+    orders = [sorted(range(len(each)), key=lambda i, each=each: (each.labels[i].item(), -each.scores[i].item()))
+              for each in (plain, compiled)]
+    plain, compiled = (each[torch.tensor(order)] for each, order in zip((plain, compiled), orders, strict=True))
+    assert plain.labels.equal(compiled.labels)
+    assert_near(plain.scores, compiled.scores, 2e-5)
+    moved = (plain.bboxes - compiled.bboxes).abs().amax(1) > 1e-3  # neighbours of nearly one score, in other places
+    assert moved.sum() <= 0.01 * len(plain)
+    # Probabilities at one half.
+    assert (plain.masks != compiled.masks)[~moved].sum() <= max(8, 1e-5 * plain.masks.sum())
 
 
 @torch.no_grad()
@@ -145,9 +172,11 @@ def test_more_than_a_hundred_candidates(golden, weights):
     assert_near(found.scores, golden['top100/det0_scores'], 1e-4)
 
 
-@pytest.mark.parametrize('name', ['eva02_l_coco', 'apt_eva02_l_coco_full'])
-def test_the_published_test_setting(golden, weights, name):
+@pytest.mark.parametrize(('name', 'operators'), [
+    ('eva02_l_coco', 'plain'), ('apt_eva02_l_coco_full', 'plain'), ('eva02_l_coco', 'compiled')])
+def test_the_published_test_setting(golden, weights, name, operators, monkeypatch):
     """The COCO configs' own test settings, but for 60 proposals; APT with thresholds of -1 is the dense model."""
+    use_operators(operators, monkeypatch)
     cfg = small_config(name)
     cfg.model.test_cfg.rpn.max_per_img = 60
     model = build(cfg, weights)
