@@ -12,6 +12,7 @@ import apt_dense.core.pyramid
 from apt_dense.core.checkpoint_files import load_official
 from apt_dense.core.eva02_keys import describe_other, lacking_layers, looks_official
 from apt_dense.core.position import resample_positions
+from apt_dense.mm.compat import plain_operators
 from apt_dense.mm.errors import DataError
 
 
@@ -73,14 +74,18 @@ def _check_pretrained(path: str, prefix: str | None) -> None:
 
 @MODELS.register_module()
 class SimpleFPN(apt_dense.core.pyramid.SimpleFeaturePyramid):
-    """Neck: ``apt_dense.SimpleFeaturePyramid``, whose maps are contiguous: mmcv's RoIAlign needs that.
+    """Neck: ``apt_dense.SimpleFeaturePyramid``, whose maps have the order in memory that RoIAlign wants.
 
-    It ignores strides: LayerNorm leaves maps with the channels last, of which it silently pools wrong values.
+    LayerNorm leaves them with the channels last.  The plain RoIAlign of a CPU takes them as they are.  Others want
+    contiguous maps: torchvision's would copy them in each stage, mmcv's compiled one silently pools wrong values.
     """
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """See ``SimpleFeaturePyramid.forward``."""
-        return tuple(level.contiguous() for level in super().forward(inputs))
+        maps = super().forward(inputs)
+        if plain_operators() is not None and maps[0].device.type == 'cpu':
+            return maps
+        return tuple(level.contiguous() for level in maps)
 
 
 @MODELS.register_module()

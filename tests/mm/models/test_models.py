@@ -39,8 +39,10 @@ def test_ln2d_as_a_norm_layer_of_mmcv():
     torch.testing.assert_close(module(x), expected.relu(), atol=1e-5, rtol=0)
 
 
-def test_pyramid_maps_suit_roi_align():
-    """mmcv's RoIAlign ignores strides: the maps must be contiguous, which those of the core are not."""
+@pytest.mark.parametrize('plain', [False, True])
+def test_pyramid_maps_suit_roi_align(plain, monkeypatch):
+    """mmcv's compiled RoIAlign ignores strides, and the plain one copies maps whose channels are not last."""
+    monkeypatch.setattr('apt_dense.mm.models.core_modules.plain_operators', lambda: object() if plain else None)
     neck = mmdet.registry.MODELS.build(dict(NECK))
     x = torch.randn(2, 32, 8, 12)
     with torch.no_grad():
@@ -48,7 +50,7 @@ def test_pyramid_maps_suit_roi_align():
         core_maps = apt_dense.SimpleFeaturePyramid.forward(neck, (x,))
     assert not core_maps[0].is_contiguous()
     for level, core_level in zip(maps, core_maps, strict=True):
-        assert level.is_contiguous()
+        assert (level.permute(0, 2, 3, 1) if plain else level).is_contiguous()
         torch.testing.assert_close(level, core_level)
 
 
