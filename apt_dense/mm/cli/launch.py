@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -205,7 +207,8 @@ def build_runner(cfg: Config) -> Runner:
     It checks what is loaded, see ``CheckLoadedHook``.
 
     Raises:
-        LaunchError: for a launcher that does not work on this machine, or an unknown ``float32_matmul_precision``.
+        LaunchError: for a launcher that does not work on this machine, a GPU without a detector's operators, or an
+            unknown ``float32_matmul_precision``.
     """
     start_processes(cfg)
     set_float32_precision(cfg)
@@ -218,4 +221,18 @@ def build_runner(cfg: Config) -> Runner:
     check_model_normalisation(unwrapped(getattr(runner, 'model', None)))  # a runner of another type may build it later
     if runner.logger is not None:
         compat.log_core_to(runner.logger)
+    _log_operators(cfg)
     return runner
+
+
+def _log_operators(cfg: Config) -> None:
+    """Say where RoIAlign and NMS come from, which detectors need.
+
+    Raises:
+        LaunchError: if there are none for this machine's device.
+    """
+    if cfg.get('default_scope') == 'mmdet':
+        try:
+            print_log(compat.describe_operators(get_device()), 'current')
+        except ImportError as error:
+            raise LaunchError(str(error)) from error

@@ -29,8 +29,10 @@ from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 from PIL import Image
 
+from apt_dense.mm import compat
 from apt_dense.mm.cli import launch, outputs, start
 from apt_dense.mm.cli.dataset_files import check_dataset_files
+from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing, signals
 from apt_dense.mm.fault_tolerance.bad_data import BadDataHook, GuardSamples
 from apt_dense.mm.training.hooks import CheckFrozenLoadedHook
@@ -640,6 +642,24 @@ def test_what_the_core_says_is_in_the_runs_log(tmp_path):
     logs = {run: next((tmp_path / run).rglob('*.log')).read_text() for run in ('first', 'second')}
     for run, text in logs.items():
         assert re.findall('auto takes sdpa in the .* run', text) == [f'auto takes sdpa in the {run} run']
+
+
+@pytest.mark.parametrize(('scope', 'lines'), [('mmdet', 1), ('mmseg', 0)])
+def test_a_detectors_log_names_the_operators_once(tmp_path, scope, lines):
+    launch.build_runner(Config(dict(default_scope=scope, work_dir=str(tmp_path), model=dict(type='LaunchToy'),
+                                    experiment_name=f'test_operators_{scope}')))
+    text = next(tmp_path.rglob('*.log')).read_text()
+    assert text.count('RoIAlign, NMS and soft-NMS: ') == lines
+
+
+def test_a_gpu_without_a_detectors_operators(tmp_path, monkeypatch):
+    def refuse(device):
+        raise ImportError(f'none for {device}')
+
+    monkeypatch.setattr(compat, 'describe_operators', refuse)
+    with pytest.raises(LaunchError, match='^none for cpu$'):
+        launch.build_runner(Config(dict(default_scope='mmdet', work_dir=str(tmp_path), model=dict(type='LaunchToy'),
+                                        experiment_name='test_no_operators')))
 
 
 def test_build_runner_of_a_named_type():
