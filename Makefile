@@ -13,7 +13,8 @@ help:
 	@echo 'make test        install, lint, run the tests'
 	@echo 'make package     install, build the wheel and use it from an empty directory'
 	@echo 'make benchmark   measure what docs/benchmarks.md reports, and write its tables'
-	@echo 'make setup       install what is missing into $(VENV)'
+	@echo 'make setup       install what is missing into $(VENV); MMCV=compiled compiles the operators of mmcv too,'
+	@echo '                 OPENMMLAB=onedl takes the maintained forks: docs/get_started.md'
 	@echo 'make clean       remove the demo runs and the demo dataset'
 
 setup:
