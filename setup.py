@@ -26,14 +26,15 @@ setup(
     entry_points={'console_scripts': ['apt-dense = apt_dense.cli:main']},
     install_requires=['torch>=2.4'],
     extras_require={
-        # mmcv must be built against the installed torch, without build isolation: see docs/get_started.md.
-        'mm': ['mmengine>=0.10.7,<0.11', 'mmcv>=2.0.0rc4,<2.2.0', 'mmdet>=3.3,<3.4', 'mmsegmentation>=1.2.2,<1.3',
+        # mmcv without its compiled operators: apt_dense/mm/compat/operator_set.py has those that are needed.
+        'mm': ['mmengine>=0.10.7,<0.11', 'mmcv-lite>=2.0.0rc4,<2.2.0', 'mmdet>=3.3,<3.4', 'mmsegmentation>=1.2.2,<1.3',
                'opencv-python<5',  # OpenCV 5 warps images differently
                'ftfy', 'regex', 'numpy', 'pillow', 'pycocotools', 'tqdm'],
         'images': IMAGES,  # apt_dense.calibration.images, visualize_patches.py
         'tools': TOOLS,  # the other tools; those that read configs need 'mm' too
         'flash': ['flash-attn>=2.5'],
         'supervision': ['supervision'],  # Result.to_supervision
+        'gpu': ['torchvision'],  # RoIAlign and NMS there; of the release that belongs to torch's
         # Those of tests/mm need 'mm' too.
         'test': [*TOOLS, 'pytest', 'pytest-xdist', 'hypothesis', 'packaging', 'ruff', 'tensorboard'],
     },

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 def install_command(extra: str) -> str:
     """How to install the packages of one of setup.py's extras, in a clone of the project and without one."""
-    if extra == 'mm':  # pip alone would compile mmcv in an environment of its own, and fail
-        return ("make setup VENV=ENVIRONMENT in the project's folder (docs/get_started.md); without one, and with a "
-                "wheel of mmcv, pip install --find-links FOLDER_OF_THE_WHEEL 'apt-dense[mm]'")
+    if extra == 'mm':  # without the build of OpenCV that needs libGL
+        return ("make setup VENV=ENVIRONMENT in the project's folder (docs/get_started.md); without one, pip install "
+                "'apt-dense[mm]'")
     return f"pip install -e '.[{extra}]' in the project's folder; without one, pip install 'apt-dense[{extra}]'"
 
 

@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ('images', 'mm', 'supervision', 'test', 'tools')  # all but flash
+EXTRAS = ('images', 'mm', 'supervision', 'test', 'tools')  # all but flash and gpu
 # Of no use without a clone: they install, drill or document the project itself.
 LEFT_OUT = ('setup_env.sh', 'benchmark/benchmark_docs.py', 'demo/draw_overview.py', 'fault_drill/', 'experiments/')
 OWN_CONFIG = """_base_ = 'apt_dense::apt_eva02_ti_demo_det.py'
@@ -100,24 +100,24 @@ def install(wheel: Path, environment: Path) -> Path:
     packages = Path(sysconfig.get_path('purelib', 'venv', vars=dict(base=str(environment))))
     (packages / 'packages_of_the_tests.pth').write_text(
         ''.join(f'{sysconfig.get_path(kind)}\n' for kind in ('purelib', 'platlib')))
-    let_headless_opencv_count(packages)
+    let_stand_ins_count(packages)
     run(*pip, f'{wheel}[{",".join(EXTRAS)}]', folder=environment)
     return python
 
 
-def let_headless_opencv_count(packages: Path) -> None:
-    """Give a folder of packages the metadata of opencv-python, of the version of opencv-python-headless that is there.
+def let_stand_ins_count(packages: Path) -> None:
+    """Give a folder of packages the metadata of those that another, which is there, stands in for.
 
-    requirements.txt has the headless build, which is the same module cv2 without windows; mmengine and the extra mm ask
-    for the other.  pip knows no package that stands for another.
+    requirements.txt has the headless build of OpenCV, which is the same module cv2 without windows; mmengine and the
+    extra mm ask for the other.  A compiled mmcv is mmcv-lite and more.  pip knows no package that stands for another.
     """
-    try:
-        version('opencv-python')
-    except PackageNotFoundError:
-        headless = version('opencv-python-headless')
-        metadata = packages / f'opencv_python-{headless}.dist-info'
-        metadata.mkdir()
-        (metadata / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: opencv-python\nVersion: {headless}\n')
+    for name, other in (('opencv-python', 'opencv-python-headless'), ('mmcv-lite', 'mmcv')):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            metadata = packages / f'{name.replace("-", "_")}-{version(other)}.dist-info'
+            metadata.mkdir()
+            (metadata / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version(other)}\n')
 
 
 def use(python: Path, folder: Path) -> None:

@@ -16,14 +16,14 @@ from tests.locations import ROOT
 
 # Import names that are not the distribution's.
 DISTRIBUTIONS = {'PIL': 'pillow', 'cv2': 'opencv-python', 'mmseg': 'mmsegmentation', 'flash_attn': 'flash-attn',
-                 'skimage': 'scikit-image'}
+                 'skimage': 'scikit-image', 'mmcv': 'mmcv-lite'}
 LOCAL = {'apt_dense', 'tests', 'tools', *(path.stem for path in (ROOT / 'tools').rglob('*.py'))}
 # Where code lies -> the extras that it may take from; the first that fits counts.
 MAY_USE = {
     'apt_dense/core': ('flash', 'tools'),  # inside functions only: test_import.py
     'apt_dense/__init__.py': (),
     'apt_dense/mm/inference': ('mm', 'images', 'supervision'),
-    'apt_dense/mm': ('mm',),
+    'apt_dense/mm': ('mm', 'gpu'),  # the latter where a GPU is, inside a function
     'apt_dense': ('images', 'tools'),
     'configs': ('mm',),
     'tools': ('mm', 'images', 'tools'),
@@ -114,7 +114,7 @@ def test_exact_versions_lie_in_the_ranges(package):
     pins['opencv-python'] = pins['opencv-python-headless']
     for requirements in (package['install_requires'], *package['extras_require'].values()):
         for requirement in map(Requirement, requirements):
-            if requirement.name != 'flash-attn':
+            if requirement.name not in ('flash-attn', 'torchvision'):
                 assert pins[requirement.name.lower()] in requirement.specifier, requirement
 
 
