@@ -29,7 +29,7 @@ setup(
         # mmcv without its compiled operators: apt_dense/mm/compat/operator_set.py has those that are needed.
         'mm': ['mmengine>=0.10.7,<0.11', 'mmcv-lite>=2.0.0rc4,<2.2.0', 'mmdet>=3.3,<3.4', 'mmsegmentation>=1.2.2,<1.3',
                'opencv-python<5',  # OpenCV 5 warps images differently
-               'ftfy', 'regex', 'numpy', 'pillow', 'pycocotools', 'tqdm'],
+               'ftfy', 'regex', 'numpy', 'pillow', 'pycocotools', 'faster-coco-eval', 'tqdm'],
         'images': IMAGES,  # apt_dense.calibration.images, visualize_patches.py
         'tools': TOOLS,  # the other tools; those that read configs need 'mm' too
         'flash': ['flash-attn>=2.5'],

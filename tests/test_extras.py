@@ -16,7 +16,8 @@ from tests.locations import ROOT
 
 # Import names that are not the distribution's.
 DISTRIBUTIONS = {'PIL': 'pillow', 'cv2': 'opencv-python', 'mmseg': 'mmsegmentation', 'flash_attn': 'flash-attn',
-                 'skimage': 'scikit-image', 'mmcv': 'mmcv-lite'}
+                 'skimage': 'scikit-image', 'mmcv': 'mmcv-lite',
+                 'faster_coco_eval': 'faster-coco-eval'}
 LOCAL = {'apt_dense', 'tests', 'tools', *(path.stem for path in (ROOT / 'tools').rglob('*.py'))}
 # Where code lies -> the extras that it may take from; the first that fits counts.
 MAY_USE = {

@@ -10,7 +10,8 @@ def replace_once(owner: Any, name: str, make: Callable[[Callable], Callable], st
     original = getattr(owner, name)
     if hasattr(original, 'replaced_by_apt_dense'):
         return
-    replacement = functools.wraps(original)(make(original))
+    copied = () if isinstance(original, type) else functools.WRAPPER_UPDATES  # a class's methods are no attributes
+    replacement = functools.wraps(original, updated=copied)(make(original))
     replacement.replaced_by_apt_dense = True
     setattr(owner, name, staticmethod(replacement) if static else replacement)
 
