@@ -4,7 +4,7 @@
 afterwards, or in a child's file whose lines do not use it, changes nothing.
 """
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
@@ -38,17 +38,58 @@ def read_source(path: str) -> Source | None:
     if any(isinstance(statement, ast.With) for statement in statements):  # read_base(): names are imported
         return None
     bases, assigned, reads = (), set(), []
-    for statement in statements:
-        targets = statement.targets if isinstance(statement, ast.Assign) else []
-        target = targets[0].id if len(targets) == 1 and isinstance(targets[0], ast.Name) else ''
-        if target == '_base_':
-            bases = tuple(_read_bases(path))
-        elif target:
-            assigned.add(target)
-            reads += [(name, target, below) for name, below in _reads(statement.value, '')]
-        else:
-            reads += [(name, '', '') for name, _ in _reads(statement, '')]
+    for statement in _simple(statements):
+        for target, value in _assignments(statement):
+            if target == '_base_':
+                bases = tuple(_read_bases(path))
+                continue
+            assigned.update([target] if target else [])
+            reads += [(name, target, below if target else '') for name, below in _reads(value, '')]
     return Source(path, bases, assigned, reads)
+
+
+def _simple(statements: Iterable[ast.stmt]) -> Iterator[ast.AST]:
+    """Statements, and what stands in loops and branches; of these, the heads."""
+    for statement in statements:
+        if isinstance(statement, (ast.If, ast.While)):
+            yield statement.test
+        elif not isinstance(statement, ast.Try):
+            yield statement
+        if isinstance(statement, (ast.If, ast.While, ast.For, ast.Try)):
+            inner = [*statement.body, *statement.orelse, *getattr(statement, 'finalbody', ())]
+            handlers = getattr(statement, 'handlers', ())
+            yield from _simple([*inner, *(step for handler in handlers for step in handler.body)])
+
+
+def _assignments(statement: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """(name, its value) of what a statement sets; ('', expression) of all else that it uses."""
+    if isinstance(statement, ast.Assign):
+        pairs = [(target, statement.value) for target in statement.targets]
+    elif isinstance(statement, ast.AugAssign) or isinstance(statement, ast.AnnAssign) and statement.value:
+        pairs = [(statement.target, statement.value)]
+    elif isinstance(statement, ast.For):
+        pairs = [(statement.target, statement.iter)]
+    else:
+        pairs = []
+        yield '', statement
+    for target, value in pairs:
+        yield from _assigned(target, value)
+    for node in ast.walk(statement if not isinstance(statement, ast.For) else statement.iter):
+        if isinstance(node, ast.NamedExpr):
+            yield node.target.id, node.value
+
+
+def _assigned(target: ast.AST, value: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    if isinstance(target, ast.Name):
+        yield target.id, value
+    elif isinstance(target, (ast.Tuple, ast.List)):
+        alike = isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts) and not any(
+            isinstance(item, ast.Starred) for item in (*target.elts, *value.elts))
+        for item, part in zip(target.elts, value.elts if alike else [value] * len(target.elts), strict=True):
+            yield from _assigned(item.value if isinstance(item, ast.Starred) else item, part)
+    else:  # a part of something: a['b'] = c
+        yield '', target
+        yield '', value
 
 
 def _read_bases(path: str) -> Iterator[Source]:
@@ -61,7 +102,8 @@ def _read_bases(path: str) -> Iterator[Source]:
 def _reads(node: ast.AST, path: str) -> Iterator[tuple[str, str]]:
     """(name, path below the value) of each name that an expression uses."""
     if isinstance(node, ast.Name):
-        yield node.id, path
+        if isinstance(node.ctx, ast.Load):
+            yield node.id, path
     elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_':
         yield f'_base_.{node.attr}', path
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':

@@ -79,3 +79,37 @@ def test_other_configs_are_passed_over(tmp_path):
     assert list(check_unused(Config(dict(image_size=3)))) == []
     (tmp_path / 'c.json').write_text('{"image_size": 3}')
     assert list(check_unused(Config.fromfile(tmp_path / 'c.json'))) == []
+
+
+@pytest.mark.parametrize('code', [
+    'image_size: int = 640', "data_root, image_size = 'data/coco/', 640", '[image_size] = [640]',
+    'total = (image_size := 640)\ntrain_cfg = dict(max_iters=total)', 'for image_size in [640]:\n    pass',
+    'if True:\n    image_size = 640', 'try:\n    image_size = 640\nexcept ValueError:\n    pass',
+    'image_size = 600\nimage_size += 40', 'image_size = scale = 640\ntrain_cfg = dict(max_iters=scale)',
+    '*rest, image_size = [1, 640]\ntrain_cfg = dict(max_iters=rest[0])',
+])
+def test_every_way_to_set_a_name(tmp_path, code):
+    messages = found(tmp_path, code)
+    assert list(messages) == ['image_size'] and '[override-without-effect]' in messages['image_size']
+
+
+@pytest.mark.parametrize('code', [
+    'image_size: int = 640\nmodel = dict(backbone=dict(img_size=image_size))',
+    'height, width = 64, 96\ntrain_cfg = dict(max_iters=height * width)',
+    'for step in [1, 2]:\n    last = step\ntrain_cfg = dict(max_iters=last)',
+    'if (flag := True):\n    lr = 1e-3\nelse:\n    lr = 1e-4\n'
+    'optim_wrapper = dict(optimizer=dict(lr=lr if flag else 0))',
+    'train_cfg = dict()\ntrain_cfg["max_iters"] = 4', 'for _ in range(2):\n    pass',
+    'sizes = [1]\nsizes += [2]\ntrain_cfg = dict(max_iters=sizes[1])',
+])
+def test_every_way_to_use_a_name(tmp_path, code):
+    assert found(tmp_path, code) == {}
+
+
+def test_places_of_names_that_are_set_together(tmp_path):
+    (tmp_path / 'base.py').write_text("root, size = 'data/', 5\ntrain_cfg = dict(max_iters=size, note=root)\n")
+    messages = found(tmp_path, '', 'apt_eva02_l_coco')
+    assert messages == {}
+    (tmp_path / 'child.py').write_text("_base_ = './base.py'\nsize: int = 7\n")
+    finding, = check_unused(Config.fromfile(tmp_path / 'child.py'))
+    assert finding.where.endswith('child.py: size') and 'train_cfg.max_iters' in finding.got
