@@ -1,5 +1,4 @@
 """Numbers and names of classes: those of the datasets, of every head, of the label maps, of the metrics."""
-import inspect
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding, Rule
+from apt_dense.mm.preflight.keywords import default_of
 from apt_dense.mm.preflight.parts import Part, class_of, kind_of, leaf_datasets, listed, metrics_of, steps_of
 
 COUNTS = Rule(
@@ -158,15 +158,6 @@ def _all_counts(cfg: Config, split: str, dataset: Part, classes: Classes) -> Ite
             yield f'{key}.num_classes', metric['num_classes'], ''
 
 
-def _default_of(kind: type | None, name: str) -> Any:
-    """The default of an argument, also one that a class only hands on to its parents; None if there is none."""
-    for base in kind.__mro__ if kind else ():
-        parameter = inspect.signature(base.__init__).parameters.get(name) if '__init__' in vars(base) else None
-        if parameter is not None:
-            return None if parameter.default is parameter.empty else parameter.default
-    return None
-
-
 def _head_counts(node: Any, key: str, cfg: Config) -> Iterator[tuple[str, dict, int, str]]:
     """(key, head, number of classes, note) of every head at or below a part of the model."""
     if isinstance(node, (list, tuple)):
@@ -181,7 +172,7 @@ def _head_counts(node: Any, key: str, cfg: Config) -> Iterator[tuple[str, dict, 
         yield f'{key}.num_things_classes', node, things + stuff, ' together with num_stuff_classes'
     elif any(part in HEADS for part in key.split('.')[-2:]) and 'num_classes' not in node:
         kind = class_of(node, MODELS, cfg)
-        default = _default_of(kind, 'num_classes')
+        default = default_of(kind, 'num_classes')
         if isinstance(default, int):
             yield f'{key}.num_classes', node, default, f' (not set, the default of {kind.__name__})'
     for name, item in node.items():
@@ -241,5 +232,5 @@ def _reduces(settings: dict, cfg: Config) -> bool | None:
     if 'reduce_zero_label' in settings:
         return bool(settings['reduce_zero_label'])
     kind = class_of(settings, DATASETS, cfg)
-    default = _default_of(kind, 'reduce_zero_label')
+    default = default_of(kind, 'reduce_zero_label')
     return None if default is None else bool(default)

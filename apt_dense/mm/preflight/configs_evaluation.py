@@ -10,10 +10,10 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, DefaultScope
 
 from apt_dense.mm.preflight.configs_classes import dataset_classes
-from apt_dense.mm.preflight.consumers import parameters_of
 from apt_dense.mm.preflight.datasets import joined
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding, Rule
 from apt_dense.mm.preflight.headers import open_header
+from apt_dense.mm.preflight.keywords import parameters_of
 from apt_dense.mm.preflight.parts import Part, class_of, kind_of, leaf_datasets, listed, metrics_of, steps_of
 
 FILES = Rule(

@@ -1,5 +1,4 @@
 """Who reads a setting: the runner, the class that a ``type`` names, or a library's code."""
-import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -7,10 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mmengine import registry
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
-from mmengine.registry import Registry
 from mmengine.runner import (
     EpochBasedTrainLoop,
     FlexibleRunner,
@@ -20,8 +17,10 @@ from mmengine.runner import (
     ValLoop,
     set_random_seed,
 )
-from torch import nn
 from torch.utils.data import DataLoader
+
+from apt_dense.mm.preflight.keywords import default_of, handed_to, parameters_of
+from apt_dense.mm.preflight.registrations import all_registered, scope_at
 
 LIBRARIES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'apt_dense')
 # Top-level keys that are read from the whole config, by mmengine's runner, this project's tools or mmengine's Config.
@@ -37,6 +36,7 @@ LOADER_KEYS = frozenset((
     'sampler', 'batch_sampler', 'num_batch_per_epoch', 'worker_init_fn', 'collate_fn', 'disable_subprocess_warning'))
 # Dicts whose entries go on to other packages, or whose keys are names of parameters.
 OPEN_DICTS = re.compile(r'.*kwargs|custom_keys|backend_args|file_client_args|dist_cfg|define_metric_cfg|strategy|meta')
+SUGGESTED = {'metainfo': {'classes', 'palette'}}  # of dicts that may have any key
 
 
 def root_keys() -> set[str]:
@@ -58,9 +58,8 @@ def readable_keys(key: str, node: Any, cfg: Config) -> set[str] | None:
     if not key:
         return root_keys()
     if node.get('type'):
-        kinds = list(_classes(node['type'], cfg))
-        found = [parameters_of(kind) for kind in kinds]
-        return set().union(*found) | BUILDERS_KEYS if kinds and None not in found else None
+        found = [_taken(kind, node, cfg) for kind in kinds_at(key, node, cfg)]
+        return set().union(*found) | BUILDERS_KEYS if found and None not in found else None
     settings = {
         'optim_wrapper': [OptimWrapper], 'train_cfg': [EpochBasedTrainLoop, IterBasedTrainLoop],
         'val_cfg': [ValLoop], 'test_cfg': [TestLoop], 'randomness': [set_random_seed],
@@ -86,50 +85,61 @@ def is_read(key: str, name: str, node: Any, cfg: Config) -> bool:
         return bool(node[name].get('type')) if isinstance(node.get(name), dict) else node.get(name) is None
     known = readable_keys(key, node, cfg)
     if known is not None and (name in known or key):
-        return name in known
-    if node.get('type') or _is_below_own_class(key, cfg):
+        return name in known or is_named_above(key, name, cfg)
+    if node.get('type') or is_below_own_class(key, cfg):
         return True
     return _is_mentioned(name, (*_own_modules(cfg), *(_libraries() if key else ())))
 
 
-def _is_below_own_class(key: str, cfg: Config) -> bool:
+def is_below_own_class(key: str, cfg: Config) -> bool:
     """True if a dict goes to a class that is none of the libraries'."""
     node: Any = cfg
     for part in key.split('.') if key else ():
         node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
-        kinds = _classes(node['type'], cfg) if isinstance(node, dict) and node.get('type') else ()
+        kinds = kinds_at('', node, cfg) if isinstance(node, dict) and node.get('type') else ()
         if any(kind.__module__.partition('.')[0] not in LIBRARIES for kind in kinds):
             return True
     return False
 
 
-def _classes(kind: str | type, cfg: Config) -> Iterator[Any]:
-    """What a type may name: a name may be registered for transforms and for models."""
-    if not isinstance(kind, str):
-        yield kind
-        return
-    for root in vars(registry).values():
-        if isinstance(root, Registry):
-            found = root.children.get(cfg.get('default_scope'), root).get(kind)
-            if found is not None:
-                yield found
+def is_named_above(key: str, text: str, cfg: Config) -> bool:
+    """Whether the code of the class next above a dict has a text: it may take a key out, or know a type by its name."""
+    node, kinds = cfg, []
+    for part in key.split('.')[:-1]:
+        node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
+        kinds = kinds_at('', node, cfg) if isinstance(node, dict) and node.get('type') else kinds
+    return any(_is_in_modules(text, kind) for kind in kinds)
 
 
-def parameters_of(kind: Any) -> set[str] | None:
-    """Names that may be given to a class or function; None for any.
+@cache
+def _is_in_modules(text: str, kind: Any) -> bool:
+    """Whether a file of a class, or of its parents, has a text in quotes."""
+    files = {getattr(sys.modules.get(base.__module__), '__file__', None) for base in getattr(kind, '__mro__', ())}
+    sources = (Path(file).read_text(encoding='utf-8', errors='replace') for file in files if file)
+    return any(f"'{text}'" in source or f'"{text}"' in source for source in sources)
 
-    Those of its parents count as long as each class hands on what it does not know.
-    """
-    names = set()
-    chain = [base.__init__ for base in kind.__mro__ if '__init__' in vars(base)] if inspect.isclass(kind) else [kind]
-    for init in chain:
-        if init in (object.__init__, nn.Module.__init__):
-            return names if init is nn.Module.__init__ else None
-        parameters = inspect.signature(init).parameters.values()
-        names |= {item.name for item in parameters if item.kind in (item.KEYWORD_ONLY, item.POSITIONAL_OR_KEYWORD)}
-        if not any(item.kind is item.VAR_KEYWORD for item in parameters):
-            return names - {'self'}
-    return None
+
+def kinds_at(key: str, node: dict, cfg: Config) -> list[Any]:
+    """What the type at a key may be: a name may be registered for transforms and for models."""
+    kind = node['type']
+    return list(all_registered(kind, scope_at(key, cfg))) if isinstance(kind, str) else [kind]
+
+
+def _taken(kind: Any, node: dict, cfg: Config) -> frozenset[str] | None:
+    """Names that a class takes, with those of the type to which it hands what it does not know; None for any."""
+    names = parameters_of(kind)
+    for argument in handed_to(kind):
+        inner = node.get(argument) or default_of(kind, argument)
+        more = _taken_by_type(inner, cfg)
+        names = None if names is None or more is None else names | more
+    return names
+
+
+def _taken_by_type(kind: Any, cfg: Config) -> frozenset[str] | None:
+    if kind is None:
+        return None
+    found = [_taken(inner, {}, cfg) for inner in kinds_at('', dict(type=kind), cfg)]
+    return frozenset().union(*found) if found and None not in found else None
 
 
 def _libraries() -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, Registry
 from mmengine.utils import is_abs
 
+from apt_dense.mm.preflight.registrations import registered
+
 SPLITS = ('train', 'val', 'test')
 
 
@@ -103,7 +105,5 @@ def _metrics(node: Any, key: str) -> Iterator[tuple[str, dict]]:
 
 def _kind(cfg: Config, root: Registry, node: dict) -> type | None:
     kind = node['type']
-    if not isinstance(kind, str):
-        return kind
-    with root.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        return registry.get(kind)
+    scope = node.get('_scope_') or cfg.get('default_scope')
+    return registered(kind, root, scope) if isinstance(kind, str) else kind

@@ -9,12 +9,11 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from apt_dense.mm.errors import LaunchError
-from apt_dense.mm.preflight.consumers import is_read, readable_keys, root_keys
+from apt_dense.mm.preflight.consumers import SUGGESTED, is_read, readable_keys, root_keys
 from apt_dense.mm.preflight.parts import listed
 from apt_dense.mm.preflight.variables import flattened, has_key, places_of, value_at
 
 DICT = re.compile(r'\s*(dict\(.*\)|\{.*:.*\})\s*')  # which mmengine's options do not read
-SUGGESTED = {'metainfo': {'classes', 'palette'}}  # of dicts that may have any key
 
 
 class OptionsAction(DictAction):
