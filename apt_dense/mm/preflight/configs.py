@@ -3,10 +3,19 @@ from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config
 
-from apt_dense.mm.preflight import configs_classes, configs_evaluation, configs_loading, configs_unused
+from apt_dense.mm.preflight import (
+    configs_classes,
+    configs_evaluation,
+    configs_keys,
+    configs_loading,
+    configs_types,
+    configs_unused,
+)
 from apt_dense.mm.preflight.findings import Finding
 
-RULES = (*configs_classes.RULES, *configs_evaluation.RULES, *configs_loading.RULES, *configs_unused.RULES)
+MODULES = (configs_types, configs_keys, configs_classes, configs_evaluation, configs_loading,
+           configs_unused)
+RULES = tuple(rule for module in MODULES for rule in module.RULES)
 
 
 def check_config(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
@@ -15,6 +24,8 @@ def check_config(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
     Args:
         splits: of 'train', 'val', 'test'; those that are None in the config are passed over.
     """
+    yield from configs_types.check_types(cfg, splits)
+    yield from configs_keys.check_keys(cfg, splits)
     yield from configs_classes.check_classes(cfg, splits)
     yield from configs_evaluation.check_evaluation(cfg, splits)
     yield from configs_loading.check_loading(cfg, splits)

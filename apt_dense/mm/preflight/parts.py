@@ -1,13 +1,19 @@
 """The parts of a config that checks look at, each with its key, inside wrappers too."""
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import Registry
 
 from apt_dense.mm.preflight import datasets
+from apt_dense.mm.preflight.consumers import OPEN_DICTS, root_keys
+from apt_dense.mm.preflight.datasets import SPLITS
+from apt_dense.mm.preflight.registrations import registered
 
 Part = tuple[str, dict]  # key, settings
+TRAINING_ONLY = ('optim_wrapper', 'param_scheduler', 'auto_scale_lr')
+
+OTHER_PACKAGES = ('Albu',)  # types whose settings are another package's
 
 
 def kind_of(node: Any) -> str:
@@ -19,11 +25,32 @@ def kind_of(node: Any) -> str:
 def class_of(node: dict, registry: Registry, cfg: Config) -> type | None:
     """The class that a node's ``type`` names; None if it is registered nowhere."""
     kind = node.get('type')
-    if not isinstance(kind, str):
-        return kind if isinstance(kind, type) else None
-    with registry.switch_scope_and_registry(cfg.get('default_scope')) as scoped:
-        found = scoped.get(kind)
+    scope = node.get('_scope_') or cfg.get('default_scope')
+    found = registered(kind, registry, scope) if isinstance(kind, str) else kind
     return found if isinstance(found, type) else None
+
+
+def settings_of(cfg: Config, splits: Sequence[str]) -> Iterator[Part]:
+    """Every dict below the keys that are read when a config is run for some splits.
+
+    Dicts whose entries are names of other things, or go on to other packages, are left out.
+    """
+    for name in sorted(root_keys() & set(cfg)):
+        split = next((split for split in SPLITS if name.startswith(f'{split}_')), None)
+        if (split is None or split in splits) and (name not in TRAINING_ONLY or 'train' in splits):
+            yield from _dicts(cfg[name], name)
+
+
+def _dicts(node: Any, key: str) -> Iterator[Part]:
+    if OPEN_DICTS.fullmatch(key.rpartition('.')[2]):
+        return
+    if isinstance(node, dict):
+        yield key, node
+        if kind_of(node) in OTHER_PACKAGES:
+            return
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for name, item in items:
+        yield from _dicts(item, f'{key}.{name}')
 
 
 def leaf_datasets(cfg: Config, split: str) -> Iterator[tuple[Part, list[Part]]]:
