@@ -8,12 +8,13 @@ from apt_dense.mm.preflight import (
     configs_evaluation,
     configs_keys,
     configs_loading,
+    configs_metrics,
     configs_types,
     configs_unused,
 )
 from apt_dense.mm.preflight.findings import Finding
 
-MODULES = (configs_types, configs_keys, configs_classes, configs_evaluation, configs_loading,
+MODULES = (configs_types, configs_keys, configs_classes, configs_metrics, configs_evaluation, configs_loading,
            configs_unused)
 RULES = tuple(rule for module in MODULES for rule in module.RULES)
 
@@ -27,6 +28,7 @@ def check_config(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
     yield from configs_types.check_types(cfg, splits)
     yield from configs_keys.check_keys(cfg, splits)
     yield from configs_classes.check_classes(cfg, splits)
+    yield from configs_metrics.check_metrics(cfg, splits)
     yield from configs_evaluation.check_evaluation(cfg, splits)
     yield from configs_loading.check_loading(cfg, splits)
     yield from configs_unused.check_unused(cfg)
