@@ -39,5 +39,5 @@ def evaluate_coco_faster() -> None:
 
 
 def _has_whole_ids(coco: COCO) -> bool:
-    """Whether the ids are Python's whole numbers: of other kinds C++ refuses some, and counts others as 0."""
-    return all(type(one) is int for ids in (coco.imgs, coco.cats, coco.anns) for one in ids)
+    """Whether the ids are Python's whole numbers from 1 on: of others C++ refuses some, and counts others as 0."""
+    return all(type(one) is int and one > 0 for ids in (coco.imgs, coco.cats, coco.anns) for one in ids)

@@ -56,15 +56,16 @@ def test_ap_is_of_the_best_hundred(truth):
     assert abs(faster.stats[0] - plain.stats[0]) > 1e-3
 
 
+@pytest.mark.parametrize('other_id', [str, lambda one: -one], ids=['text', 'negative'])
 @pytest.mark.parametrize('change', ['images', 'categories', 'annotations'])
-def test_ids_that_are_text_are_left_to_pycocotools(truth, change):
+def test_ids_that_are_no_positive_numbers_are_left_to_pycocotools(truth, change, other_id):
     truth = copy.deepcopy(truth)
     names = {'images': 'image_id', 'categories': 'category_id'}
     for one in truth[change]:
-        one['id'] = str(one['id'])
+        one['id'] = other_id(one['id'])
     detections = tool.make_detections(tool.make_truth(40, np.random.RandomState(0)), 3, np.random.RandomState(1))
     for one in [*truth['annotations'], *detections] if change in names else ():
-        one[names[change]] = str(one[names[change]])
+        one[names[change]] = other_id(one[names[change]])
     plain, other = both(truth, detections, 'bbox')
     assert type(other) is type(plain)
     np.testing.assert_array_equal(other.stats, plain.stats)
