@@ -11,6 +11,8 @@ from apt_dense.core.layers import BranchFactors, DropPath, SwiGLU, add_branch
 from apt_dense.core.layout import Runs
 from apt_dense.core.rope import apply_rope
 
+MOST_VERSIONS = 128  # of the compiled parts
+
 
 class Attention(nn.Module):
     """What rotary self-attention learns; queries and values have a bias, keys have none."""
@@ -73,5 +75,11 @@ def _compiled_parts() -> tuple[Callable, Callable]:
     """The two parts, which all blocks of all models share.
 
     (Functions of the block, not methods that it keeps: a copy of the block would go on with the original's weights.)
+
+    Each precision and each kind of gradient mode is another version of them, each size of model too: more than the
+    eight that torch allows, after which it silently compiles no more.
     """
+    # (torch before 2.6 has the other name.)
+    limit = 'recompile_limit' if hasattr(torch._dynamo.config, 'recompile_limit') else 'cache_size_limit'
+    setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MOST_VERSIONS))
     return torch.compile(_before_attention, dynamic=True), torch.compile(_after_attention, dynamic=True)

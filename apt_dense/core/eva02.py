@@ -57,9 +57,10 @@ class APTEVA02(nn.Module):
         detail_branch: see ``AdaptivePatchEmbed``.
         rope_anchor: 'corner' or 'center', see ``rope_table``.
         attn_backend: 'auto', 'flash_attn', 'torch_varlen', 'fa3', 'fa4' or 'sdpa', see ``varlen_attention``.
-        compiled: fuse the scorer, and all of the blocks but their attention, by torch.compile.  The first passes
-            compile; other numbers of tokens don't compile again.  (Tried with torch 2.13.  Before 2.5, torch does not
-            take a module's parameters as inputs unless told to, and would compile every block on its own.)
+        compiled: fuse the scorer, and all of the blocks but their attention, by torch.compile.  The first passes in
+            each precision and gradient mode compile; other numbers of tokens don't compile again.  (Tried with torch
+            2.13.  Before 2.5, torch does not take a module's parameters as inputs unless told to, and would compile
+            every block on its own.)
         with_cp: recompute the activations of the embedding and of each block in the backward pass, to save memory.
         max_tokens, max_tokens_per, img_mean, img_std: see ``PatchChooser``.
 

@@ -562,6 +562,45 @@ def test_compiled_equals_eager(settings, mode, compile_with):
         torch.compiler.set_stance('fail_on_recompile')
 
 
+GRADIENT_MODES = {'inference': torch.inference_mode, 'no_grad': torch.no_grad, 'eval': torch.enable_grad,
+                  'train': torch.enable_grad}
+
+
+def layout_of(number: int) -> TokenLayout:
+    """Two images of 16 x 24 cells; each number has another number of tokens."""
+    roots = torch.full((2, 24), 2)
+    fine, middle = divmod(number, 4)
+    roots[0, :fine], roots[0, fine:fine + middle] = 0, 1
+    scales = roots.view(2, 4, 6).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    return TokenLayout.from_scales(scales, 4, 3)
+
+
+def test_no_number_of_tokens_compiles_again(compile_with):
+    """In no mode, of which a process may use all; and no part falls back to Python."""
+    compile_with('eager')
+    torch._dynamo.utils.counters.clear()
+    graphs = torch._dynamo.utils.counters['stats']
+    model = toy_model(**{**TOY, 'depth': 2, 'img_size': (64, 96), 'drop_path_rate': 0.3}, compiled=True)
+    x = torch.randn(2, 3, 64, 96)
+    assert len({layout_of(number).num_tokens for number in range(50)}) == 50
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # else it warns, and compiles no more
+        for dtype in (None, torch.bfloat16):
+            for mode, gradients in GRADIENT_MODES.items():
+                model.train(mode == 'train')
+                for number in range(50):
+                    with gradients(), torch.autocast('cpu', dtype, enabled=dtype is not None):
+                        output = model.forward_layout(x, layout_of(number))[0]
+                    if number in (0, 1) and output.requires_grad:
+                        output.float().sum().backward()
+                    if number == 1:
+                        compiled = graphs['unique_graphs']
+                assert graphs['unique_graphs'] == compiled, (dtype, mode)
+    # In each precision: the first part without gradients by inference_mode and no_grad, and with them; the second part
+    # more often, for attention's result is a view or none, and drop path draws or does not.
+    assert compiled <= 2 * (3 + 9)
+    assert not torch._dynamo.utils.counters['graph_break']
+
+
 def test_compiled_to_machine_code_equals_eager(compile_with):
     compile_with('inductor')
     eager, compiled = (toy_model(**TOY, compiled=compiled).eval() for compiled in (False, True))
