@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from apt_dense.core.attention import check_backend
 from apt_dense.core.block import Block
 from apt_dense.core.chooser import IMAGENET_MEAN, IMAGENET_STD, PatchChooser
-from apt_dense.core.derived import DerivedTensors
+from apt_dense.core.derived import DerivedTensors, product_dtype
 from apt_dense.core.embed import AdaptivePatchEmbed, position_tables
 from apt_dense.core.layers import draw_drop_path
 from apt_dense.core.layout import TokenLayout
@@ -63,6 +63,10 @@ class APTEVA02(nn.Module):
             every block on its own.)
         with_cp: recompute the activations of the embedding and of each block in the backward pass, to save memory.
         max_tokens, max_tokens_per, img_mean, img_std: see ``PatchChooser``.
+        pad_mlp: compute the MLP at a width that is a multiple of 16, see ``SwiGLU``.  EVA-02-L's is 2730, rows of which
+            a GPU's matrix products are slow; whether it pays has not been measured.  For GPUs in half precision.
+        keep_casts: under autocast, keep the half-precision copies of weights into which no gradient flows instead of
+            making them in each pass, see ``ProductWeights``: for inference, and for training with frozen blocks.
 
     Attributes:
         chooser: the ``PatchChooser`` that lays the tokens out.
@@ -82,7 +86,7 @@ class APTEVA02(nn.Module):
                  detail_branch: str = 'zero', rope_anchor: str = 'corner', attn_backend: str = 'auto',
                  compiled: bool = False, with_cp: bool = False, max_tokens: int | None = None,
                  max_tokens_per: str = 'image', img_mean: Sequence[float] = IMAGENET_MEAN,
-                 img_std: Sequence[float] = IMAGENET_STD):
+                 img_std: Sequence[float] = IMAGENET_STD, pad_mlp: bool = False, keep_casts: bool = False):
         super().__init__()
         if not isinstance(depth, int) or depth < 1:
             raise ValueError(f'depth={depth!r} must be a whole number from 1 on')
@@ -118,7 +122,7 @@ class APTEVA02(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims)) if with_cls_token else None
         self.blocks = nn.ModuleList(
             Block(embed_dims, num_heads, mlp_ratio, drop_path_rate * index / max(depth - 1, 1), attn_backend,
-                  compiled)
+                  compiled, pad_mlp, keep_casts)
             for index in range(depth))
         self.last_layout: TokenLayout | None = None
         self._init_parameters()
@@ -188,7 +192,7 @@ class APTEVA02(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         tables = {True: rope_table(layout, self.head_dim, True, self.rope_anchor, dtype) if windowed else None,
                   False: rope_table(layout, self.head_dim, False, self.rope_anchor, dtype)}
-        factors = draw_drop_path([block.drop_path for block in self.blocks], layout.images, _branch_dtype(x))
+        factors = draw_drop_path([block.drop_path for block in self.blocks], layout.images, product_dtype(x))
         outputs = []
         for index, block in enumerate(self.blocks):
             local = windowed and index not in self.global_blocks
@@ -248,9 +252,3 @@ class APTEVA02(nn.Module):
             with torch.no_grad():
                 block.attn.proj.weight.div_((2 * depth)**0.5)
                 block.mlp.w3.weight.div_((2 * depth)**0.5)
-
-
-def _branch_dtype(x: Tensor) -> torch.dtype:
-    """What the blocks' linear layers give for this input."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

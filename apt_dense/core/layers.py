@@ -6,21 +6,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apt_dense.core.derived import ProductWeights, pad
 from apt_dense.core.layout import Runs
+
+ALIGNED = 16  # numbers: the width of a row of which a GPU's matrix products are fast
 
 
 class SwiGLU(nn.Module):
-    """w3(LayerNorm(SiLU(w1 x) * (w2 x))), with biases; (..., C) -> (..., C)."""
+    """w3(LayerNorm(SiLU(w1 x) * (w2 x))), with biases; (..., C) -> (..., C).
 
-    def __init__(self, embed_dims: int, hidden_dims: int):
+    Args:
+        embed_dims: C.
+        hidden_dims: channels between.
+        padded: compute with channels between up to the next multiple of 16, whose weights are 0.  The result is the
+            same: SiLU(0) * 0 is 0, and LayerNorm does not see them.  The parameters keep their shapes.
+        keep_casts: see ``ProductWeights``.
+    """
+
+    def __init__(self, embed_dims: int, hidden_dims: int, padded: bool = False, keep_casts: bool = False):
         super().__init__()
         self.w1 = nn.Linear(embed_dims, hidden_dims)
         self.w2 = nn.Linear(embed_dims, hidden_dims)
         self.ffn_ln = nn.LayerNorm(hidden_dims, eps=1e-6)
         self.w3 = nn.Linear(hidden_dims, embed_dims)
+        self.width = -(-hidden_dims // ALIGNED) * ALIGNED if padded else hidden_dims
+        self.weights = ProductWeights(keep_casts) if keep_casts or self.width > hidden_dims else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x)))
+        if self.weights is None:
+            return self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x)))
+        dims, hidden = self.w3.weight.shape
+        gate, value = (F.linear(x, self.weights(layer.weight, (self.width, dims)),
+                                self.weights(layer.bias, (self.width,))) for layer in (self.w1, self.w2))
+        inner = self.ffn_ln((F.silu(gate) * value)[..., :hidden])
+        if self.width > hidden:
+            inner = pad(inner, (*inner.shape[:-1], self.width), gate.dtype)
+        return F.linear(inner, self.weights(self.w3.weight, (dims, self.width)), self.weights(self.w3.bias))
 
 
 class DropPath(nn.Module):

@@ -520,6 +520,9 @@ def test_deterministic_algorithms(settings):
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
+OPTIONS = {'pad_mlp': True, 'keep_casts': True}
+
+
 def clear_compiled():
     """Forget what torch.compile has returned."""
     _compiled_parts.cache_clear()
@@ -539,8 +542,9 @@ def compile_with(monkeypatch):
     clear_compiled()
 
 
-@pytest.mark.parametrize(('settings', 'mode'), [(TOY, 'eval'), (TOY, 'train'), (TOY, 'bfloat16'),
-                                                (TOY, 'checkpointing'), (CLASS_TOKEN, 'train'), (DENSE, 'eval')])
+@pytest.mark.parametrize(('settings', 'mode'), [
+    (TOY, 'eval'), (TOY, 'train'), (TOY, 'bfloat16'), (TOY, 'checkpointing'), ({**TOY, **OPTIONS}, 'train'),
+    (CLASS_TOKEN, 'train'), (DENSE, 'eval')])
 def test_compiled_equals_eager(settings, mode, compile_with):
     """Outputs and gradients; and images with other numbers of tokens do not compile again."""
     compile_with('aot_eager')
