@@ -62,6 +62,13 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str =
     return _FUNCTIONS[backend](q, k, v, runs)
 
 
+def takes_lengths_from_device(q: Tensor, backend: str) -> bool:
+    """Whether attention over unequal runs of such tensors is one launch, for which the host need not know lengths."""
+    if backend == 'sdpa' or _cuda_kernel_obstacle(q) is not None:
+        return False
+    return backend != 'auto' or any(_kernel(name).function is not None for name in KERNELS)
+
+
 def _is_batch(q: Tensor, runs: Runs) -> bool:
     """Whether the runs are best computed as one batch of plain attention."""
     return runs.equal and (runs.whole or not _plans_by_length(q))

@@ -34,13 +34,13 @@ class DerivedTensors(nn.Module):
         # An inference tensor has no version.
         if _takes_gradients(parameters) or any(parameter.is_inference() for parameter in parameters):
             return make()
-        stamp = _stamp(parameters)
+        now = stamp(parameters)
         found = self._kept.pop(key, None)
-        if found is None or found[0] != stamp:
+        if found is None or found[0] != now:
             # (An inference tensor could not be used in training later.)
             with torch.inference_mode(False), torch.no_grad():
                 # The parameters' memory is kept with it: no other tensor can come to stand there.
-                found = (stamp, make(), [parameter.detach() for parameter in parameters])
+                found = (now, make(), [parameter.detach() for parameter in parameters])
         self._kept[key] = found  # the last one now
         if len(self._kept) > self.most:
             del self._kept[next(iter(self._kept))]
@@ -122,6 +122,6 @@ def _takes_gradients(parameters: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
 
 
-def _stamp(parameters: Sequence[Tensor]) -> tuple:
+def stamp(parameters: Sequence[Tensor]) -> tuple:
     """What tells whether parameters are as they were."""
     return tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apt_dense.core.attention import check_backend
+from apt_dense.core.attention import check_backend, takes_lengths_from_device
 from apt_dense.core.block import Block
 from apt_dense.core.chooser import IMAGENET_MEAN, IMAGENET_STD, PatchChooser
 from apt_dense.core.derived import DerivedTensors, product_dtype
 from apt_dense.core.embed import AdaptivePatchEmbed, position_tables
-from apt_dense.core.layers import draw_drop_path
+from apt_dense.core.graphs import BlockGraphs, PackedInputs
+from apt_dense.core.layers import BranchFactors, draw_drop_path
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.order import check_grid
 from apt_dense.core.position import resample_table
@@ -67,6 +68,8 @@ class APTEVA02(nn.Module):
             a GPU's matrix products are slow; whether it pays has not been measured.  For GPUs in half precision.
         keep_casts: under autocast, keep the half-precision copies of weights into which no gradient flows instead of
             making them in each pass, see ``ProductWeights``: for inference, and for training with frozen blocks.
+        graph_tokens: without gradients, pad the tokens to multiples of this number, and run the blocks as one CUDA
+            graph for each, see ``BlockGraphs``; None for none.  Not run on a GPU yet; for one or two images at 512 px.
 
     Attributes:
         chooser: the ``PatchChooser`` that lays the tokens out.
@@ -86,7 +89,8 @@ class APTEVA02(nn.Module):
                  detail_branch: str = 'zero', rope_anchor: str = 'corner', attn_backend: str = 'auto',
                  compiled: bool = False, with_cp: bool = False, max_tokens: int | None = None,
                  max_tokens_per: str = 'image', img_mean: Sequence[float] = IMAGENET_MEAN,
-                 img_std: Sequence[float] = IMAGENET_STD, pad_mlp: bool = False, keep_casts: bool = False):
+                 img_std: Sequence[float] = IMAGENET_STD, pad_mlp: bool = False, keep_casts: bool = False,
+                 graph_tokens: int | None = None):
         super().__init__()
         if not isinstance(depth, int) or depth < 1:
             raise ValueError(f'depth={depth!r} must be a whole number from 1 on')
@@ -118,6 +122,9 @@ class APTEVA02(nn.Module):
 
         self.patch_embed = AdaptivePatchEmbed(patch_size, embed_dims, num_scales, detail_branch)
         self.pos_embed = nn.Parameter(torch.zeros(1, (pretrain_img_size // patch_size)**2 + 1, embed_dims))
+        if graph_tokens is not None and (not isinstance(graph_tokens, int) or graph_tokens < 1):
+            raise ValueError(f'graph_tokens={graph_tokens!r} must be a whole number from 1 on, or None')
+        self.graphs = None if graph_tokens is None else BlockGraphs(graph_tokens)
         self.tables = DerivedTensors(most=4)  # position tables of so many grids
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims)) if with_cls_token else None
         self.blocks = nn.ModuleList(
@@ -188,21 +195,33 @@ class APTEVA02(nn.Module):
         recompute = self.with_cp and torch.is_grad_enabled()
         x = checkpoint(self.embed, x, layout, use_reentrant=False, preserve_rng_state=False) if recompute else (
             self.embed(x, layout))
-        windowed = self.window_size > 0
         dtype = torch.promote_types(x.dtype, torch.float32)
-        tables = {True: rope_table(layout, self.head_dim, True, self.rope_anchor, dtype) if windowed else None,
-                  False: rope_table(layout, self.head_dim, False, self.rope_anchor, dtype)}
+        local, whole = (rope_table(layout, self.head_dim, windowed, self.rope_anchor, dtype) if wanted else None
+                        for windowed, wanted in ((True, self.window_size > 0), (False, True)))
+        inputs = PackedInputs(x, layout.windows, layout.images, local, whole)
         factors = draw_drop_path([block.drop_path for block in self.blocks], layout.images, product_dtype(x))
-        outputs = []
+        if self.graphs is None or torch.is_grad_enabled() or any(factor is not None for factor, _ in factors):
+            outputs = self._run_blocks(inputs, factors, recompute)
+        else:
+            query = x.new_empty(0, 1, self.head_dim, dtype=product_dtype(x))
+            outputs = self.graphs(lambda packed: self._run_blocks(packed, factors, False), inputs,
+                                  list(self.blocks.parameters()), x.is_cuda and (inputs.whole or (
+                                      takes_lengths_from_device(query, self.blocks[0].attn.backend))))
+        return tuple(layout.expand(output) for output in outputs)
+
+    def _run_blocks(self, inputs: PackedInputs, factors: Sequence[BranchFactors], recompute: bool) -> list[Tensor]:
+        """The packed outputs of the blocks of ``out_indices``."""
+        x, outputs = inputs.x, []
         for index, block in enumerate(self.blocks):
-            local = windowed and index not in self.global_blocks
-            arguments = (x, layout.windows if local else layout.images, tables[local], factors[index])
+            local = self.window_size > 0 and index not in self.global_blocks
+            runs, rope = (inputs.windows, inputs.local_rope) if local else (inputs.images, inputs.global_rope)
+            arguments = (x, runs, rope, factors[index])
             # Nothing in a block is drawn, so no state of a generator is kept for the recomputation.
             x = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False) if recompute else (
                 block(*arguments))
             if index in self.out_indices:
-                outputs.append(layout.expand(x))
-        return tuple(outputs)
+                outputs.append(x)
+        return outputs
 
     def make_layout(self, x: Tensor) -> TokenLayout:
         """(B, 3, H, W), normalised -> the layout of its tokens; see ``PatchChooser.layout``."""

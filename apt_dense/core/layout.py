@@ -29,10 +29,12 @@ class Runs:
         cu_seqlens: (R + 1,) int32, on the tokens' device: run r is the rows cu_seqlens[r] to cu_seqlens[r + 1].
         lengths: the R lengths, on the host.
         whole_length: of a run in which nothing is merged; None if that is not known.
+        bound: counts as the longest run, where launches must not depend on the lengths; None for the true one.
     """
     cu_seqlens: Tensor
     lengths: tuple[int, ...]
     whole_length: int | None = None
+    bound: int | None = None
 
     @classmethod
     def from_lengths(cls, lengths: tuple[int, ...], device: torch.device, whole_length: int | None = None) -> 'Runs':
@@ -42,13 +44,13 @@ class Runs:
 
     @cached_property
     def max_seqlen(self) -> int:
-        """The longest run."""
-        return max(self.lengths)
+        """The longest run, or what counts as such."""
+        return self.bound or max(self.lengths)
 
     @cached_property
     def equal(self) -> bool:
-        """True if all runs have one length."""
-        return min(self.lengths) == max(self.lengths)
+        """True if all runs have one length, and launches may depend on it."""
+        return self.bound is None and min(self.lengths) == max(self.lengths)
 
     @property
     def whole(self) -> bool:

@@ -1,0 +1,158 @@
+"""The blocks as CUDA graphs: one for each bucket of tokens, because every shape of a pass has their number.
+
+A graph replays all launches of a pass by one call of the host, where these take longer than the GPU's work (one or two
+images at 512 px).  Not run on a GPU yet.
+"""
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from apt_dense.core.derived import stamp
+from apt_dense.core.layout import Runs
+
+WARM_UP = 3  # passes before a capture, as torch advises
+
+
+@dataclass(frozen=True)
+class PackedInputs:
+    """What the blocks take.
+
+    Attributes:
+        x: (T, C), packed rows.
+        windows, images: the runs.
+        local_rope, global_rope: their rotations, (T, head_dim / 2) complex; no local ones without windows.
+    """
+    x: Tensor
+    windows: Runs
+    images: Runs
+    local_rope: Tensor | None
+    global_rope: Tensor
+
+    @property
+    def whole(self) -> bool:
+        """True if nothing is merged: the shapes follow from the size of the images."""
+        return self.windows.whole and self.images.whole
+
+
+def pad_to_bucket(inputs: PackedInputs, bucket: int) -> PackedInputs:
+    """Add rows up to the next multiple of ``bucket``, one at least, as one run more: nobody attends to it.
+
+    What a kernel is launched for follows from the number of rows and of runs, and from the longest run, which is that
+    of an image in which nothing is merged.
+    """
+    rows = (len(inputs.x) // bucket + 1) * bucket
+    more = rows - len(inputs.x)
+
+    def longer(values: Tensor | None) -> Tensor | None:
+        return values if values is None else torch.cat([values, values.new_zeros(more, *values.shape[1:])])
+
+    def one_more(runs: Runs) -> Runs:
+        ends = torch.cat([runs.cu_seqlens, runs.cu_seqlens.new_full((1,), rows)])
+        return Runs(ends, (*runs.lengths, more), bound=max(runs.whole_length or runs.max_seqlen, bucket))
+
+    windows = one_more(inputs.windows)
+    images = windows if inputs.images is inputs.windows else one_more(inputs.images)
+    return PackedInputs(longer(inputs.x), windows, images, longer(inputs.local_rope), longer(inputs.global_rope))
+
+
+class _Graph(NamedTuple):
+    inputs: list[Tensor]  # that a replay reads
+    outputs: list[Tensor]  # that it writes
+    replay: Callable[[], None]
+
+
+class BlockGraphs(nn.Module):
+    """Runs blocks over rows that are padded to buckets, and keeps a CUDA graph for each bucket and kind of input.
+
+    Graphs read the parameters where they are, so all are dropped when one of these changes, and with ``train()`` and
+    ``eval()``, as ``DerivedTensors``.
+
+    Args:
+        bucket: tokens; at 256 there are at most 36 graphs for an image of 1536 px.
+    """
+
+    def __init__(self, bucket: int):
+        super().__init__()
+        self.bucket = bucket
+        self._graphs: dict[tuple, _Graph] = {}
+        self._stamp: tuple = ()
+
+    def forward(self, run: Callable[[PackedInputs], list[Tensor]], inputs: PackedInputs, parameters: Sequence[Tensor],
+                capturable: bool) -> list[Tensor]:
+        """What ``run(inputs)`` returns, from padded rows where patches are merged.
+
+        Args:
+            run: packed inputs -> packed outputs, (T, C) each.
+            inputs: T rows.
+            parameters: that ``run`` reads.
+            capturable: False where a graph is impossible: on a CPU, or if attention's launches follow from the lengths.
+        """
+        padded = inputs if inputs.whole else pad_to_bucket(inputs, self.bucket)
+        outputs = self._replay(run, padded, parameters) if capturable else run(padded)
+        return [output[:len(inputs.x)] for output in outputs]
+
+    def _replay(self, run: Callable, padded: PackedInputs, parameters: Sequence[Tensor]) -> list[Tensor]:
+        now = stamp(parameters)
+        if now != self._stamp:
+            self._graphs.clear()
+            self._stamp = now
+        tensors, key = _tensors(padded), _key(padded)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(run, padded)
+        graph = self._graphs[key]
+        for static, tensor in zip(graph.inputs, tensors, strict=True):
+            static.copy_(tensor)
+        graph.replay()
+        return [output.clone() for output in graph.outputs]  # the next replay overwrites them
+
+    @staticmethod
+    def _capture(run: Callable, padded: PackedInputs) -> _Graph:
+        """Capture a pass over memory of its own."""
+        static = _with_tensors(padded, [tensor.clone() for tensor in _tensors(padded)])
+        device = padded.x.device.type
+        # Casts of weights that autocast remembers would be gone when the graph is replayed.
+        with torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), False):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    run(static)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outputs = run(static)
+        return _Graph(_tensors(static), outputs, graph.replay)
+
+    def train(self, mode: bool = True) -> 'BlockGraphs':
+        self._graphs.clear()
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs) -> 'BlockGraphs':
+        self._graphs.clear()
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, '_graphs': {}}  # a copy, or a file, holds none
+
+
+def _tensors(inputs: PackedInputs) -> list[Tensor]:
+    return [tensor for tensor in (inputs.x, inputs.windows.cu_seqlens, inputs.images.cu_seqlens, inputs.local_rope,
+                                  inputs.global_rope) if tensor is not None]
+
+
+def _with_tensors(inputs: PackedInputs, tensors: list[Tensor]) -> PackedInputs:
+    """The same inputs in other memory, in the order of ``_tensors``."""
+    x, windows, images, *ropes = tensors
+    return PackedInputs(x, replace(inputs.windows, cu_seqlens=windows), replace(inputs.images, cu_seqlens=images),
+                        ropes[0] if inputs.local_rope is not None else None, ropes[-1])
+
+
+def _key(padded: PackedInputs) -> tuple:
+    """All that launches follow from."""
+    device = padded.x.device
+    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+    shapes = tuple((tensor.shape, tensor.dtype) for tensor in _tensors(padded))
+    return shapes, padded.windows.bound, padded.images.bound, device, autocast, torch.is_inference_mode_enabled()
