@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from apt_dense.core.layout import Runs
+from apt_dense.core.runs import Runs
 
 BACKENDS = ('auto', 'flash_attn', 'torch_varlen', 'fa3', 'fa4', 'sdpa')
 KERNELS = ('flash_attn', 'torch_varlen')  # on CUDA, the one that 'auto' prefers first

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from apt_dense.core.attention import varlen_attention
 from apt_dense.core.derived import ProductWeights
 from apt_dense.core.layers import BranchFactors, DropPath, SwiGLU, add_branch
-from apt_dense.core.layout import Runs
 from apt_dense.core.rope import apply_rope
+from apt_dense.core.runs import Runs
 
 MOST_VERSIONS = 128  # of the compiled parts
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apt_dense.core.derived import stamp
-from apt_dense.core.layout import Runs
+from apt_dense.core.runs import Runs
 
 WARM_UP = 3  # passes before a capture, as torch advises
 

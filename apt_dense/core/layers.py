@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense.core.derived import ProductWeights, pad
-from apt_dense.core.layout import Runs
+from apt_dense.core.runs import Runs
 
 ALIGNED = 16  # numbers: the width of a row of which a GPU's matrix products are fast
 

@@ -8,7 +8,7 @@ import torch
 
 from apt_dense.core import attention
 from apt_dense.core.attention import BACKENDS, IMPLEMENTATIONS, KERNELS, check_backend, varlen_attention
-from apt_dense.core.layout import Runs
+from apt_dense.core.runs import Runs
 from tests import oracle
 
 VARLEN = 'torch.nn.attention.varlen'

@@ -12,7 +12,7 @@ from apt_dense.core.block import Block, _compiled_parts
 from apt_dense.core.embed import DETAIL_BRANCHES
 from apt_dense.core.eva02 import PRESETS
 from apt_dense.core.layers import DropPath, add_branch, draw_drop_path
-from apt_dense.core.layout import Runs
+from apt_dense.core.runs import Runs
 from apt_dense.core.scorers import _compiled_scorer
 
 from .toys import SPLIT, image_of, normalise, random_scales, scales_of, toy_model

@@ -8,7 +8,7 @@ from apt_dense import APTEVA02, TokenLayout
 from apt_dense.core import graphs
 from apt_dense.core.attention import takes_lengths_from_device
 from apt_dense.core.graphs import BlockGraphs, PackedInputs, pad_to_bucket
-from apt_dense.core.layout import Runs
+from apt_dense.core.runs import Runs
 
 from .test_eva02 import CLASS_TOKEN, DENSE, MAPS, MIXED, TOY
 from .toys import image_of, normalise, random_scales, toy_model

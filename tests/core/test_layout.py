@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from apt_dense import TokenLayout
-from apt_dense.core.layout import Runs
 from apt_dense.core.order import check_grid
+from apt_dense.core.runs import Runs
 from tests import oracle
 from tests.oracle import Token
 
