@@ -128,7 +128,7 @@ install_openmmlab
      'compiled mmcv==2.1.0 cuda 9.0+PTX'),
     ({'MMCV': 'compiled'}, '', 'mmengine==0.10.7 mmdet==3.3.0 mmsegmentation==1.2.2'),
     ({'OPENMMLAB': 'onedl'}, '', 'onedl-mmengine==0.10.12 onedl-mmdetection==3.5.1 onedl-mmsegmentation==1.4.2 '
-     'mmcv-lite==2.1.0'),
+     'imaug==0.4.3 mmcv-lite==2.1.0'),
 ])
 def test_which_packages_are_installed(tmp_path, variables, reason, expected):
     status, text = shell(INSTALL.format(root=ROOT, reason=reason, there=''), tmp_path, **variables)
@@ -194,4 +194,5 @@ def test_a_compiled_mmcv_stands_in_for_the_lite_one(tmp_path):
     python.chmod(0o755)
     assert shell(f'missing_pins {ROOT}/requirements-openmmlab.txt', tmp_path) == (0, 'mmsegmentation==1.2.2\n')
     missing = shell(f'missing_pins {ROOT}/requirements-onedl.txt', tmp_path)[1].split()
-    assert missing == ['onedl-mmengine==0.10.12', 'onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2']
+    assert missing == ['onedl-mmengine==0.10.12', 'onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2',
+                       'imaug==0.4.3']
