@@ -14,8 +14,9 @@ from grids import DATASETS
 ROOT = Path(__file__).parents[2]
 # What a figure depends on.  Not here: what only reports, launches, times or saves.
 CODE = tuple(f'apt_dense/core/{name}.py' for name in (
-    'attention', 'block', 'chooser', 'embed', 'eva02', 'importance', 'layers', 'layout', 'order', 'position', 'pyramid',
-    'quadtree', 'resizing', 'rope', 'scorers', 'variance')) + (
+    'attention', 'block', 'chooser', 'derived', 'embed', 'eva02', 'graphs', 'importance', 'layers', 'layout', 'order',
+    'position', 'pyramid',
+    'quadtree', 'resizing', 'rope', 'runs', 'scorers', 'variance')) + (
     'apt_dense/calibration/thresholds.py',
     'apt_dense/mm/data/checked_coco.py', 'apt_dense/mm/data/inputs.py', 'apt_dense/mm/data/label_maps.py',
     'apt_dense/mm/data/transforms.py',
