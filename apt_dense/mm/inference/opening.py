@@ -14,7 +14,6 @@ from torch import nn
 
 import apt_dense
 from apt_dense.calibration.images import find_images
-from apt_dense.calibration.thresholds import ScoreMaps, find_thresholds, ratio_family
 from apt_dense.core.checkpoint_files import load_official, read_pickle
 from apt_dense.core.conversion import convert
 from apt_dense.core.eva02_keys import looks_official
@@ -23,6 +22,7 @@ from apt_dense.mm import compat
 from apt_dense.mm.cli.loading import refuse_gaps, watch_next_load
 from apt_dense.mm.data.inputs import ConfigInputs
 from apt_dense.mm.errors import DataError
+from apt_dense.mm.inference.calibrating import score_all, thresholds_for
 from apt_dense.mm.inference.model import Model
 from apt_dense.mm.inference.saved_config import config_of
 
@@ -222,17 +222,7 @@ def _calibrate(cfg: Config, kept: float, source: Any) -> tuple[float, ...]:
     paths = [source] if isinstance(source, (str, Path)) else source
     try:
         inputs = ConfigInputs(cfg, images=find_images([Path(path).expanduser() for path in paths]))
-        maps = ScoreMaps(inputs.chooser.num_scales)
-        for index in range(len(inputs)):
-            for scores, content_cells in inputs.score(index):
-                maps.add(scores, content_cells)
-        cells = maps.num_content_cells.sum().item()
-        own = inputs.chooser.thresholds
-        falling = all(0 < coarse <= fine for fine, coarse in zip(own, own[1:], strict=False))
-        ratios = [coarse / fine for fine, coarse in zip(own, own[1:], strict=False)] if falling else [1.0]
-        return find_thresholds(
-            ratio_family(maps, ratios),
-            lambda values: maps.count_tokens(values, content_only=True).sum().item() / cells, kept)
+        return thresholds_for(score_all(inputs), kept, inputs.chooser.thresholds)
     except ValueError as error:
         raise DataError(f'kept={kept}: {error}') from error
 
