@@ -90,16 +90,25 @@ class Model:
             yield from self._predict(*zip(*batch, strict=True))
 
     @torch.no_grad()
-    def _predict(self, pictures: Sequence[Picture], data: Sequence[dict]) -> list[Result]:
+    def test_step(self, batch: dict[str, list]) -> tuple[list[BaseDataElement], list[Tokens]]:
+        """What the model gives for a batch of the test data loader, and the tokens of each picture.
+
+        Args:
+            batch: 'inputs', pictures (3, H, W) as the pipeline gives them, and 'data_samples'.  A segmentor with
+                windows takes one picture.
+        """
         layouts: list[TokenLayout] = []
         handle = self.module.backbone.register_forward_hook(lambda backbone, *_: layouts.append(backbone.last_layout))
         try:
             with DefaultScope.overwrite_default_scope(self.cfg.default_scope):
-                sizes_px = [tuple(one['inputs'].shape[-2:]) for one in data]
-                samples = self.module.test_step(pseudo_collate(list(data)))
+                sizes_px = [tuple(image.shape[-2:]) for image in batch['inputs']]
+                samples = self.module.test_step(batch)
         finally:
             handle.remove()
-        tokens = self._tokens(layouts, sizes_px)
+        return samples, self._tokens(layouts, sizes_px)
+
+    def _predict(self, pictures: Sequence[Picture], data: Sequence[dict]) -> list[Result]:
+        samples, tokens = self.test_step(pseudo_collate(list(data)))
         return [self._result(*parts) for parts in zip(pictures, samples, tokens, strict=True)]
 
     def _read_all(self, pictures: Iterable[Picture],

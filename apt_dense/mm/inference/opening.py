@@ -52,7 +52,8 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
             the weights are random numbers, which a warning says.
         device: 'cpu', 'cuda', 'cuda:1', ...; 'auto' is a GPU where there is one.
         kept: the share of tokens to keep, padding left out, of the pictures of ``calibrate_on``: thresholds are found
-            in the proportions of the config's own, or all alike where it has none.
+            in the proportions of the config's own, or all alike where it has none.  1 merges nothing, and needs no
+            pictures.
         calibrate_on: pictures, or folders of them, like those to be predicted.
         thresholds: of the patches, fine to coarse, in place of the config's.  A dense model merges patches then as the
             paper's Resizing baseline does.
@@ -97,7 +98,7 @@ def _check_options(kept: float | None, calibrate_on: Any, thresholds: Sequence[f
         return
     if thresholds is not None:
         raise DataError('kept finds thresholds: give it or thresholds, not both')
-    if calibrate_on is None:
+    if calibrate_on is None and kept != 1:
         raise DataError(f'kept={kept} needs pictures to find thresholds with: calibrate_on=FOLDER')
     if not 0 < kept <= 1:
         raise DataError(f'kept={kept} is no share of the tokens: give a number in (0, 1]')

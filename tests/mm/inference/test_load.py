@@ -61,7 +61,7 @@ def test_patches_of_a_dense_model(dense_det, folder):
     assert all(result.tokens.kept == 1 for result in dense)
     merged = apt_dense.load(config, weights, thresholds=(3.0, 3.0)).predict(folder)
     assert all(result.tokens.kept < 1 for result in merged)
-    kept = apt_dense.load(config, weights, kept=1.0, calibrate_on=folder).predict(folder)
+    kept = apt_dense.load(config, weights, kept=1.0).predict(folder)
     assert all(result.tokens.kept == 1 for result in kept)
 
 
