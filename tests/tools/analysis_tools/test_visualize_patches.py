@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apt_dense.calibration.images import PATCH_COLOURS
 from tests.locations import CONFIGS, load_tool
 
 CONFIG = CONFIGS / 'apt_eva02_ti_demo_det.py'
@@ -30,7 +31,7 @@ def test_counts_and_colours(tool, tmp_path, half_noise, capsys):
     assert '(50.8% kept): 64 of 16 px, 0 of 32 px, 0 of 64 px, 1 of 128 px' in line
     drawn = np.asarray(Image.open(tmp_path / 'out/scene_patches.png'))
     assert drawn.shape == half_noise.shape
-    coarse = tuple(int(tool.PATCH_COLOURS[3][i:i + 2], 16) for i in (1, 3, 5))
+    coarse = tuple(int(PATCH_COLOURS[3][i:i + 2], 16) for i in (1, 3, 5))
     assert tuple(drawn[0, 64]) == coarse and tuple(drawn[64, 127]) == coarse
     assert (drawn[10:118, 10:118] == drawn[10, 10]).all()  # nothing is drawn inside the large patch
     assert not (drawn[8, 140:250] == coarse).all(1).any()

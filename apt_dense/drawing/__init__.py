@@ -1,0 +1,1 @@
+"""Pictures of patches and scores: torch, numpy and Pillow."""
