@@ -75,7 +75,7 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
     _check_options(kept, calibrate_on, thresholds)
     cfg, weights = _find_config(str(config_or_checkpoint), None if weights is None else str(weights))
     _check_task(cfg)
-    import_modules_from_strings(**cfg.get('custom_imports', dict(imports=['apt_dense.mm'])))
+    _import_modules(cfg, str(config_or_checkpoint))
     _set_for_prediction(cfg, as_published)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         _set_patches(cfg, kept, calibrate_on, thresholds, max_tokens)
@@ -125,9 +125,18 @@ def _find_config(source: str, weights: str | None) -> tuple[Config, str | None]:
     if not path.is_file():
         raise DataError(f'config {source} does not exist (in {Path.cwd()})')
     try:
-        return Config.fromfile(path), weights
+        return Config.fromfile(path, import_custom_modules=False), weights
     except (SyntaxError, ConfigParsingError, OSError, KeyError) as error:
         raise DataError(f'{source} cannot be read as a config: {error}') from error
+
+
+def _import_modules(cfg: Config, source: str) -> None:
+    settings = cfg.get('custom_imports') or dict(imports=['apt_dense.mm'])
+    try:
+        import_modules_from_strings(**settings)
+    except ImportError as error:
+        raise DataError(f'{source} has custom_imports={settings.get("imports")}, and: {error}. Put the folder of the '
+                        'module on PYTHONPATH') from error
 
 
 def _config_of_checkpoint(path: Path) -> Config:

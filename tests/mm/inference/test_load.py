@@ -30,6 +30,18 @@ def test_a_checkpoint_has_its_config_inside(checkpoints):
         assert model.thresholds == (3.0, 3.0) and f'{task}, ' in repr(model)
 
 
+def test_custom_imports_that_are_not_there(checkpoints, tmp_path):
+    base = f"_base_ = '{CONFIGS}/apt_eva02_ti_demo_seg.py'"
+    (tmp_path / 'own.py').write_text(f"{base}\ncustom_imports = dict(imports=['of_another_folder'])\n")
+    with pytest.raises(DataError, match='own.py has custom_imports.*of_another_folder.*PYTHONPATH'):
+        apt_dense.load(tmp_path / 'own.py')
+    content = torch.load(checkpoints['seg'], weights_only=True)
+    content['meta']['cfg'] += "\ncustom_imports = dict(imports=['of_another_folder'])\n"
+    torch.save(content, tmp_path / 'own.pth')
+    with pytest.raises(DataError, match='own.pth has custom_imports.*of_another_folder.*PYTHONPATH'):
+        apt_dense.load(tmp_path / 'own.pth')
+
+
 def test_the_usual_test_setting_and_the_published_one(checkpoints):
     rcnn = apt_dense.load(checkpoints['det']).cfg.model.test_cfg.rcnn
     assert (rcnn.score_thr, rcnn.max_per_img, rcnn.nms.type) == (0.05, 100, 'nms')
