@@ -27,6 +27,7 @@ import torch
 from apt_dense.benchmark.measure import Marks, interleave, keep_freed_memory
 from apt_dense.benchmark.run import device_name, environment
 from apt_dense.calibration.images import find_images
+from apt_dense.calibration.shares import thresholds_for
 from apt_dense.core.files import write_atomically
 from apt_dense.extras import from_extra
 
@@ -39,7 +40,7 @@ with from_extra('mm'):
     from apt_dense.mm.data.inputs import ConfigInputs
     from apt_dense.mm.errors import DataError
     from apt_dense.mm.inference import Model, load
-    from apt_dense.mm.inference.calibrating import score_all, thresholds_for
+    from apt_dense.mm.inference.calibrating import score_all
     from apt_dense.mm.inference.evaluation import Evaluation, set_options
     from apt_dense.mm.preflight.options import OptionsAction
 with from_extra('tools'):

@@ -1,6 +1,7 @@
 """A model on the test dataset of a config, by the config's own data loader and evaluator."""
+import io
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -77,7 +78,8 @@ class Evaluation:
                 if seen is not None:
                     seen(samples[0], tokens[0])
             self.results = [list(metric.results) for metric in self.evaluator.metrics]
-            metrics = self.evaluator.evaluate(len(self))
+            with redirect_stdout(io.StringIO()):  # pycocotools prints its tables
+                metrics = self.evaluator.evaluate(len(self))
         return {**{name: float(value) for name, value in metrics.items()},
                 'kept_tokens_content': num_tokens / num_cells}
 

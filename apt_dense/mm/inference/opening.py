@@ -14,6 +14,7 @@ from torch import nn
 
 import apt_dense
 from apt_dense.calibration.images import find_images
+from apt_dense.calibration.shares import thresholds_for
 from apt_dense.core.checkpoint_files import load_official, read_pickle
 from apt_dense.core.conversion import convert
 from apt_dense.core.eva02_keys import looks_official
@@ -22,7 +23,7 @@ from apt_dense.mm import compat
 from apt_dense.mm.cli.loading import refuse_gaps, watch_next_load
 from apt_dense.mm.data.inputs import ConfigInputs
 from apt_dense.mm.errors import DataError
-from apt_dense.mm.inference.calibrating import score_all, thresholds_for
+from apt_dense.mm.inference.calibrating import score_all
 from apt_dense.mm.inference.model import Model
 from apt_dense.mm.inference.saved_config import config_of
 
