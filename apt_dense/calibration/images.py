@@ -18,6 +18,7 @@ RESAMPLINGS = ('pillow', 'opencv')
 PATCH_COLOURS = ('#ffffff', '#ffc20a', '#e8308c', '#2f7bff', '#009e73', '#d55e00')
 # Of photographs: Pillow also opens documents and films.
 IMAGE_SUFFIXES = frozenset(('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'))
+VIDEO_SUFFIXES = frozenset(('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm'))
 # 16-bit values that all lie below a quarter of their range are taken for data of fewer bits.
 FEWEST_LARGEST = 2**14
 

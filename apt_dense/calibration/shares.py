@@ -9,7 +9,8 @@ def thresholds_for(maps: ScoreMaps, kept: float, own: Sequence[float]) -> tuple[
 
     Args:
         kept: in (0, 1]; at 1 nothing is merged.
-        own: thresholds, fine to coarse, whose proportions hold if they fall and are positive; else all are alike.
+        own: thresholds, fine to coarse, whose proportions hold if they fall and are positive; else, or without any, all
+            are alike.
 
     Raises:
         ValueError: if the share is out of reach.
@@ -17,7 +18,8 @@ def thresholds_for(maps: ScoreMaps, kept: float, own: Sequence[float]) -> tuple[
     if kept == 1:
         return (-1.0,) * (maps.num_scales - 1)
     cells = maps.num_content_cells.sum().item()
-    falling = all(0 < coarse <= fine for fine, coarse in zip(own, own[1:], strict=False))
-    ratios = [coarse / fine for fine, coarse in zip(own, own[1:], strict=False)] if falling else [1.0]
+    pairs = list(zip(own, own[1:], strict=False))
+    falling = pairs and all(0 < coarse <= fine for fine, coarse in pairs)
+    ratios = [coarse / fine for fine, coarse in pairs] if falling else [1.0]
     return find_thresholds(ratio_family(maps, ratios),
                            lambda values: maps.count_tokens(values, content_only=True).sum().item() / cells, kept)

@@ -60,9 +60,9 @@ def test_one_layout(task, scorer, max_tokens, tiny_config, photographs, tmp_path
         if max_tokens:
             assert max(map(sum, counts)) <= max_tokens
 
-        _, choose = visualiser.config_chooser(visualiser.parse_args(
+        choosers, prepare = visualiser.config_source(visualiser.parse_args(
             [*map(str, photographs), '--config', str(tmp_path / 'config.py')]))
-        chosen = [window.layout for path in photographs for window in choose(path)]
+        chosen = [choosers[0][1].layout(window.x) for path in photographs for window in prepare(path)]
         assert all(torch.equal(one.scales, other.scales) and torch.equal(one.starts, other.starts)
                    for one, other in zip(chosen, layouts, strict=True))
 

@@ -210,8 +210,8 @@ def describe(settings: Sequence[Setting], metric: str) -> str:
         lines.append(f'{"*" if setting.on_front else " "} {setting.name:14}{listed(setting.thresholds):28}'
                      f'{setting.kept:7.1%}{numbers}{setting.speedup["backbone"]:10.2f}x{setting.speedup["model"]:8.2f}x')
     lines += ['*: nothing here is both faster and better.  To copy into a config:']
-    lines += [f'model = dict(backbone=dict(thresholds={setting.thresholds}))  # {setting.kept:.1%} kept, {metric} '
-              f'{setting.metrics[metric]:.4g}, {setting.speedup["model"]:.2f} x'
+    lines += [f'model = dict(backbone=dict(num_scales={len(setting.thresholds) + 1}, thresholds={setting.thresholds}'
+              f'))  # {setting.kept:.1%} kept, {metric} {setting.metrics[metric]:.4g}, {setting.speedup["model"]:.2f} x'
               for setting in settings if setting.on_front]
     return '\n'.join(lines)
 
@@ -225,13 +225,14 @@ def draw(path: Path, settings: Sequence[Setting], metric: str, title: str) -> No
     matplotlib.use('Agg')
     from matplotlib import pyplot
     front = sorted((setting for setting in settings if setting.on_front), key=lambda one: one.speedup['model'])
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4 + 0.22 * len(front)), sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4 + 0.17 * len(front)), sharey=True)
     places = [lambda one: one.speedup['model'], lambda one: 100 * one.kept]
     for axis, place in zip(axes, places, strict=True):
         for chosen, colour, label in ((True, '#c8502d', 'Pareto front'), (False, '#8a8f98', 'others')):
             shown = [one for one in settings if one.on_front == chosen]
-            axis.plot([place(one) for one in shown], [one.metrics[metric] for one in shown], 'o', color=colour,
-                      label=label)
+            if shown:
+                axis.plot([place(one) for one in shown], [one.metrics[metric] for one in shown], 'o', color=colour,
+                          label=label)
         for one in settings:
             axis.annotate(f' {one.name}', (place(one), one.metrics[metric]), fontsize=8, xytext=(3, 4),
                           textcoords='offset points')
@@ -246,8 +247,8 @@ def draw(path: Path, settings: Sequence[Setting], metric: str, title: str) -> No
     figure.suptitle(title)
     lines = [f'{one.name:14} kept {one.kept:6.1%}  {metric} {one.metrics[metric]:.4g}  {one.speedup["model"]:.2f} x  '
              f'thresholds=({", ".join(f"{value:g}" for value in one.thresholds)})' for one in front]
-    height = 0.22 * len(front) / figure.get_figheight()
-    figure.tight_layout(rect=(0, height + 0.06, 1, 1))
+    height = 0.17 * len(front) / figure.get_figheight()
+    figure.tight_layout(rect=(0, height + 0.04, 1, 1))
     figure.text(0.03, 0.02, '\n'.join(lines), family='monospace', fontsize=9, va='bottom')
     write_atomically(path, lambda file: figure.savefig(file, dpi=110, format='png'))
     pyplot.close(figure)

@@ -1,53 +1,64 @@
 #!/usr/bin/env python
 """Draw the patches that APT chooses over images, and count the tokens.
 
-    python tools/analysis_tools/visualize_patches.py photo.jpg other.png --out-dir patches
+    python tools/analysis_tools/visualize_patches.py photo.jpg photos/ film.mp4 --out-dir patches
     python tools/analysis_tools/visualize_patches.py photo.jpg --config configs/apt_eva02_ti_demo_det.py
+    python tools/analysis_tools/visualize_patches.py photo.jpg --thresholds 2 2 0.3 --thresholds 5 5 3 --heat-maps
+    python tools/analysis_tools/visualize_patches.py photo.jpg --scorer entropy laplacian_max --kept 0.8 0.5
+
+Several thresholds, shares (--kept) and scorers are drawn side by side in one picture, a row for each scorer; padding is
+hatched.  --heat-maps adds what the scorer says of each patch size.  For --kept, thresholds are found on all that is
+given, 200 pictures at most; one threshold for all patch sizes.
 
 With --config an image goes through the config's own test pipeline, padding and slide windows: what is drawn and counted
-is what the model would see.  Without it, torch, numpy and Pillow are enough.
+is what the model would see.  Without it, torch, numpy and Pillow are enough; videos need the extra mm.
 """
 import argparse
+import copy
+import itertools
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from apt_dense.calibration.images import RESAMPLINGS, load_image, resize_longest, to_input
+from apt_dense.calibration.images import (
+    RESAMPLINGS,
+    VIDEO_SUFFIXES,
+    find_images,
+    load_image,
+    resize_longest,
+    to_input,
+)
+from apt_dense.calibration.inputs import BackboneInput
+from apt_dense.calibration.shares import thresholds_for
+from apt_dense.calibration.thresholds import ScoreMaps
 from apt_dense.core.chooser import PatchChooser
-from apt_dense.core.layout import TokenLayout
 from apt_dense.core.scorers import SCORERS
-from apt_dense.drawing.patches import draw_patches
+from apt_dense.drawing.variants import Variant, draw_variants
 from apt_dense.extras import from_extra
 
 with from_extra('images'):
     import numpy as np
     from PIL import Image
 
-GAP_PX = 8  # between the windows of slide inference
+MAX_SCORED = 200  # pictures that thresholds are found on
+DEFAULTS = dict(img_size=1536, resampling='pillow', patch_size=16, scorer=['entropy'])
+DEFAULT_THRESHOLDS = (2.0, 2.0, 0.3)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """An image as the model gets it, or one window of it, and its patches.
-
-    Attributes:
-        image: (H, W, 3), RGB, without padding.
-        layout: padding included.
-        corner_px: row and column of the window in the image.
-    """
-    image: np.ndarray
-    layout: TokenLayout
-    corner_px: tuple[int, int] = (0, 0)
+Prepare = Callable[[Path | Image.Image], list[BackboneInput]]
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
+    parser.add_argument('images', nargs='+', type=Path, metavar='INPUT',
+                        help='images, folders with those below them, videos')
     parser.add_argument('--config', help='pipeline, padding, windows, thresholds and scorer of this config')
-    parser.add_argument('--thresholds', type=float, nargs='*',
-                        help="fine to coarse (default: the config's, or 2 2 0.3)")
-    parser.add_argument('--scorer', choices=sorted(SCORERS), help="default: the config's, or entropy")
+    parser.add_argument('--thresholds', type=float, nargs='*', action='append',
+                        help="fine to coarse; may be given several times (default: the config's, or 2 2 0.3)")
+    parser.add_argument('--kept', type=float, nargs='+', default=[],
+                        help='shares of the tokens to keep, padding left out')
+    parser.add_argument('--scorer', choices=sorted(SCORERS), nargs='+', help="default: the config's, or entropy")
+    parser.add_argument('--heat-maps', action='store_true', help='draw the scores of each patch size')
     bare = parser.add_argument_group('without --config')
     bare.add_argument('--img-size', type=int,
                       help='resize the longest side to this and pad to a square; 0: neither (default 1536)')
@@ -56,119 +67,206 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     bare.add_argument('--patch-size', type=int, help='base patch in pixels (default 16)')
     parser.add_argument('--out-dir', type=Path, default=Path('patches'))
     args = parser.parse_args(arguments)
-    if args.config:
-        for name in ('img_size', 'resampling', 'patch_size'):
-            if getattr(args, name) is not None:
-                parser.error(f'--{name.replace("_", "-")} has no meaning with --config, which has its own')
-        return args
-    settings = dict(img_size=1536, resampling='pillow', patch_size=16, thresholds=(2, 2, 0.3), scorer='entropy')
-    for name, value in settings.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    root_px = args.patch_size * 2**len(args.thresholds)
-    if args.img_size % root_px:
-        parser.error(f'--img-size {args.img_size} is not a multiple of the largest patch, {root_px} px: use '
-                     f'{-(-args.img_size // root_px) * root_px}, or 0 to keep the size')
+    check_args(parser, args)
     return args
 
 
-def bare_chooser(args: argparse.Namespace) -> tuple[PatchChooser, Callable[[Path], list[Chosen]]]:
-    """The chooser of the options, and what it chooses for a file."""
-    chooser = PatchChooser(len(args.thresholds) + 1, args.thresholds, args.scorer, patch_size=args.patch_size)
+def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what does not go together, and fill in the defaults."""
+    if args.config and not Path(args.config).is_file():
+        parser.error(f'config {args.config} does not exist (in {Path.cwd()})')
+    for name in ('img_size', 'resampling', 'patch_size'):
+        if args.config and getattr(args, name) is not None:
+            parser.error(f'--{name.replace("_", "-")} has no meaning with --config, which has its own')
+    for kept in args.kept:
+        if not 0 < kept <= 1:
+            parser.error(f'--kept {kept:g} is no share of the tokens: give numbers in (0, 1]')
+    counts = {len(values) for values in args.thresholds or ()}
+    if len(counts) > 1:
+        parser.error(f'--thresholds of {" and ".join(map(str, sorted(counts)))} numbers: give as many each time, one '
+                     'less than there are sizes of patches')
+    if args.config:
+        return
+    for name, value in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.patch_size < 1 or args.img_size < 0:
+        parser.error(f'--patch-size {args.patch_size} --img-size {args.img_size}: wanted pixels')
+    root_px = args.patch_size * 2**(counts.pop() if counts else len(DEFAULT_THRESHOLDS))
+    if args.img_size % root_px:
+        parser.error(f'--img-size {args.img_size} is not a multiple of the largest patch, {root_px} px: use '
+                     f'{-(-args.img_size // root_px) * root_px}, or 0 to keep the size')
 
-    def choose(path: Path) -> list[Chosen]:
-        image = load_image(path)
+
+def bare_source(args: argparse.Namespace) -> tuple[list[Variant], Prepare]:
+    """The choosers of the options, one for each scorer, and what they are given of an image."""
+    thresholds = args.thresholds[0] if args.thresholds else DEFAULT_THRESHOLDS
+    choosers = [(scorer, PatchChooser(len(thresholds) + 1, thresholds, scorer, patch_size=args.patch_size))
+                for scorer in args.scorer]
+
+    def prepare(image: Path | Image.Image) -> list[BackboneInput]:
+        image = image if isinstance(image, Image.Image) else load_image(image)
         if args.img_size:
             image = resize_longest(image, args.img_size, args.resampling)
         x = to_input(image, args.img_size or max(image.size))
         if not args.img_size:  # padded to whole patches only, not to a square
             x = x[:, :, :image.height, :image.width]
-        return [Chosen(np.asarray(image), chooser.layout(chooser.pad(x)))]
+        return [BackboneInput(choosers[0][1].pad(x), (image.height, image.width))]
 
-    return chooser, choose
+    return choosers, prepare
 
 
-def config_chooser(args: argparse.Namespace) -> tuple[PatchChooser, Callable[[Path], list[Chosen]]]:
-    """The chooser of the config, and what it chooses for the inputs that the config makes of a file."""
+def config_source(args: argparse.Namespace) -> tuple[list[Variant], Prepare]:
+    """The choosers of the config, one for each scorer, and the inputs that the config makes of an image."""
     with from_extra('mm'):
         from mmengine.config import Config
 
-        from apt_dense.mm.data.inputs import ConfigInputs
+        import apt_dense.mm  # noqa: F401
+        from apt_dense.mm.data.inputs import ConfigInputs, chooser_of
     cfg = Config.fromfile(args.config)
+    backbone = cfg.model.backbone
     if args.thresholds is not None:
-        cfg.model.backbone.update(thresholds=args.thresholds, num_scales=len(args.thresholds) + 1)
-    if args.scorer:
-        cfg.model.backbone.scorer = args.scorer
-    inputs = ConfigInputs(cfg, images=args.images)
-    chooser = inputs.chooser
+        backbone.update(thresholds=args.thresholds[0], num_scales=len(args.thresholds[0]) + 1)
+    scorers = args.scorer or [backbone.get('scorer', 'entropy')]
+    backbone.scorer = scorers[0]
+    inputs = ConfigInputs(cfg, images=[])
+    choosers = []
+    for scorer in scorers:
+        backbone.scorer = scorer
+        choosers.append((scorer, chooser_of(cfg)))
 
-    def choose(path: Path) -> list[Chosen]:
-        result = []
-        for one in inputs.inputs(args.images.index(path)):
-            height_px, width_px = one.content_px
-            image = chooser.restore(one.x)[0, :, :height_px, :width_px].permute(1, 2, 0).round().clamp(0, 255)
-            result.append(Chosen(image.byte().numpy(), chooser.layout(one.x), one.corner_px))
-        return result
+    def prepare(image: Path | Image.Image) -> list[BackboneInput]:
+        return inputs.inputs_of(image if isinstance(image, Path) else np.asarray(image))
 
-    return chooser, choose
+    return choosers, prepare
 
 
-def draw_windows(windows: list[Chosen], patch_size: int) -> Image.Image:
-    """All windows of an image, side by side in their rows and columns."""
-    pictures = [draw_patches(window.image, window.layout, patch_size) for window in windows]
-    rows, cols = (sorted({window.corner_px[axis] for window in windows}) for axis in (0, 1))
-    width, height = (max(picture.size[axis] for picture in pictures) + GAP_PX for axis in (0, 1))
-    canvas = Image.new('RGB', (len(cols) * width - GAP_PX, len(rows) * height - GAP_PX), 'white')
-    for window, picture in zip(windows, pictures, strict=True):
-        y, x = window.corner_px
-        canvas.paste(picture, (cols.index(x) * width, rows.index(y) * height))
-    return canvas
+def find_shares(args: argparse.Namespace, chooser: PatchChooser, prepare: Prepare) -> list[tuple[float, ...]]:
+    """The thresholds of --kept.
+
+    Raises:
+        ValueError: for a share that is out of reach, or if nothing can be read.
+    """
+    maps = ScoreMaps(chooser.num_scales)
+    for _, image in itertools.islice(read_all(args.images, lambda error: None), MAX_SCORED):
+        try:
+            windows = prepare(image)
+        except ValueError:  # said when it is drawn
+            continue
+        for window in windows:
+            maps.add([scores[0] for scores in chooser.scores(window.x)], window.content_cells(chooser.patch_size))
+    if not maps.num_inputs:
+        raise ValueError('--kept: nothing of what is given can be read as a picture')
+    return [thresholds_for(maps, kept, ()) for kept in args.kept]
 
 
-def describe(windows: list[Chosen], patch_size: int) -> str:
-    """One line: tokens in all, kept-token fractions with padding and without, tokens of each size."""
-    layouts = [window.layout for window in windows]
-    sizes = ', '.join(f'{sum(counts)} of {patch_size << scale} px' for scale, counts in
-                      enumerate(zip(*(layout.scale_counts for layout in layouts), strict=True)))
-    tokens, cells = sum(sum(layout.scale_counts) for layout in layouts), sum(layout.num_cells for layout in layouts)
-    content = [tuple(-(-side // patch_size) for side in window.image.shape[:2]) for window in windows]
-    content_tokens = sum(int(layout.covers_content([limits]).sum())
-                         for layout, limits in zip(layouts, content, strict=True))
-    content_cells = sum(rows * cols for rows, cols in content)
-    inputs = '' if len(windows) == 1 else f' in {len(windows)} windows'
-    return (f'{tokens} tokens of {cells} cells{inputs}, padding included ({tokens / cells:.1%} kept): {sizes}; without '
-            f'padding {content_tokens} of {content_cells} ({content_tokens / content_cells:.1%} kept)')
+def read_all(paths: Sequence[Path], on_bad: Callable[[ValueError], object]) -> Iterator[tuple[str, Path | Image.Image]]:
+    """Name and file, or name 'VIDEO#12' and frame, of all that is given.
+
+    Args:
+        on_bad: called with the error of a video that cannot be read, or a folder without an image.
+    """
+    for path in paths:
+        try:
+            if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+                with from_extra('mm'):
+                    from apt_dense.mm.inference.sources import pictures_of
+                yield from ((frame.name, Image.fromarray(frame.array)) for frame in pictures_of(path))
+            else:
+                yield from ((str(file), file) for file in (find_images([path]) if path.is_dir() else [path]))
+        except ValueError as error:
+            on_bad(error)
 
 
-def output_path(out_dir: Path, image: Path, taken: set[Path]) -> Path:
-    """out_dir/NAME_patches.png, numbered where two images share a name."""
-    path, number = out_dir / f'{image.stem}_patches.png', 2
-    while path in taken:
-        path, number = out_dir / f'{image.stem}_patches_{number}.png', number + 1
-    taken.add(path)
-    return path
+def find_variants(args: argparse.Namespace, choosers: Sequence[Variant],
+                  prepare: Prepare) -> list[tuple[str, list[Variant]]]:
+    """Each scorer with a chooser for each of its thresholds, those of --kept last."""
+    variants = []
+    for scorer, chooser in choosers:
+        found = [] if args.kept and not args.thresholds else args.thresholds or [chooser.thresholds]
+        labelled = [('thresholds ' + ' '.join(f'{value:g}' for value in values), values) for values in found]
+        if args.kept:
+            labelled += [(f'kept={kept:g}, thresholds ' + ' '.join(f'{value:g}' for value in values), values)
+                         for kept, values in zip(args.kept, find_shares(args, chooser, prepare), strict=True)]
+        row = []
+        for label, values in labelled:
+            row.append((label, copy.copy(chooser)))
+            row[-1][1].thresholds = values
+        variants.append((scorer, row))
+    return variants
+
+
+class Writer:
+    """Writes the pictures, NAME_patches.png or NAME_patches.mp4, numbered where two inputs share a name."""
+
+    def __init__(self, out_dir: Path):
+        self.out_dir = out_dir
+        self._taken: set[Path] = set()
+        self._video, self._writer, self._path = '', None, Path()
+
+    def write(self, name: str, picture: Image.Image) -> Path:
+        """Write a picture, or a frame of a video; return where it stands."""
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        video, _, frame = name.rpartition('#')
+        if not (video and frame.isdecimal() and Path(video).suffix.lower() in VIDEO_SUFFIXES):
+            path = self._free(Path(name).stem, '.png')
+            picture.save(path)
+            return path
+        if video != self._video:
+            from apt_dense.mm.inference.writing import open_video
+            self.close()
+            self._video, self._path = video, self._free(Path(video).stem, '.mp4')
+            self._writer, self._size = open_video(self._path, video, picture.size), picture.size
+        if picture.size != self._size:  # a label of another length has broken in another way
+            fitted = Image.new('RGB', self._size, 'white')
+            fitted.paste(picture, (0, self._size[1] - picture.height))
+            picture = fitted
+        self._writer.write(np.ascontiguousarray(np.asarray(picture)[..., ::-1]))
+        return self._path
+
+    def close(self) -> None:
+        """Finish the video."""
+        if self._writer is not None:
+            self._writer.release()
+        self._video, self._writer = '', None
+
+    def _free(self, stem: str, suffix: str) -> Path:
+        path, number = self.out_dir / f'{stem}_patches{suffix}', 2
+        while path in self._taken:
+            path, number = self.out_dir / f'{stem}_patches_{number}{suffix}', number + 1
+        self._taken.add(path)
+        return path
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
-    chooser, choose = config_chooser(args) if args.config else bare_chooser(args)
+    failed = []
+
+    def fail(error: ValueError) -> None:
+        print(f'visualize_patches: {error}', file=sys.stderr)
+        failed.append(error)
+
+    try:
+        choosers, prepare = config_source(args) if args.config else bare_source(args)
+        variants = find_variants(args, choosers, prepare)
+    except ValueError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
     how = f'the test pipeline of {args.config}' if args.config else (
         f'longest side to {args.img_size} px by {args.resampling}' if args.img_size else 'size as it is')
-    print(f'{how}; thresholds {" ".join(f"{threshold:g}" for threshold in chooser.thresholds)}')
-    taken: set[Path] = set()
-    failed = 0
-    for path in args.images:
+    print(f'{how}; ' + '; '.join(f'{scorer}, {label}' for scorer, row in variants for label, _ in row))
+    writer, drawn = Writer(args.out_dir), 0
+    for name, image in read_all(args.images, fail):
         try:
-            windows = choose(path)
+            picture, lines = draw_variants(variants, prepare(image), args.heat_maps)
         except ValueError as error:
-            print(f'visualize_patches: {error}', file=sys.stderr)
-            failed += 1
+            fail(error)
             continue
-        args.out_dir.mkdir(parents=True, exist_ok=True)
-        target = output_path(args.out_dir, path, taken)
-        draw_windows(windows, chooser.patch_size).save(target)
-        print(f'{path}: {describe(windows, chooser.patch_size)} -> {target}')
-    return 1 if failed else 0
+        target = writer.write(name, picture)
+        drawn += 1
+        print('\n'.join(f'{name}: {line} -> {target}' for line in lines))
+    writer.close()
+    return 0 if not failed else 1 if drawn else 2
 
 
 if __name__ == '__main__':

@@ -1,7 +1,6 @@
 """What the backbone of a config's model is given for each image of a dataset, without the model."""
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,13 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor
 
+from apt_dense.calibration.inputs import BackboneInput
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.mm.models.normalisation import check_normalisation
 
 SPLITS = ('train', 'val', 'test')
 MAX_DRAWS = 100  # of the training pipeline, until one of an image keeps an object
-
-
-@dataclass(frozen=True)
-class BackboneInput:
-    """What the backbone gets at once: an image, or one window of slide inference.
-
-    Attributes:
-        x: (1, 3, H, W), normalised and padded.
-        content_px: height and width of the image in it; what is below and to the right is padding.
-        corner_px: row and column of the window in the image that the pipeline gives; (0, 0) for a whole image.
-    """
-    x: Tensor
-    content_px: tuple[int, int]
-    corner_px: tuple[int, int] = (0, 0)
-
-    def content_cells(self, patch_size: int) -> tuple[int, int]:
-        """Rows and columns of cells that hold a pixel of the image."""
-        height_px, width_px = self.content_px
-        return -(-height_px // patch_size), -(-width_px // patch_size)
 
 
 class ConfigInputs:
@@ -118,12 +99,27 @@ class ConfigInputs:
         Raises:
             ValueError: if the image cannot be read, or no draw of the training pipeline keeps an object.
         """
+        return self._inputs(lambda: self.sample(index), self.path(index))
+
+    @torch.no_grad()
+    def inputs_of(self, image: Path | np.ndarray) -> list[BackboneInput]:
+        """The inputs that a file gives, or an image (H, W, 3) uint8, RGB, as a frame of a video.
+
+        Raises:
+            ValueError: if it cannot be read.
+        """
+        given = dict(img=image[..., ::-1]) if isinstance(image, np.ndarray) else dict(img_path=str(image))
+        info = dict(given, img_id=0, seg_fields=[], reduce_zero_label=False)
+        name = 'the image' if isinstance(image, np.ndarray) else str(image)
+        return self._inputs(lambda: pseudo_collate([self._transforms(info)]), name)
+
+    def _inputs(self, make_sample: Callable[[], dict], name: str) -> list[BackboneInput]:
         try:
-            data = self.sample(index)
+            data = make_sample()
             size_px = tuple(data['inputs'][0].shape[-2:])
             x = self.preprocessor(data, self.training)['inputs']
         except (OSError, AssertionError, cv2.error) as error:  # mmcv asserts that an image was decoded
-            raise ValueError(f'{self.path(index)} cannot be read: {error}') from error
+            raise ValueError(f'{name} cannot be read: {error}') from error
         corners = [(slice(None), slice(None))]
         if not self.training and hasattr(self._model_class, 'slide_inference') and self._test_cfg.mode == 'slide':
             corners = slide_windows(tuple(x.shape[2:]), self._test_cfg.crop_size, self._test_cfg.stride)

@@ -8,11 +8,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from apt_dense.calibration.images import find_images, load_image
+from apt_dense.calibration.images import VIDEO_SUFFIXES, find_images, load_image
 from apt_dense.mm.data.load_picture import as_picture
 from apt_dense.mm.errors import DataError
 
-VIDEO_SUFFIXES = frozenset(('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm'))
 WANTED = 'a path of a picture, a folder or a video, an array (H, W, 3) in RGB, a PIL image, or a list of them'
 
 

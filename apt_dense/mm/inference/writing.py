@@ -90,17 +90,26 @@ class PredictionWriter:
         if self._video is None or self._video[0] != video:
             self._end_video()
             path = self.folder / f'{self._free_name(video)}.mp4'
-            rate = cv2.VideoCapture(video).get(cv2.CAP_PROP_FPS) or FRAMES_PER_SECOND
-            writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), rate, result.size[::-1])
-            if not writer.isOpened():
-                raise DataError(f'{path} cannot be written as a video: draw nothing with --no-draw')
-            self._video = video, writer
+            self._video = video, open_video(path, video, result.size[::-1])
         self._video[1].write(np.asarray(result.draw(min_score=self.min_score))[..., ::-1])
 
     def _end_video(self) -> None:
         if self._video is not None:
             self._video[1].release()
             self._video = None
+
+
+def open_video(path: Path, like: str, size: tuple[int, int]) -> cv2.VideoWriter:
+    """A video of (width, height) pixels to write frames into, as fast as that at ``like``.
+
+    Raises:
+        DataError: if OpenCV cannot write it.
+    """
+    rate = cv2.VideoCapture(like).get(cv2.CAP_PROP_FPS) or FRAMES_PER_SECOND
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), rate, size)
+    if not writer.isOpened():
+        raise DataError(f'{path} cannot be written as a video: give its pictures instead')
+    return writer
 
 
 def _video_of(result: Result) -> tuple[str | None, int]:
