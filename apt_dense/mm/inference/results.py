@@ -10,10 +10,12 @@ from mmengine.visualization import Visualizer
 from PIL import Image
 
 from apt_dense.core.layout import TokenLayout
+from apt_dense.drawing.patches import draw_patches
 from apt_dense.extras import from_extra
 from apt_dense.mm.inference.sources import Picture
 
 with from_extra('mm'):
+    from mmdet.structures.bbox import get_box_tensor
     from pycocotools import mask as coco_masks
 
 if TYPE_CHECKING:
@@ -29,10 +31,12 @@ class Grid:
             that covers it.  Pixels are those of the input, which the pipeline has resized.
         corner_px: row and column of the window in the resized picture; (0, 0) for a whole one.
         num_tokens: patches that cover a pixel of the picture.
+        patch_size: side of a base patch in pixels.
     """
     patch_px: np.ndarray
     corner_px: tuple[int, int] = (0, 0)
     num_tokens: int = 0
+    patch_size: int = 16
 
     @classmethod
     def all_of(cls, layout: TokenLayout, patch_size: int, content_cells: Sequence[tuple[int, int]],
@@ -41,7 +45,8 @@ class Grid:
         layout = layout.without_cls_tokens
         scales = layout.expand(layout.scales[:, None].double())[:, 0].round().long().cpu()
         covered = layout.covers_content(content_cells).cpu().split(list(layout.images.lengths))
-        return [cls((patch_size << scales[index, :rows, :cols]).numpy(), corner, int(covered[index].sum()))
+        return [cls((patch_size << scales[index, :rows, :cols]).numpy(), corner, int(covered[index].sum()),
+                    patch_size)
                 for index, ((rows, cols), corner) in enumerate(zip(content_cells, corners_px, strict=True))]
 
 
@@ -122,6 +127,33 @@ class Result:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
         return image
+
+    def pixels(self) -> Image.Image:
+        """The picture itself, turned as the camera says (EXIF)."""
+        return Image.fromarray(self._picture.pixels())
+
+    def draw_truth(self, sample: BaseDataElement) -> Image.Image:
+        """The picture with the truth of a dataset's sample, drawn as ``draw`` does."""
+        if 'gt_instances' in sample:
+            sample = sample.clone()
+            sample.gt_instances.bboxes = get_box_tensor(sample.gt_instances.bboxes)
+        self._visualizer.add_datasample(self.name, self._picture.pixels(), sample, draw_pred=False, show=False)
+        return Image.fromarray(self._visualizer.get_image())
+
+    def draw_patches(self) -> Image.Image:
+        """The picture under the outlines of the patches, of all windows in slide inference.
+
+        Where windows overlap, the later one's patches are drawn.
+        """
+        height, width = self._sample.img_shape[:2]
+        picture = np.asarray(self.pixels().resize((width, height), Image.Resampling.BILINEAR))
+        canvas = Image.fromarray(picture)
+        for grid in self.tokens.grids:
+            top, left = grid.corner_px
+            rows, cols = (side * grid.patch_size for side in grid.patch_px.shape)
+            scales = np.log2(grid.patch_px // grid.patch_size).astype(int)
+            canvas.paste(draw_patches(picture[top:top + rows, left:left + cols], scales, grid.patch_size), (left, top))
+        return canvas
 
     def to_supervision(self) -> 'Detections':
         """As ``supervision.Detections``; of a label map one mask for each class that occurs, with its box.

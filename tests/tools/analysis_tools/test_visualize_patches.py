@@ -129,7 +129,10 @@ def test_padding_is_hatched(tool, tmp_path, half_noise):
 
 
 def test_thresholds_and_scorers_side_by_side(tool, tmp_path, half_noise, capsys):
-    """Two rows of three patch grids and two heat maps; each panel has the counts of its own setting.  (A mean Laplacian is below 2.)"""
+    """Two rows of three patch grids and two heat maps; each panel has the counts of its own setting.
+
+    A mean Laplacian is below 2.
+    """
     Image.fromarray(half_noise).save(tmp_path / 'scene.png')
     arguments = [str(tmp_path / 'scene.png'), '--img-size', '0', '--out-dir', str(tmp_path)]
     assert tool.main([*arguments, '--thresholds', '-1', '-1', '--thresholds', '2', '2', '--thresholds', '99', '99',
