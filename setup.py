@@ -35,6 +35,7 @@ setup(
         'flash': ['flash-attn>=2.5'],
         'supervision': ['supervision'],  # Result.to_supervision
         'gpu': ['torchvision'],  # RoIAlign and NMS there; of the release that belongs to torch's
+        'export': ['onnx', 'onnxscript', 'onnxruntime'],  # tools/export.py, to ONNX
         # Those of tests/mm need 'mm' too.
         'test': [*TOOLS, 'pytest', 'pytest-xdist', 'hypothesis', 'packaging', 'ruff', 'tensorboard'],
     },

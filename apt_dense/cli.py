@@ -11,6 +11,7 @@ COMMANDS = {
     'calibrate': ('analysis_tools/calibrate_thresholds.py', 'find thresholds for a share of the tokens'),
     'convert': ('model_converters/eva02_to_mm.py', 'convert an official EVA-02 checkpoint'),
     'check': ('check_data.py', 'check a config and its data'),
+    'export': ('export.py', "export a model's encoder: torch.export, ONNX"),
     'train': ('train.py', 'train a config'),
     'test': ('test.py', 'test a checkpoint'),
 }

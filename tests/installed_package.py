@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ('images', 'mm', 'supervision', 'test', 'tools')  # all but flash and gpu
+EXTRAS = ('export', 'images', 'mm', 'supervision', 'test', 'tools')  # all but flash and gpu
 # Of no use without a clone: they install, drill or document the project itself.
 LEFT_OUT = ('setup_env.sh', 'benchmark/benchmark_docs.py', 'demo/draw_overview.py', 'fault_drill/', 'experiments/')
 OWN_CONFIG = """_base_ = 'apt_dense::apt_eva02_ti_demo_det.py'

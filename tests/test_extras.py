@@ -27,6 +27,7 @@ MAY_USE = {
     'apt_dense/mm': ('mm', 'gpu'),  # the latter where a GPU is, inside a function
     'apt_dense': ('images', 'tools'),
     'configs': ('mm',),
+    'tools/export.py': ('mm', 'export'),
     'tools': ('mm', 'images', 'tools'),
     'tests': ('mm', 'test'),
 }

@@ -1,0 +1,51 @@
+"""tools/export.py: what it writes runs, and what it says of bad input."""
+import pytest
+import torch
+
+import apt_dense
+from apt_dense.mm.errors import DataError
+from tests.locations import load_tool
+from tests.mm.inference.conftest import checkpoints, dense_det  # noqa: F401
+
+tool = load_tool('export.py')
+
+
+@pytest.mark.parametrize('task', ['det', 'seg'])
+def test_apt(checkpoints, task, tmp_path, capsys):  # noqa: F811
+    assert tool.main([str(checkpoints[task]), str(tmp_path / 'out/apt.pt2'), '--tokens', '60']) == 0
+    said = capsys.readouterr().out
+    assert '60 tokens' in said and 'checked: differs from the model by' in said
+    loaded = apt_dense.load(checkpoints[task], max_tokens=60 - (task == 'seg'))
+    model, size_px = loaded.module.backbone, [loaded.cfg.model.backbone.img_size] * 2
+    x = tool.sample_image(size_px)
+    encoder = tool.FixedEncoder(model, size_px, 60)
+    with torch.no_grad():
+        wanted = model(x)
+        found = torch.export.load(tmp_path / 'out/apt.pt2').module()(x, **encoder.inputs(model.last_layout))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_dense(dense_det, tmp_path, capsys):  # noqa: F811
+    config, weights = map(str, dense_det)
+    assert tool.main([config, str(tmp_path / 'dense.pt2'), '--weights', weights, '--size', '128', '256']) == 0
+    assert 'image (1, 3, 128, 256), 128 tokens' in capsys.readouterr().out
+
+
+def test_a_file_that_differs_is_an_error(dense_det, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(tool, 'export_program', lambda *_: lambda image, layout: [torch.zeros(1, 32, 8, 8)])
+    config, weights = map(str, dense_det)
+    with pytest.raises(DataError, match='differs from the model by 1.0e[+]00'):
+        tool.main([config, str(tmp_path / 'dense.pt2'), '--weights', weights, '--size', '128', '128'])
+
+
+def test_bad_input(checkpoints, dense_det, tmp_path):  # noqa: F811
+    apt, (config, weights) = str(checkpoints['det']), map(str, dense_det)
+    for arguments, said in (
+            ([apt, 'a.trt'], "ends in '.trt': choose one of .pt2, .onnx"),
+            ([apt, 'a.pt2'], 'say how many tokens, --tokens'),
+            ([apt, 'a.pt2', '--tokens', '60', '--size', '100', '256'], 'multiples of'),
+            ([apt, 'a.pt2', '--tokens', '100000'], 'a bucket of 100000 tokens'),
+            ([config, 'a.pt2', '--weights', weights, '--tokens', '60'], 'leave --tokens out')):
+        with pytest.raises(DataError, match=said.replace('.', '[.]')):
+            tool.main(arguments)
