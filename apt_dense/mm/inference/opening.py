@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
@@ -84,7 +85,7 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
         metainfo = DATASETS.build({**_leaf(cfg.test_dataloader.dataset), 'lazy_init': True}).metainfo
     found = {} if weights is None else _load(model, weights)
     if weights is None:
-        model.init_weights()
+        _draw_weights(model)
         warnings.warn(f'{config_or_checkpoint} without weights: they are random numbers, and so is what it predicts. '
                       'Give a checkpoint as weights', stacklevel=2)
     model.dataset_meta = _classes(cfg, {**metainfo, **found}, weights)
@@ -260,6 +261,17 @@ def _load(model: nn.Module, path: str) -> dict[str, Any]:
     finally:
         end_watch()
     return {key.lower(): value for key, value in (_meta_of(path).get('dataset_meta') or {}).items()}
+
+
+def _draw_weights(model: nn.Module) -> None:
+    """Random weights, without mmengine's line in the log for each parameter."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        model.init_weights()
+    finally:
+        logger.setLevel(level)
 
 
 def _classes(cfg: Config, metainfo: dict[str, Any], weights: str | None) -> dict[str, Any]:

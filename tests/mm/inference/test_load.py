@@ -1,4 +1,5 @@
 """apt_dense.load: names, configs, checkpoints, official files, thresholds; and what is refused."""
+import logging
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
 import apt_dense
 from apt_dense.core.conversion import convert
@@ -54,6 +56,22 @@ def test_a_name_without_weights_warns(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match='apt_eva02_ti_demo_seg without weights: they are random numbers'):
         model = apt_dense.load('apt_eva02_ti_demo_seg')
     assert model.task == 'seg' and len(model.classes) == 6
+
+
+def test_random_weights_are_drawn_in_silence(tmp_path, monkeypatch):
+    """mmengine would log a line for each parameter."""
+    monkeypatch.chdir(tmp_path)
+    records, logger = [], MMLogger.get_current_instance()
+    handler = logging.Handler(logging.INFO)
+    handler.emit = records.append
+    logger.addHandler(handler)
+    level = logger.level
+    try:
+        with pytest.warns(UserWarning, match='without weights'):
+            apt_dense.load('apt_eva02_ti_demo_seg')
+    finally:
+        logger.removeHandler(handler)
+    assert len(records) < 10 and logger.level == level
 
 
 def test_a_config_file_and_weights(dense_det):
