@@ -65,6 +65,9 @@ def accuracy_figure(cells: Sequence[Cell], figures: Figures, x: str) -> Figure:
     for task, row in zip(TASKS, grid, strict=True):
         for dataset, axes in zip(DATASETS, row, strict=True):
             chosen = [cell for cell in cells if (cell.task, cell.dataset) == (task, dataset)]
+            if not any(map(figures.result, chosen)):
+                axes.set_axis_off()
+                continue
             _draw_panel(axes, chosen, figures, x)
             axes.set(title=f'{TASKS[task]}, {dataset}', ylabel=METRICS[task][main_metric(task)],
                      xlabel='kept tokens of the content' if x == 'kept' else 'time of a test over the dense model\'s')
@@ -90,8 +93,10 @@ def recovery_figure(cells: Sequence[Cell], figures: Figures) -> Figure:
 
 
 def write_plots(cells: Sequence[Cell], figures: Figures, folder: Path) -> list[str]:
-    """Write the pictures that there are results for; return their names."""
-    if not any(map(figures.result, cells)):
+    """Write the pictures, and return their names; none before a method has results at two shares of kept tokens."""
+    by_panel = [[cell for cell in cells if (cell.task, cell.dataset) == (task, dataset)]
+                for task in TASKS for dataset in DATASETS]
+    if not any(len(points) > 1 for panel in by_panel for points in _series(panel, figures, 'kept').values()):
         return []
     pictures = {'accuracy_kept.png': accuracy_figure(cells, figures, 'kept'),
                 'accuracy_time.png': accuracy_figure(cells, figures, 'time'),

@@ -1,4 +1,6 @@
 """tools/experiments/report.py: what is in the results is in the tables, and nothing else."""
+from dataclasses import replace
+
 import pytest
 
 from tests.tools.experiments.conftest import modules
@@ -88,6 +90,10 @@ def test_every_run_is_listed_also_the_failed_and_the_stale(tmp_path, results):
     assert 'box mAP 52.00' in lines[short.name] and 'other code' not in lines[short.name]
     assert 'box mAP 44.00 (other code or config)' in lines[short.resizing.name]
     assert '10.0 (20), 50.0 (40)' in page
+    assert not list((tmp_path / 'results').glob('*.png'))  # of one share of kept tokens there is no curve
+    other = replace(short, patches=replace(short.patches, kept=0.7))
+    results.put(result(other, 53, kept=0.7))
+    page, _ = write_page(tmp_path, results)
     assert {path.name for path in (tmp_path / 'results').glob('*.png')} == {
         'accuracy_kept.png', 'accuracy_time.png', 'recovery.png'}
     assert '](results/recovery.png)' in page
