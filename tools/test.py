@@ -4,6 +4,7 @@ import sys
 
 from apt_dense.mm.cli import launch, outputs, precision, start
 from apt_dense.mm.cli.dataset_files import check_dataset_files
+from apt_dense.mm.preflight.configs_kinds import check_settings
 from apt_dense.mm.preflight.configs_loading import check_loaders
 from apt_dense.mm.preflight.run import check_before_start
 
@@ -28,6 +29,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = launch.load_config(args)
+    check_settings(cfg, 'test')
     start.set_tested(cfg, args.checkpoint, 'the second argument')
     if args.show or args.show_dir:
         outputs.set_visualization(cfg, args.show, args.show_dir, args.wait_time)

@@ -9,6 +9,7 @@ import sys
 from apt_dense.mm.cli import launch, precision, start
 from apt_dense.mm.cli.dataset_files import check_dataset_files
 from apt_dense.mm.fault_tolerance import make_fault_tolerant
+from apt_dense.mm.preflight.configs_kinds import check_settings
 from apt_dense.mm.preflight.configs_loading import check_loaders
 from apt_dense.mm.preflight.run import check_before_start
 
@@ -32,6 +33,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = launch.load_config(args)
+    check_settings(cfg, 'train', 'val')
     launch.check_trainable(cfg)
     precision.set_amp(cfg, args.amp)
     if args.auto_scale_lr:

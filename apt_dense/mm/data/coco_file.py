@@ -13,7 +13,8 @@ from apt_dense.mm.preflight.findings import STOP, Finding, PreflightError
 from apt_dense.mm.preflight.tally import Tally
 
 SECTIONS = ('images', 'annotations', 'categories')
-CHECKED_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd', 'ignore', 'segmentation')
+CHECKED_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd', 'ignore', 'segmentation',
+                'unreadable')
 FLAGS = {0: 0, 1: 1, '0': 0, '1': 1, 'false': 0, 'true': 1, 'False': 0, 'True': 1, None: 0, '': 0}
 
 
@@ -156,7 +157,7 @@ class CocoFile:
             try:
                 annotation['iscrowd'] = FLAGS[flag]
             except (KeyError, TypeError):
-                annotation.pop('iscrowd', None)  # nobody knows what it means: the annotation is incomplete
+                _set_aside(annotation, 'iscrowd')  # nobody knows what it means
             else:
                 if flag is None or type(flag) is str:  # True and 1.0 are 1 for everybody
                     tally.add(rules.ISCROWD if flag is None else rules.ISCROWD_TEXT, 'annotation {}, {!r}',
@@ -169,7 +170,7 @@ class CocoFile:
             if area is None:
                 area = _box_area(annotation.get('bbox'))
             if area is None:
-                annotation.pop('area', None)
+                _set_aside(annotation, 'area')
             else:
                 tally.add(rules.AREA, 'annotation {}', annotation.get('id'))
                 annotation['area'] = area
@@ -227,7 +228,7 @@ class CocoFile:
             return
         matched = as_id(value)
         if matched is None:
-            annotation.pop(key, None)
+            _set_aside(annotation, key)
             return
         if matched not in known:
             number = as_int(matched)
@@ -235,6 +236,12 @@ class CocoFile:
         if matched != value:  # 3.0 is 3 for everybody
             self.tally.add(rules.ID_TYPES, 'annotation {}, {} {!r} is {!r}', annotation.get('id'), key, value, matched)
         annotation[key] = matched
+
+
+def _set_aside(annotation: dict, key: str) -> None:
+    """Take out a value that cannot be read, and keep it for messages."""
+    if key in annotation:
+        annotation.setdefault('unreadable', {})[key] = annotation.pop(key)
 
 
 def as_id(value: Any) -> int | str | None:

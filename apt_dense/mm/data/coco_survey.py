@@ -12,6 +12,8 @@ from apt_dense.mm.preflight.tally import Tally
 
 NEARLY = 0.1  # less than this share of the images or annotations left is worth a warning
 NUMBERS = (int, float)
+WANTED = dict(iscrowd=', wanted 0 or 1', image_id=', wanted a number or text', category_id=', wanted a number or text',
+              area=', wanted a number')
 
 
 def check_classes(file: CocoFile, classes: Any) -> Iterator[Finding]:
@@ -226,7 +228,12 @@ class Survey:
 
 def _lacking(annotation: dict, keys: Sequence[str]) -> tuple[Rule, str] | None:
     lacking = [key for key in keys if key not in annotation]
-    return (rules.INCOMPLETE, f'without {", ".join(lacking)}') if lacking else None
+    if not lacking:
+        return None
+    given = annotation.get('unreadable', {})
+    said = [f'{key} is {given[key]!r}{WANTED.get(key, "")}' for key in lacking if key in given]
+    absent = [key for key in lacking if key not in given]
+    return rules.INCOMPLETE, ', '.join([*said, *([f'without {", ".join(absent)}'] if absent else [])])
 
 
 def _is_box(box: Any) -> bool:

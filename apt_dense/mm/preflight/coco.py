@@ -65,7 +65,7 @@ def _check_dataset(source: Source, split: str, deep: str | None, read: ReadFile,
         counts.append(f'{split}: {path} is not on this machine, passed over')
         return None
     if not os.path.isfile(path):
-        yield Finding(rules.FILE_MISSING, f'{source.key}.ann_file', f'{path} does not exist')
+        yield _missing(f'{source.key}.ann_file', path)
         return None
     file = read(path)
     classes = source.kind._load_metainfo(copy.deepcopy(settings.get('metainfo'))).get('classes', ())
@@ -105,7 +105,7 @@ def _check_metric(metric: Source, dataset: Source, read: ReadFile) -> Iterator[F
     if is_remote(settings, path):
         return
     if not os.path.isfile(path):
-        yield Finding(rules.FILE_MISSING, f'{metric.key}.ann_file', f'{path} does not exist')
+        yield _missing(f'{metric.key}.ann_file', path)
         return
     file = read(path)
     classes = dataset.kind._load_metainfo(copy.deepcopy(dataset.settings.get('metainfo'))).get('classes', ())
@@ -124,6 +124,12 @@ def _check_metric(metric: Source, dataset: Source, read: ReadFile) -> Iterator[F
     if not survey.num_objects and not settings.get('format_only'):
         yield Finding(rules.NOTHING_TO_SCORE, f'{metric.key}.ann_file', f'{path} has no object to compare with: '
                                                                         f'{survey.describe_losses()}')
+
+
+def _missing(key: str, path: str) -> Finding:
+    folder = os.path.isdir(path)
+    return Finding(rules.FILE_MISSING, key, f'{path} is a folder, wanted a file in it' if folder else (
+        f'{path} does not exist'))
 
 
 def _stops(found: Iterable[Finding]) -> bool:

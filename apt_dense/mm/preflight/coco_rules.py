@@ -4,7 +4,8 @@ from apt_dense.mm.preflight.findings import MENDED, STOP, WARN, Rule
 EXPORT = 'Export the file again, or correct it'
 
 # ---- the file: nothing can be read from it ----
-FILE_MISSING = Rule('coco-file-missing', STOP, 'an annotation file that is not there', 'Put it there, or name yours')
+FILE_MISSING = Rule('coco-file-missing', STOP, 'an annotation file that is not there, or is a folder', 'Put it '
+                    'there, or name yours')
 UNREADABLE = Rule('coco-unreadable', STOP, 'a file that is not whole JSON text: a Git LFS pointer, a cut download, a '
                   'web page, an archive, another encoding', 'Fetch the file again')
 NOT_AN_OBJECT = Rule('coco-not-an-object', STOP, 'a list or a value instead of an object with images, annotations and '

@@ -7,6 +7,7 @@ from apt_dense.mm.preflight import (
     configs_classes,
     configs_evaluation,
     configs_keys,
+    configs_kinds,
     configs_loading,
     configs_metrics,
     configs_types,
@@ -14,8 +15,8 @@ from apt_dense.mm.preflight import (
 )
 from apt_dense.mm.preflight.findings import Finding
 
-MODULES = (configs_types, configs_keys, configs_classes, configs_metrics, configs_evaluation, configs_loading,
-           configs_unused)
+MODULES = (configs_kinds, configs_types, configs_keys, configs_classes, configs_metrics, configs_evaluation,
+           configs_loading, configs_unused)
 RULES = tuple(rule for module in MODULES for rule in module.RULES)
 
 
@@ -25,6 +26,10 @@ def check_config(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
     Args:
         splits: of 'train', 'val', 'test'; those that are None in the config are passed over.
     """
+    broken = {split: list(configs_kinds.check_kinds(cfg, split)) for split in splits}
+    for found in broken.values():
+        yield from found
+    splits = [split for split in splits if not broken[split]]  # what cannot be read cannot be checked further
     yield from configs_types.check_types(cfg, splits)
     yield from configs_keys.check_keys(cfg, splits)
     yield from configs_classes.check_classes(cfg, splits)

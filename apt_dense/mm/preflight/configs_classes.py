@@ -14,9 +14,6 @@ from apt_dense.mm.preflight.parts import Part, class_of, kind_of, leaf_datasets,
 COUNTS = Rule(
     'class-counts-differ', STOP, 'a head, label map or metric with another number of classes than the dataset',
     'Set both to the same number: one for each name in metainfo.classes')
-TEXT = Rule(
-    'classes-are-a-text', STOP, "metainfo.classes is a text, whose letters would be the classes",
-    "Write a tuple: classes=('bolt',) with the comma, or name a file that lists one class a line")
 TWICE = Rule('class-twice', STOP, 'a name that stands twice in metainfo.classes', 'Give each class a name of its own')
 CAPITALS = Rule(
     'metainfo-in-capitals', STOP, "metainfo's CLASSES or PALETTE, which nobody reads: the dataset type's own are taken",
@@ -40,7 +37,7 @@ ONE_CHANNEL = Rule(
 UNNAMED = Rule(
     'no-classes', STOP, 'a dataset without names of classes, which metrics need',
     "Set metainfo=dict(classes=('a', ...))")
-RULES = (COUNTS, TEXT, TWICE, CAPITALS, PALETTE, ORDER, NAMES, REDUCE, ONE_CHANNEL, UNNAMED)
+RULES = (COUNTS, TWICE, CAPITALS, PALETTE, ORDER, NAMES, REDUCE, ONE_CHANNEL, UNNAMED)
 
 HEADS = ('bbox_head', 'mask_head', 'decode_head', 'auxiliary_head', 'point_head', 'mask_iou_head')
 # Parts whose num_classes is a count of something else: of objectness, of the data that a backbone was trained with.
@@ -115,8 +112,6 @@ def _check_metainfo(dataset: Part, cfg: Config) -> Iterator[Finding]:
         if name in metainfo and name.lower() not in metainfo:
             yield Finding(CAPITALS, f'{key}.metainfo', f'{name} is given, {name.lower()} was wanted')
     given = metainfo.get('classes')
-    if isinstance(given, str) and not os.path.isfile(given):
-        yield Finding(TEXT, f'{key}.metainfo.classes', f'got the text {given!r}, which is no file either')
     if isinstance(given, (list, tuple)):
         repeated = sorted({str(name) for name in given if list(given).count(name) > 1})
         if repeated:

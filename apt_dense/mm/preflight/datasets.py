@@ -41,7 +41,8 @@ def metrics_of(cfg: Config, split: str) -> Iterator[Source]:
 
 def is_remote(settings: dict, *paths: str) -> bool:
     """True if files are not on this machine: another backend, or a scheme."""
-    backend = (settings.get('backend_args') or {}).get('backend', 'local')
+    backend_args = settings.get('backend_args')
+    backend = backend_args.get('backend', 'local') if isinstance(backend_args, dict) else 'local'
     return backend != 'local' or any('://' in path for path in (settings.get('data_root') or '', *paths))
 
 
@@ -59,14 +60,16 @@ def annotation_file(source: Source) -> str:
 def paths_of(cfg: Config, split: str) -> Iterator[str]:
     """Files and folders on this machine that a split's datasets and metrics read."""
     for source in datasets_of(cfg, split):
-        prefixes = (source.settings.get('data_prefix') or {}).values()
-        paths = (source.settings.get('ann_file'), *prefixes)
+        prefixes, root = source.settings.get('data_prefix'), source.settings.get('data_root')
+        if root is not None and not isinstance(root, str):  # configs_kinds tells
+            continue
+        paths = (source.settings.get('ann_file'), *(prefixes.values() if isinstance(prefixes, dict) else ()))
         for path in (joined(source.settings, path) for path in paths if isinstance(path, str) and path):
             if not is_remote(source.settings, path):
                 yield path
     for source in metrics_of(cfg, split):
         path = source.settings.get('ann_file')
-        if path and not is_remote(source.settings, path):
+        if isinstance(path, str) and path and not is_remote(source.settings, path):
             yield path
 
 

@@ -33,10 +33,13 @@ NO_PICTURE = Rule(
 LISTED = Rule(
     'listed-pictures-missing', STOP, 'pictures that ann_file lists and that do not exist',
     'ann_file has one name a line, without folder and suffix: correct it, img_suffix or data_prefix.img_path')
+FOLDER = Rule(
+    'list-is-a-folder', WARN, 'an ann_file that is a folder: all pictures are taken',
+    'Name the file that lists one picture a line, or leave ann_file out')
 SAME = Rule(
     'map-is-the-picture', STOP, 'pictures that are taken for their own label maps',
     'Give data_prefix.seg_map_path a folder of its own, or seg_map_suffix another end than img_suffix')
-FILE_RULES = (EMPTY, DROPPED, BESIDE, NO_MAP, NO_MAP_SKIPPED, NO_PICTURE, LISTED, SAME)
+FILE_RULES = (EMPTY, DROPPED, BESIDE, NO_MAP, NO_MAP_SKIPPED, NO_PICTURE, LISTED, FOLDER, SAME)
 
 
 def files_below(folder: str | None) -> list[str]:
@@ -65,6 +68,9 @@ def check_files(key: str, dataset: Any, samples: list[dict], wants_maps: bool, s
                           f'{len(absent)} do not exist: {listed(absent, 3)}')
         dropped = set()
     else:
+        if dataset.ann_file:
+            yield Finding(FOLDER, f'{key}.ann_file', f'{dataset.ann_file} is a folder, and {len(samples)} pictures are '
+                          f'taken from {folder}')
         names = _other_pictures(dataset, folder, map_folder)
         dropped = {name for name in names if _map_of(name, dataset.seg_map_suffix) in set(maps)}
         yield from _check_suffix(key, dataset, samples, folder, sorted(dropped), sorted(set(names) - dropped))

@@ -82,7 +82,9 @@ def _misfits(cfg: Config, key: str, value: Any) -> Iterator[str]:
             break
         node = node[int(part)] if isinstance(node, list) else node[part]
         passed.append(part)
-    if isinstance(value, str) and DICT.fullmatch(value):
+    if isinstance(node, dict) and parts[-1].isdigit() and not isinstance(value, dict):
+        yield f'{key}={value}: {key} is a dict, set an entry of it: {", ".join(f"{key}.{name}" for name in node)}'
+    elif isinstance(value, str) and DICT.fullmatch(value):
         yield f'{key}={value}: an option sets one value, write each entry as an option: {key}.NAME=VALUE'
 
 

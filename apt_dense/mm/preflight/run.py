@@ -15,6 +15,7 @@ from apt_dense.mm.data.coco_file import CocoFile
 from apt_dense.mm.preflight import cache
 from apt_dense.mm.preflight.coco import check_coco
 from apt_dense.mm.preflight.configs import check_config
+from apt_dense.mm.preflight.configs_kinds import check_kinds
 from apt_dense.mm.preflight.datasets import SPLITS, datasets_of, paths_of
 from apt_dense.mm.preflight.draw import is_semantic
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding, raise_if_stopped
@@ -53,6 +54,8 @@ def check(cfg: Config, needed: Sequence[str] = SPLITS, later: Sequence[str] = ()
     found: dict[tuple[str, str, str], Finding] = {}
     read = lru_cache(maxsize=1)(_read)  # train and val files need not be in memory at once
     for split in (*needed, *(split for split in SPLITS if split not in needed)):
+        if any(True for _ in check_kinds(cfg, split)):  # check_config tells
+            continue
         absent = next((path for path in paths_of(cfg, split) if not os.path.exists(path)), None)
         if split not in needed and absent:
             report.counts.append(f'{split}: {absent} is not there, passed over')

@@ -73,6 +73,8 @@ def test_all_mistakes_are_named_at_once():
     ('train_dataloader.dataset.pipeline.99.prob=1', 'Index 99 exceeds the length of the list train_dataloader.dataset'),
     ('val_dataloader.dataset.pipeline.1.scale.0=9', 'is a tuple, give it whole: '
      'val_dataloader.dataset.pipeline.1.scale="[1536,1536]"'),
+    ('val_dataloader.dataset.pipeline.0=LoadImageFromFile', 'val_dataloader.dataset.pipeline.0 is a dict, set an entry '
+     'of it: val_dataloader.dataset.pipeline.0.type'),
     ('optim_wrapper.clip_grad=dict(max_norm=1.0)', 'write each entry as an option: optim_wrapper.clip_grad.NAME=VALUE'),
     ('optim_wrapper.clip_grad={"max_norm": 1}', 'write each entry as an option'),
 ])

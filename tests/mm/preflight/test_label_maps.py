@@ -250,6 +250,12 @@ def test_pictures_without_a_map_that_are_skipped(root):
     assert list(found(cfg, 'val')) == ['pictures-without-map']
 
 
+def test_a_list_that_is_a_folder(root):
+    (root / 'lists').mkdir()
+    messages = found(config(root, ann_file='lists'))
+    assert list(messages) == ['list-is-a-folder'] and 'lists is a folder, and 3 pictures are' in str(messages)
+
+
 def test_a_list_of_names(root):
     (root / 'train.txt').write_text('a\nb\n')
     assert found(config(root, ann_file='train.txt')) == {}  # the rest of the folder is another split
