@@ -5,6 +5,7 @@ from math import isfinite
 from typing import Any
 
 from apt_dense.mm.data import coco_masks
+from apt_dense.mm.data.box_survey import BoxSurvey
 from apt_dense.mm.data.coco_file import CocoFile
 from apt_dense.mm.preflight import coco_rules as rules
 from apt_dense.mm.preflight.findings import Finding, Rule
@@ -85,7 +86,7 @@ class Survey:
         self.num_objects = self.num_crowds = 0
         self.images_with_objects: set = set()
         self.images_annotated: set = set()
-        self._boxes: Counter[str] = Counter()
+        self._boxes = BoxSurvey()
         self._beside = Tally(file.name)
         for annotation in file.annotations:
             if not annotation.get('ignore'):
@@ -97,7 +98,8 @@ class Survey:
         if image is not None and annotation.get('category_id') in self.wanted:
             self.seen[annotation['category_id']] += 1
             self.images_annotated.add(image['id'])
-            self._note_box(annotation, image)
+            if _is_box(annotation.get('bbox')):
+                self._boxes.add(annotation['bbox'], image)
         if problem is None or (self.scored and problem[0] not in rules.UNUSABLE):
             if image is not None and annotation.get('category_id') in self.wanted:
                 self.good[annotation['category_id']] += 1
@@ -152,18 +154,6 @@ class Survey:
                              annotation['bbox'], mask.bounds[:2], mask.bounds[2:])
         return None
 
-    def _note_box(self, annotation: dict, image: dict) -> None:
-        box = annotation.get('bbox')
-        if not _is_box(box):
-            return
-        x, y, width, height = box
-        boxes = self._boxes
-        boxes['all'] += 1
-        boxes['ordered'] += width > x and height > y
-        boxes['inside as corners'] += 0 <= x < width <= image['width'] and 0 <= y < height <= image['height']
-        boxes['leaving'] += x + width > image['width'] + 1 or y + height > image['height'] + 1
-        boxes['fractions'] += min(box) >= 0 and max(box) <= 1 and min(image['width'], image['height']) > 2
-
     # ---- what is left ----
     def describe_losses(self) -> str:
         """Numbers of annotations by what is wrong with them."""
@@ -204,16 +194,7 @@ class Survey:
 
     def suspicions(self) -> Iterator[Finding]:
         """What is suspicious in the annotations as a whole."""
-        boxes, total = self._boxes, self._boxes['all']
-        if total and boxes['fractions'] >= 0.9 * total:
-            yield Finding(rules.FRACTIONS, self.file.name,
-                          f'{boxes["fractions"]} of {total} boxes have all four numbers between 0 and 1')
-        elif total and boxes['leaving'] and (boxes['leaving'] >= 0.5 * total or (
-                boxes['ordered'] == total and boxes['inside as corners'] == total and boxes['leaving'] >= 0.1 * total)):
-            yield Finding(rules.CORNERS, self.file.name,
-                          f'{boxes["leaving"]} of {total} boxes leave their image; of {boxes["ordered"]} the third '
-                          'number is larger than the first and the fourth than the second; read as two corners, '
-                          f'{boxes["inside as corners"]} lie inside')
+        yield from self._boxes.suspicions(self.file.name)
         yield from self._beside.findings()
         empty = [self.categories[number] for number in self.wanted if not self.seen[number]]
         if empty and self.file.has_annotations and self.file.annotations:
