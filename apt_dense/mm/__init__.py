@@ -11,7 +11,7 @@ with from_extra('mm'):
     from apt_dense.mm.data import samplers
     from apt_dense.mm.fault_tolerance import bad_data
     from apt_dense.mm.models import core_modules
-    from apt_dense.mm.training import fsdp, hooks, layer_decay, sync_bn, warm_thresholds
+    from apt_dense.mm.training import fsdp, hooks, layer_decay, log_patches, sync_bn, warm_thresholds
 
 __all__ = ['bad_data', 'compat', 'core_modules', 'fault_tolerance', 'fsdp', 'hooks', 'layer_decay', 'loading',
-           'samplers', 'sync_bn', 'warm_thresholds']
+           'log_patches', 'samplers', 'sync_bn', 'warm_thresholds']

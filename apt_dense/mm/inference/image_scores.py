@@ -23,9 +23,9 @@ def image_scores(evaluation: Evaluation, min_score: float = 0.3) -> list[float]:
     """The score of each image in an evaluation that has been made, in its order.
 
     Detection: F1 of the boxes, of the masks where the metric has no boxes, with a score from ``min_score`` on: twice
-    the matched ones over predicted and true ones, at IoU 0.5, by COCOeval's matching, where crowds count for nothing.
-    An image with neither scores 1.  Segmentation: the mean of the IoUs of the classes that occur in truth or
-    prediction; an image whose truth is all ignored scores 1.
+    the matched ones over predicted and true ones, at IoU 0.5, by COCOeval's matching.  Crowds count for nothing.  An
+    image with neither scores 1.  Segmentation: the mean of the IoUs of the classes that occur in truth or prediction;
+    an image whose truth is all ignored scores 1.
 
     Raises:
         DataError: if no metric of the evaluator is one of COCO's or a mean IoU.

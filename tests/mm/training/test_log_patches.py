@@ -1,0 +1,90 @@
+"""LogPatchesHook: what stands in the backends after validations, and that the training is the same."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from apt_dense.calibration.images import PATCH_COLOURS
+from apt_dense.mm.errors import LaunchError
+from apt_dense.mm.training.log_patches import LogPatchesHook, draw_bars
+from tests.mm.conftest import point_to
+from tests.mm.models import test_seg
+
+
+def config(task, tiny_config, coco_root, tmp_path, **options):
+    if task == 'det':
+        cfg = point_to(tiny_config(), coco_root, tmp_path / 'work', max_iters=6)
+    else:
+        scenes = test_seg.write_scenes(tmp_path / 'scenes', [(128, 128), (150, 211), (99, 75), (96, 200)])
+        cfg = test_seg.point_to(test_seg.tiny(), scenes, tmp_path / 'work', max_iters=6)
+    cfg.train_cfg.val_interval = 2
+    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+    if options.pop('hook', True):
+        cfg.custom_hooks = [*cfg.custom_hooks, dict(type='LogPatchesHook', **options)]
+    return cfg
+
+
+def train(cfg):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+    return runner
+
+
+@pytest.mark.parametrize('task', ['det', 'seg'])
+def test_what_is_logged(task, tiny_config, coco_root, tmp_path):
+    """Three validations, of which the first and the third are logged, of two images."""
+    options = dict(pred_score_thr=0.0) if task == 'det' else {}
+    train(config(task, tiny_config, coco_root, tmp_path, num_images=2, interval=2, **options))
+    pictures = {path.name for path in (tmp_path / 'work').rglob('vis_image/*.png')}
+    wanted = {f'{name}_{step}.png' for name in ('patches_0', 'patches_1', 'predictions_0', 'predictions_1',
+                                                'tokens_by_size') for step in (2, 6)}
+    assert wanted <= pictures and not any(name.endswith('_4.png') and 'val_img' not in name for name in pictures)
+    (folder,) = {path.parent for path in (tmp_path / 'work').rglob('tokens_by_size_2.png')}
+    first, second = (np.asarray(Image.open(folder / f'patches_{number}_2.png')) for number in range(2))
+    assert first.shape != second.shape or (first != second).any()
+    (scalars,) = (tmp_path / 'work').rglob('vis_data/scalars.json')
+    lines = [json.loads(line) for line in Path(scalars).read_text().splitlines()]
+    shares = [[line[f'val_tokens_{side}px'] for side in (16, 32, 64)] for line in lines if 'val_tokens_16px' in line]
+    assert len(shares) >= 2 and all(sum(share) == pytest.approx(1) and min(share) >= 0 for share in shares)
+    (events,) = (tmp_path / 'work').rglob('events.out*')
+    accumulator = EventAccumulator(str(events), size_guidance=dict(images=0)).Reload()
+    assert [event.step for event in accumulator.Images('patches_1')] == [2, 6]
+
+
+def test_the_training_is_the_same(tiny_config, coco_root, tmp_path):
+    weights = []
+    for hook in (True, False):
+        (tmp_path / str(hook)).mkdir()
+        cfg = config('det', tiny_config, coco_root, tmp_path / str(hook), hook=hook)
+        cfg.randomness = dict(seed=3)
+        weights.append(train(cfg).model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_dense_model_has_grids_without_scores(coco_root, tmp_path, tiny_config):
+    cfg = point_to(tiny_config('eva02_ti_demo_det'), coco_root, tmp_path / 'work')
+    cfg.custom_hooks = [*cfg.custom_hooks, dict(type='LogPatchesHook', num_images=1)]
+    runner = train(cfg)
+    assert runner.message_hub.get_scalar('val/val_tokens_16px').current() == 1
+    assert list((tmp_path / 'work').rglob('vis_image/patches_0_2.png'))
+
+
+def test_bars():
+    """The colours of the patches, as high as their shares."""
+    picture = draw_bars([0.25, 0.75, 0.0], 16)
+    heights = [(picture == tuple(int(colour[place:place + 2], 16) for place in (1, 3, 5))).all(-1).sum(0).max()
+               for colour in PATCH_COLOURS[1:3]]
+    assert heights[0] == pytest.approx(0.75 * (220 - 52), abs=2) and heights[1] <= 1
+
+
+@pytest.mark.parametrize('options', [dict(num_images=0), dict(interval=0.5)])
+def test_what_is_refused(options):
+    with pytest.raises(LaunchError, match='LogPatchesHook: .*must be a whole number from 1 on'):
+        LogPatchesHook(**options)
