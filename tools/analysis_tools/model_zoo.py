@@ -1,0 +1,133 @@
+#!/usr/bin/env python
+"""Write the table of docs/model_zoo.md: a row for each config, computed from the config.
+
+    python tools/analysis_tools/model_zoo.py            # write it
+    python tools/analysis_tools/model_zoo.py --check    # status 1 if the page has another
+
+Parameters are those of the model, which is built without memory.  Multiply-adds are the backbone's, exact for a layout
+that keeps the wanted share of one input: the square of a detector, a window of a segmentor.  Memory is that of
+docs/memory.md, if it has the config.  What is published is a fact of the papers and model cards, and stands here.
+"""
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from apt_dense.benchmark.inputs import synthetic_scales
+from apt_dense.benchmark.report import rewrite
+from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.flops import multiply_adds
+from apt_dense.core.layout import TokenLayout
+from apt_dense.extras import from_extra
+
+with from_extra('mm'):
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, DefaultScope
+
+    import apt_dense.mm  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / 'docs/model_zoo.md'
+KEPT = (1.0, 0.7, 0.5)
+# Dense and APT (short fine-tuning): box mAP on COCO, mIoU on ADE20K.  The dense figures are those of EVA-02's model
+# cards, the others of the APT paper, which has none for the base model on ADE20K.
+PUBLISHED = {
+    'b_coco': ('58.93', '58.79'), 'l_coco': ('62.28', '62.07'),
+    'b_ade20k_512': ('55.25', None), 'l_ade20k_512': ('59.77', '59.70'), 'l_ade20k_640': ('60.05', '60.01'),
+}
+KINDS = {'': 'short, added parameters', 'entire': 'short, entire model', 'full': 'full, from pre-training',
+         '24gb': 'short, on 24 GB'}
+HEADINGS = ('config', 'training', 'px', 'parameters', 'trained', 'published', 'G multiply-adds at 1', '0.7', '0.5',
+            'GB, 1 image')
+
+
+class Row(NamedTuple):
+    """One config: what stands in its name."""
+    path: Path
+    apt: bool
+    model: str
+    kind: str
+
+    @classmethod
+    def of(cls, path: Path) -> 'Row | None':
+        """None for the demos' configs."""
+        found = re.fullmatch(rf'(apt_)?eva02_({"|".join(PUBLISHED)})(?:_(\w+))?', path.stem)
+        return found and cls(path, bool(found[1]), found[2], found[3] or '')
+
+    @property
+    def training(self) -> str:
+        return KINDS[self.kind] if self.apt else 'dense twin'
+
+    @property
+    def published(self) -> str:
+        """Nothing for what the papers do not have: they fine-tune for the short time, at the official size."""
+        value = None if self.kind in ('full', '24gb') else PUBLISHED[self.model][self.apt]
+        return '' if value is None else f'{value} {"mAP" if "coco" in self.model else "mIoU"}'
+
+
+def rows() -> Iterator[Row]:
+    """Of all configs: by model, the dense twin first."""
+    found = filter(None, map(Row.of, (ROOT / 'configs').glob('*.py')))
+    yield from sorted(found, key=lambda row: (list(PUBLISHED).index(row.model), row.apt, list(KINDS).index(row.kind)))
+
+
+def count_multiply_adds(backbone: APTEVA02, size_px: int, kept: float) -> int:
+    """Of one square input of which a share of the tokens is kept, padding and class token included."""
+    side = size_px // backbone.patch_size
+    scales = synthetic_scales(kept, side, side, backbone.num_scales)[None]
+    layout = TokenLayout.from_scales(scales, backbone.window_size, backbone.num_scales, backbone.cls_token is not None)
+    return multiply_adds(backbone, layout).total
+
+
+def memory_of(config: str, size_px: int, with_cp: bool, page: str) -> str:
+    """One image in docs/memory.md's table at that size, with or without with_cp; '' if it has no such row."""
+    row = re.search(rf'^\| `{config}\.py`[^|]*\| {size_px} \|.*', page, re.MULTILINE)
+    if row is None:
+        return ''
+    columns = [column.strip() for column in row[0].strip('| ').split('|')]
+    return columns[-1].split(',')[0] if with_cp else columns[5]
+
+
+def cells_of(row: Row, memory_page: str) -> list[str]:
+    """The texts of a row."""
+    cfg = Config.fromfile(row.path)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    size_px = cfg.model.backbone.img_size
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    counts = [f'{count_multiply_adds(model.backbone, size_px, kept) / 1e9:.0f}' if row.apt or kept == 1 else ''
+              for kept in KEPT]
+    return [f'`{row.path.name}`', row.training, str(size_px), f'{sum(sizes) / 1e6:.1f} M', f'{trained / 1e6:.1f} M',
+            row.published, *counts,
+            memory_of(row.path.stem, size_px, model.backbone.with_cp, memory_page)]
+
+
+def table() -> str:
+    """The page's table, in Markdown."""
+    memory_page = (ROOT / 'docs/memory.md').read_text(encoding='utf-8')
+    lines = [HEADINGS, ['---'] * 2 + ['---:'] * (len(HEADINGS) - 2)]
+    lines += [cells_of(row, memory_page) for row in rows()]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--check', action='store_true', help='write nothing; status 1 if the page has another table')
+    args = parser.parse_args(arguments)
+    old = PAGE.read_text(encoding='utf-8')
+    new = rewrite(old, 'zoo', table())
+    if args.check:
+        print(f'{PAGE}: {"as computed" if new == old else "another table than is computed: run this without --check"}')
+        return int(new != old)
+    PAGE.write_text(new, encoding='utf-8')
+    print(f'{PAGE}: written')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
