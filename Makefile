@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 WORK_DIRS ?= work_dirs
 DATA ?= data/demo
 
-.PHONY: help setup data demo demo-dense demo-seg demo-seg-dense test package benchmark lint clean
+.PHONY: help setup data demo demo-dense demo-seg demo-seg-dense test package benchmark docs tutorial lint clean
 
 help:
 	@echo 'make demo        install, make the demo dataset, train and evaluate the small APT detector, draw pictures'
@@ -15,6 +15,8 @@ help:
 	@echo 'make benchmark   measure what docs/benchmarks.md reports, and write its tables'
 	@echo 'make setup       install what is missing into $(VENV); MMCV=compiled compiles the operators of mmcv too,'
 	@echo '                 OPENMMLAB=onedl takes the maintained forks: docs/get_started.md'
+	@echo 'make docs        install mkdocs too, build the documentation into build/site, check its links'
+	@echo 'make tutorial    execute docs/tutorial.ipynb into build/tutorial'
 	@echo 'make clean       remove the demo runs and the demo dataset'
 
 setup:
@@ -37,6 +39,17 @@ demo-seg-dense: data
 
 benchmark: setup
 	@$(PY) tools/benchmark/benchmark_docs.py
+
+# What only these two need is of no use to the tests, and does not disturb them.
+$(VENV)/.docs_installed: requirements-docs.txt | setup
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
+docs: setup $(VENV)/.docs_installed
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
+
+tutorial: setup $(VENV)/.docs_installed
+	@$(PY) tools/docs/run_tutorial.py
 
 lint: setup
 	@$(PY) -m ruff check .
