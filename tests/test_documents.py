@@ -1,4 +1,5 @@
 """The documents' links, paths and commands name what exists."""
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from apt_dense.cli import COMMANDS
 from tests.locations import ROOT
 
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md', *sorted(ROOT.glob('docs/**/*.md'))]
@@ -87,12 +89,15 @@ def shell_lines(text: str) -> list[str]:
     """The commands of a document: the lines of its shell blocks, and what running text quotes."""
     blocks = re.findall(r'(?ms)^```bash\n(.*?)^```', text)
     lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
-    return [*lines, *re.findall(r'`((?:python|make) [^`\n]*)`', text)]
+    return [*lines, *re.findall(r'`((?:python|make|apt-dense) [^`\n]*)`', text)]
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words after 'python' of each call of a script or of a module of the package."""
+    """The words after 'python' of each call of a script or of a module of the package; `apt-dense X` calls one too."""
     for line in shell_lines(text):
+        command = re.match(r'apt-dense ([a-z]+)(.*)', re.sub(r'\s#.*', '', line))
+        if command:
+            yield [f'tools/{COMMANDS[command[1]][0]}', *shlex.split(command[2])]
         found = re.search(r'\bpython ((?:tools/|-m apt_dense).*)', re.sub(r'\s#.*', '', line))
         if found:
             yield shlex.split(found[1])
@@ -115,12 +120,27 @@ def test_make_targets():
     assert named and named <= targets
 
 
-def test_the_ten_lines_of_the_readme(tmp_path, monkeypatch, capsys):
-    code = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(encoding='utf-8'), re.DOTALL)[1]
+def test_ten_lines_without_a_checkpoint(tmp_path, monkeypatch, capsys):
+    text = (ROOT / 'docs/using.md').read_text(encoding='utf-8').partition('## Ten lines')[2]
+    code = re.search(r'```python\n(.*?)```', text, re.DOTALL)[1]
     assert len(code.splitlines()) <= 10
     Image.linear_gradient('L').convert('RGB').save(tmp_path / 'photo.jpg')
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, 'README.md', 'exec'), {})
+    exec(compile(code, 'using.md', 'exec'), {})
     shape, tokens = capsys.readouterr().out.splitlines()
     assert shape == re.search(r'# (torch\.Size.*)', code)[1]
     assert re.fullmatch(r'\d+ tokens in place of 4096', tokens)
+
+
+def test_the_tutorial_is_kept_without_results():
+    """... which would grow the repository, and whose links and paths hold too."""
+    path = ROOT / 'docs/tutorial.ipynb'
+    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    code = [cell for cell in cells if cell['cell_type'] == 'code']
+    assert len(code) > 5 and not any(cell['outputs'] or cell['execution_count'] for cell in code)
+    texts = ''.join(''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown')
+    links = re.findall(r'\]\(([^)\s]+)\)', texts)
+    assert links
+    for file, _, anchor in (target.partition('#') for target in links):
+        assert not anchor or anchor in anchors(path.parent / file), f'{file}#{anchor}'
+        assert (path.parent / file).is_file(), file

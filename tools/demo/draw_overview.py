@@ -3,7 +3,7 @@
 
     python tools/demo/draw_overview.py
 
-The model is that of the README's ten lines of Python: EVA-02-S with random weights, so the feature map's colours show
+The model is that of the ten lines of docs/using.md: EVA-02-S with random weights, so the feature map's colours show
 which cells are alike in the input, and nothing that was learnt.
 """
 import argparse
