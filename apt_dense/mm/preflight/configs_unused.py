@@ -18,6 +18,7 @@ UNREAD = Rule(
     'setting-nobody-reads', WARN, 'a top-level name that no other line uses and no tool reads',
     'Correct its name, or take it out')
 RULES = (OVERRIDDEN, UNREAD)
+CUSTOMARY = ('train_pipeline', 'val_pipeline', 'test_pipeline')  # whatever they are like: other lines use them
 
 
 def check_unused(cfg: Config) -> Iterator[Finding]:
@@ -45,7 +46,7 @@ def _unused(name: str, source: Source, inherited: bool, cfg: Config) -> Iterator
             yield Finding(OVERRIDDEN, where,
                           f'no line of this file uses it, and what the base made of its own stays in {listed(places)}')
         return
-    nearest = difflib.get_close_matches(name, root_keys(), 2, 0.8)
+    nearest = [] if name in CUSTOMARY else difflib.get_close_matches(name, root_keys(), 2, 0.8)
     # A base may offer names that not every child uses; a config that was dumped has names that no line uses.
     offered = inherited or not source.bases
     if equal_places(cfg[name], cfg) or offered and not nearest:

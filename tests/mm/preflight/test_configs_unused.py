@@ -75,6 +75,15 @@ def test_a_dumped_config_has_every_name(tmp_path):
         assert list(check_unused(Config.fromfile(tmp_path / 'dump.py'))) == []
 
 
+def test_a_dumped_config_that_was_changed(tmp_path):
+    """Its train_pipeline is no mistyped tta_pipeline."""
+    cfg = Config.fromfile(CONFIGS / 'apt_eva02_ti_demo_det.py')
+    for split in ('train', 'test'):
+        cfg[f'{split}_dataloader'].dataset.pipeline[0].to_float32 = True
+    cfg.dump(tmp_path / 'dump.py')
+    assert list(check_unused(Config.fromfile(tmp_path / 'dump.py'))) == []
+
+
 def test_other_configs_are_passed_over(tmp_path):
     assert list(check_unused(Config(dict(image_size=3)))) == []
     (tmp_path / 'c.json').write_text('{"image_size": 3}')
