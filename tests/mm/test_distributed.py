@@ -1,4 +1,5 @@
 """Training with two real processes on CPUs, started as a user does."""
+import json
 import multiprocessing
 import os
 import re
@@ -141,3 +142,25 @@ def test_a_rank_that_fails_alone_says_so(tmp_path):
     rank.join(60)
     assert rank.exitcode == 2
     assert (tmp_path / 'log').read_text().startswith('error: rank 1: dataset files are missing:\n  /no.json: ')
+
+
+def test_what_the_preflight_of_rank_0_finds_stops_both(tiny_config, coco_root, tmp_path):
+    """Rank 0 checks; the other ends with it, and says where to read why."""
+    path = coco_root / 'annotations/instances_train.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0]['bbox'][0] = float('nan')
+    path.write_text(json.dumps(content))
+    point_to(tiny_config(), coco_root, tmp_path / 'work').dump(tmp_path / 'config.py')
+    log = tmp_path / 'log'
+    assert run_both(log, tmp_path / 'config.py') == [2, 2], log.read_text()[-2000:]
+    assert log.read_text().count('[coco-box-not-finite]') == 1 and 'error: rank 0: ' in log.read_text()
+    assert 'error: rank 1: ' in log.read_text() and 'rank 0' in log.read_text().partition('error: rank 1: ')[2]
+
+
+def test_both_ranks_start_where_the_preflight_only_warns(tiny_config, coco_root, tmp_path):
+    cfg = point_to(tiny_config(), coco_root, tmp_path / 'work')
+    cfg.model.test_cfg.rcnn.scoer_thr = 0.1
+    cfg.dump(tmp_path / 'config.py')
+    log = tmp_path / 'log'
+    assert run_both(log, tmp_path / 'config.py') == [0, 0], log.read_text()[-2000:]
+    assert log.read_text().count('preflight: model.test_cfg.rcnn.scoer_thr: nothing reads it') == 1
