@@ -72,7 +72,9 @@ def load_checkpoints_safely() -> None:
 
     Concerns training, resuming, testing, and the packages' init_detector, init_model and inferencers, which all load
     through CheckpointLoader.  Without it mmengine leaves the choice to torch, whose default is unsafe before 2.6 and
-    for addresses (torch.hub) on every version; onedl-mmengine loads a refused file again with weights_only=False.
+    for addresses (torch.hub) on every version.  onedl-mmengine has a loader of its own, which allows the builtin
+    getattr, through which a checkpoint reaches everything, takes what both allow from the list again, and loads a
+    refused file a second time with weights_only=False: torch.load takes its place.
 
     The text under meta['config'], of mmengine's early days, is left out: on resuming, mmengine would execute it as
     Python to learn the number of GPUs.
@@ -93,6 +95,13 @@ def load_checkpoints_safely() -> None:
         return load_checkpoint
 
     replace_once(mmengine.runner.checkpoint.CheckpointLoader, 'load_checkpoint', make, static=True)
+    if hasattr(mmengine.runner.checkpoint, '_safe_torch_load'):  # onedl-mmengine
+        replace_once(mmengine.runner.checkpoint, '_safe_torch_load', lambda original: _load_with_torch)
+
+
+def _load_with_torch(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+    """torch.load, with the arguments of onedl-mmengine's loader."""
+    return torch.load(file, map_location=map_location, weights_only=weights_only is not False)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import pickle
 import shutil
 import zipfile
 
+import mmengine.runner.checkpoint
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmseg.apis import init_model
 from torch import nn
 
+from apt_dense.mm import compat
 from tests.mm.compat.toys import Toy, train_toy
 
 NUMPY_TYPES = '?bhilqBHILQefd'
@@ -189,3 +191,20 @@ def test_no_way_of_loading_runs_code(load, attack, monkeypatch, tmp_path):
     torch.save({'state_dict': Toy().state_dict(), 'meta': {'dataset_meta': {'classes': ('a',)}}}, path)
     assert load(path, monkeypatch, tmp_path / 'good')  # the same way takes a good one
     assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
+
+
+def test_a_loader_that_allows_getattr_is_replaced(attack, monkeypatch, tmp_path):
+    """As onedl-mmengine's, which also takes HistoryBuffer from torch's list again."""
+
+    def load_with_own_list(file, map_location=None, weights_only=None):
+        with torch.serialization.safe_globals([getattr, HistoryBuffer]):
+            return torch.load(file, map_location=map_location, weights_only=True)
+
+    path, marker, refusal = attack
+    monkeypatch.setattr(mmengine.runner.checkpoint, '_safe_torch_load', load_with_own_list, raising=False)
+    compat.apply()
+    before = set(torch.serialization.get_safe_globals())
+    with pytest.raises(pickle.UnpicklingError, match=refusal):
+        mmengine.runner.checkpoint._safe_torch_load(path, map_location='cpu')
+    assert not marker.exists()
+    assert set(torch.serialization.get_safe_globals()) == before
