@@ -60,7 +60,8 @@ class BoxSurvey:
         self.ordered += width > x and height > y
         self.inside += 0 <= x < width <= image_width and 0 <= y < height <= image_height
         self.leaving += x + width > image_width + 1 or y + height > image_height + 1
-        self.fractions += min(box) >= 0 and max(box) <= 1 and min(image_width, image_height) > 2
+        self.fractions += (min(x, y) >= 0 and min(width, height) > 0 and max(box) <= 1 and
+                           min(image_width, image_height) > 2)
         if self.ordered == self.total:  # else they are no corners
             self.columns.add(x / image_width, width / image_width)
             self.rows.add(y / image_height, height / image_height)

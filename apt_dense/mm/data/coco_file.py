@@ -162,9 +162,11 @@ class CocoFile:
                 if flag is None or type(flag) is str:  # True and 1.0 are 1 for everybody
                     tally.add(rules.ISCROWD if flag is None else rules.ISCROWD_TEXT, 'annotation {}, {!r}',
                               annotation.get('id'), flag)
-        segmentation = annotation.get('segmentation')
+        segmentation = given = annotation.get('segmentation')
         if type(segmentation) is list and segmentation:
             segmentation = annotation['segmentation'] = self._mend_polygons(segmentation, annotation)
+        if given is not None and not segmentation:
+            annotation.setdefault('unreadable', {})['segmentation'] = given
         if type(annotation.get('area')) not in (int, float):
             area = coco_masks.area_of(segmentation)
             if area is None:

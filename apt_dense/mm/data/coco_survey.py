@@ -143,7 +143,8 @@ class Survey:
     def _mask_problem(self, annotation: dict, image: dict) -> tuple[Rule, str] | None:
         mask = coco_masks.describe(annotation.get('segmentation'))
         if mask is None:
-            return rules.NO_MASK, f'segmentation {annotation.get("segmentation", "is missing")}'
+            given = annotation.get('unreadable', {}).get('segmentation')
+            return rules.NO_MASK, 'segmentation is missing' if given is None else f'segmentation is {str(given)[:60]}'
         if mask.size not in (None, (image['height'], image['width'])):
             return rules.MASK_SIZE, (f'a mask of {mask.size[1]}x{mask.size[0]} px in an image of {image["width"]}x'
                                      f'{image["height"]} px')

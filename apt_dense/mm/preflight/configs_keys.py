@@ -42,7 +42,7 @@ def check_keys(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
 def _finding(key: str, name: str, node: dict, known: set[str] | None, cfg: Config) -> Finding:
     kinds = kinds_at(key, node, cfg) if node.get('type') else []
     dropped = any(drops_others(kind) for kind in kinds)
-    named = known or (set(node) - {name} if key == 'default_hooks' else SUGGESTED.get(key.rpartition('.')[2], set()))
+    named = known or set(node) - {name} | SUGGESTED.get(key.rpartition('.')[2], set())
     near = difflib.get_close_matches(name, named, 3, 0.7)
     certain = (known is not None or key == 'default_hooks') and key not in UNREAD_PLACES and not (
         key.startswith('tta_') or is_below_own_class(key.rpartition('.')[0], cfg) or

@@ -40,7 +40,7 @@ OF_METRICS = {name: OF_DATASETS[name] for name in ('ann_file', 'backend_args')}
 OF_LOADERS: dict[str, tuple[tuple[type, ...], str]] = {
     'batch_size': ((Integral,), 'a whole number: batch_size=2'),
     'num_workers': ((Integral,), 'a whole number: num_workers=2'),
-    'dataset': ((dict,), "a dict: dataset=dict(type='CheckedCocoDataset', ...)"),
+    'dataset': ((dict, *LISTS), "a dict: dataset=dict(type='CheckedCocoDataset', ...)"),
 }
 
 

@@ -49,7 +49,9 @@ def _unused(name: str, source: Source, inherited: bool, cfg: Config) -> Iterator
     nearest = [] if name in CUSTOMARY else difflib.get_close_matches(name, root_keys(), 2, 0.8)
     # A base may offer names that not every child uses; a config that was dumped has names that no line uses.
     offered = inherited or not source.bases
-    if equal_places(cfg[name], cfg) or offered and not nearest:
+    # Of True there are many, which says nothing.
+    spread = not isinstance(cfg[name], bool | None) and equal_places(cfg[name], cfg)
+    if spread or offered and not nearest:
         return
     hint = f'; nearest: {", ".join(nearest)}' if nearest else ''
     yield Finding(UNREAD, where, f'no line uses it, and nothing reads it{hint}')

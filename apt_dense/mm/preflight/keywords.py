@@ -20,11 +20,13 @@ class Uses(NamedTuple):
         types: its own arguments that name a type to which they go: ``dict(type=resize_type, **kwargs)``.
         parents: they go to the constructors of the classes that follow this one: the class itself, for
             ``super().__init__``; None if they do not.
+        refused: they go to something else that takes no others.
         dropped: what has another name is lost without an error.
     """
     names: frozenset[str] = frozenset()
     types: frozenset[str] = frozenset()
     parents: type | None = None
+    refused: bool = False
     dropped: bool = False
 
 
@@ -92,7 +94,7 @@ def _own_uses(function: Callable, base: Any, kind: Any) -> Uses | None:
     if collected is None or function is nn.Module.__init__:
         return Uses(frozenset(names))
     uses = _uses(function, collected, base, kind)
-    return uses and uses._replace(names=uses.names | names, dropped=uses.parents is None and not uses.types)
+    return uses and uses._replace(names=uses.names | names, dropped=uses == Uses(uses.names))
 
 
 def _old_names(function: Callable) -> set[str]:
@@ -116,7 +118,8 @@ def _uses(function: Callable, collected: str, base: Any, owner: Any) -> Uses | N
 
 
 def _joined(first: Uses, second: Uses | None) -> Uses | None:
-    return second and Uses(first.names | second.names, first.types | second.types, first.parents or second.parents)
+    return second and Uses(first.names | second.names, first.types | second.types, first.parents or second.parents,
+                           first.refused or second.refused)
 
 
 def _paths_to(function: Callable, wanted: Callable[[ast.AST], bool]) -> Iterator[list[ast.AST]]:
@@ -168,7 +171,7 @@ def _handed_on(call: ast.Call, function: Callable, base: Any, owner: Any) -> Use
     taken = [_taken(target) for target in targets]
     if not targets or None in taken:
         return None
-    return Uses(frozenset().union(*(uses.names for uses in taken)))
+    return Uses(frozenset().union(*(uses.names for uses in taken)), refused=not any(uses.dropped for uses in taken))
 
 
 def _to_parents(node: ast.AST, function: Callable, base: Any) -> Uses | None:

@@ -100,6 +100,12 @@ def test_the_numbers_are_said():
     assert 'rise together (correlation 1.00 and 1.00)' in finding.got
 
 
+def test_boxes_without_area_are_no_fractions():
+    boxes = [[index % 2, 1, 0, 0] for index in range(9)]
+    assert rules_of(boxes, [(64, 48)] * 9) == []
+    assert rules_of([[0.1, 0.2, 0.3, 0.4]] * 9, [(64, 48)] * 9) == ['coco-boxes-as-fractions']
+
+
 def test_correlation_is_pearsons():
     rng = np.random.default_rng(0)
     first = rng.normal(5, 2, 100)

@@ -33,7 +33,8 @@ def found(tmp_path: Path, code: str, base: str = 'eva02_ti_demo_det', splits=SPL
     ('val_cfg = dict(fp61=True)', 'val_cfg.fp61', 'nearest: fp16'),
     ('val_evaluator = dict(classwize=True)', 'val_evaluator.classwize', 'nearest: classwise'),
     ('randomness = dict(sed=3)', 'randomness.sed', 'nearest: seed'),
-    ('default_hooks = dict(checkpoint=dict(intervall=5))', 'default_hooks.checkpoint.intervall', 'nearest: interval'),
+    ('default_hooks = dict(checkpoint=dict(intervall=5))', 'default_hooks.checkpoint.intervall',
+     'CheckpointHook does not take it; nearest: interval'),
     ('default_hooks = dict(logger=dict(intervall=5))', 'default_hooks.logger.intervall', 'nearest: interval'),
     ('default_hooks = dict(timer=dict(interval=5))', 'default_hooks.timer.interval', 'IterTimerHook does not take it'),
     ("custom_hooks = [dict(type='EMAHook', momentun=0.1)]", 'custom_hooks.0.momentun', 'nearest: momentum'),
@@ -70,6 +71,8 @@ def test_a_step_of_a_pipeline(tmp_path):
      'drops it; nearest: iou_metrics'),
     ("val_evaluator = dict(dice=True)", 'val_evaluator.dice', 'key-nobody-reads', 'drops it; it takes '),
     ('model = dict(test_cfg=dict(strid=(3, 3)))', 'model.test_cfg.strid', 'key-nobody-reads', 'nothing reads it'),
+    ('model = dict(test_cfg=dict(mode="slide", stride=(3, 3), stridee=(3, 3)))', 'model.test_cfg.stridee',
+     'key-nobody-reads', 'nothing reads it; nearest: stride'),
     ("train_dataloader = dict(dataset=dict(metainfo=dict(clases=('a',))))",
      'train_dataloader.dataset.metainfo.clases', 'key-nobody-reads', 'nearest: classes'),
     ('env_cfg = dict(cudnn_benchmrk=True)', 'env_cfg.cudnn_benchmrk', 'key-nobody-reads', 'nearest: cudnn_benchmark'),
@@ -115,12 +118,12 @@ def test_only_what_the_splits_use(tmp_path):
 
 def test_what_a_class_of_ones_own_may_take_out_is_a_warning(tmp_path, monkeypatch):
     (tmp_path / 'heads_of_this_test.py').write_text(
-        'from mmdet.registry import MODELS\n\n\n@MODELS.register_module()\nclass NeckOfThisTest:\n'
+        'from mmdet.registry import MODELS\n\n\n@MODELS.register_module()\nclass OddNeckOfThisTest:\n'
         '    def __init__(self, conv):\n        pass\n')
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module('heads_of_this_test')
     messages = found(tmp_path, (
-        "model = dict(neck=dict(_delete_=True, type='NeckOfThisTest', convv=1,\n"
+        "model = dict(neck=dict(_delete_=True, type='OddNeckOfThisTest', convv=1,\n"
         "    conv=dict(type='ReLU', inplase=True)))"))
     assert '[key-not-taken]' in messages['model.neck.convv'] and 'nearest: conv' in messages['model.neck.convv']
     assert '[key-nobody-reads]' in messages['model.neck.conv.inplase'] and len(messages) == 2

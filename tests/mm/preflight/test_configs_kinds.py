@@ -129,3 +129,15 @@ def test_what_cannot_be_read_is_said(tmp_path, changes, said):
     message = next(str(finding) for finding in check(cfg, ['train']).findings
                    if finding.rule.name in ('coco-incomplete', 'coco-box-not-finite'))
     assert said in message and json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(('segmentation', 'said'), [
+    ([], 'segmentation is []'), ([[1, 2, 3, 4]], 'segmentation is [[1, 2, 3, 4]]'), ({}, 'segmentation is {}'),
+    (None, 'segmentation is missing')])
+def test_a_mask_without_area_is_shown(tmp_path, segmentation, said):
+    content = coco()
+    content['annotations'][0]['segmentation'] = segmentation
+    write(tmp_path, content)
+    cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dataset(tmp_path, masks=True))))
+    messages = {finding.rule.name: str(finding) for finding in check(cfg, ['train']).findings}
+    assert said in messages['coco-no-mask']

@@ -62,6 +62,12 @@ def test_a_name_that_nothing_reads(tmp_path):
     assert all('[setting-nobody-reads]' in message for message in messages.values())
 
 
+@pytest.mark.parametrize('code', ['resum = True', 'load_form = None', 'find_unused_parameter = True'])
+def test_a_mistyped_name_of_which_the_value_stands_elsewhere(tmp_path, code):
+    messages = found(tmp_path, code)
+    assert 'nearest: ' in messages[code.split()[0]] and len(messages) == 1
+
+
 def test_a_base_may_offer_names(tmp_path):
     (tmp_path / 'base.py').write_text("_base_ = []\nchoices = ['x', 'y']\ntrian_cfg = dict()\n")
     (tmp_path / 'leaf.py').write_text("_base_ = './base.py'\n")

@@ -108,7 +108,8 @@ def test_types_that_get_the_rest():
 
 
 @pytest.mark.parametrize(('kind', 'drops'), [
-    (DropsThem, True), (HandsOn, False), (Parent, False), (IoUMetric, True), (Loops, False), (Builds, False)])
+    (DropsThem, True), (CallsAFunction, False), (CheckpointHook, False),
+    (HandsOn, False), (Parent, False), (IoUMetric, True), (Loops, False), (Builds, False)])
 def test_who_drops_the_rest(kind, drops):
     assert drops_others(kind) == drops
 
