@@ -6,6 +6,9 @@ import pytest
 from mmengine.config import Config
 
 from apt_dense.mm.preflight.configs_keys import check_keys
+from apt_dense.mm.preflight.configs_metrics import check_metrics
+from apt_dense.mm.preflight.configs_types import UNKNOWN, check_types
+from apt_dense.mm.preflight.findings import STOP
 
 CONFIGS = Path(__file__).parents[3] / 'configs'
 SPLITS = ('train', 'val', 'test')
@@ -136,3 +139,25 @@ def test_keys_that_the_class_above_takes_out(tmp_path):
         "    dcn=dict(type='DCN', deform_groups=1, fallback_on_stride=False)),\n"
         "    rpn_head=dict(_delete_=True, type='DETRHead', num_classes=3,\n"
         "    loss_cls=dict(type='CrossEntropyLoss', bg_cls_weight=0.1)))")) == {}
+
+
+@pytest.mark.parametrize('name', [
+    'mmdet/detr/detr_r50_8xb2-150e_coco', 'mmdet/fpg/faster-rcnn_r50_fpg-chn128_crop640-50e_coco',
+    'mmdet/vfnet/vfnet_r50-mdconv-c3-c5_fpn_ms-2x_coco', 'mmdet/albu_example/mask-rcnn_r50_fpn_albu-1x_coco',
+    'mmdet/dcn/cascade-mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco', 'mmdet/yolox/yolox_s_8xb8-300e_coco',
+    'mmdet/rtmdet/rtmdet-ins_tiny_8xb32-300e_coco', 'mmdet/deformable_detr/deformable-detr_r50_16xb2-50e_coco',
+    'mmdet/queryinst/queryinst_r50_fpn_1x_coco', 'mmdet/seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1',
+    'mmseg/segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512',
+    'mmseg/ocrnet/ocrnet_hr18_4xb2-40k_cityscapes-512x1024',
+    'mmseg/knet/knet-s3_r50-d8_upernet_8xb2-adamw-80k_ade20k-512x512',
+    'mmseg/pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes',
+    'mmseg/mask2former/mask2former_swin-t_8xb2-160k_ade20k-512x512'])
+def test_the_libraries_own_configs_are_not_refused(name):
+    library, _, path = name.partition('/')
+    file = Path(importlib.import_module(library).__file__).parent / f'.mim/configs/{path}.py'
+    if not file.is_file():
+        pytest.skip(f'{library} is installed without its configs')
+    cfg = Config.fromfile(file)
+    found = [finding for finding in (*check_types(cfg, SPLITS), *check_keys(cfg, SPLITS), *check_metrics(cfg, SPLITS))
+             if finding.rule.severity == STOP or finding.rule is UNKNOWN]
+    assert found == []
