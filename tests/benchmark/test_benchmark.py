@@ -342,6 +342,7 @@ def test_rows_of_one_run_can_be_told_apart():
     assert all('| 1 1 1 |' in ' '.join(line.split()) for line in report.memory_table(rows).splitlines()[2:])
 
 
+@pytest.mark.slow
 def test_needs_torch_only():
     others = ['mmengine', 'mmdet', 'mmcv', 'mmseg', 'matplotlib', 'PIL', 'numpy']
     script = (f'import sys; sys.modules.update(dict.fromkeys({others})); '

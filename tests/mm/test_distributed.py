@@ -22,7 +22,8 @@ from tests.mm.conftest import CONFIGS, draw_scene, point_to, shrink, write_coco
 from tests.mm.toys import toy_config
 from tests.mm.training.test_training import logged_scalars
 
-pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='mmengine trains on this device')
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(get_device() != 'cpu', reason='mmengine trains on this device')]
 
 
 @pytest.fixture(scope='module')

@@ -206,6 +206,7 @@ def test_run_tool_names_a_bad_sample_of_any_process_and_its_workers(monkeypatch,
     assert line.endswith("set on_bad='skip'")
 
 
+@pytest.mark.slow
 def test_run_tool_prints_errors_of_the_data(monkeypatch, capsys):
     def not_finite():
         hook = BadDataHook()
@@ -779,6 +780,7 @@ def test_test_tool_stops_before_the_runner_is_built(run_tool, leaf, checkpoint, 
     assert printed.startswith('error: ') and message in printed
 
 
+@pytest.mark.slow
 def test_train_resume_and_test_for_real(tiny_config, coco_root, tmp_path, monkeypatch):
     """The tools on a tiny detector: in mixed precision, resumed, predictions written and drawn."""
     # The runner writes its config 15 times, and laying it out nicely would take most of this test's time.

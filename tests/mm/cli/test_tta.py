@@ -13,6 +13,7 @@ from apt_dense.mm import det  # noqa: F401  (it registers the models)
 from tests.locations import ROOT, TOOLS
 from tests.mm.conftest import point_to
 
+pytestmark = pytest.mark.slow
 AUGMENTED = [
     dict(type='LoadImageFromFile'),
     dict(type='TestTimeAug', transforms=[

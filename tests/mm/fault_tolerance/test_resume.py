@@ -252,6 +252,7 @@ def test_what_the_tool_adds_to_a_config(kind):
     assert toy_config('x', exact_resume=False).train_cfg.by_epoch is False
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_detector_equals_the_uninterrupted(tiny_config, coco_root, tmp_path):
     """tools/train.py in processes of its own, with two workers: SIGKILL within a write, SIGTERM to the whole group."""
     cfg = point_to(tiny_config(), coco_root, tmp_path, max_iters=7)

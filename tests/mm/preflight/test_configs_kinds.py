@@ -91,6 +91,7 @@ def test_the_demos_are_of_the_right_kinds(task):
     assert [*check_kinds(cfg, 'train'), *check_kinds(cfg, 'val'), *check_kinds(cfg, 'test')] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tool', ['train', 'test'])
 def test_the_tools_say_it_in_one_message(tool, tmp_path):
     split = 'train' if tool == 'train' else 'test'

@@ -17,6 +17,7 @@ from apt_dense.mm.cli import launch
 from apt_dense.mm.errors import DataError, LaunchError
 from tests.mm.conftest import point_to
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 
 

@@ -332,6 +332,7 @@ def check_data(cfg: Config, folder: Path, *options: str) -> subprocess.Completed
                           cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_tool_says_everything_at_once(tmp_path):
     cfg = config(tmp_path, contents=dict(train=coco(categories=[dict(id=1, name='Cat')]), val='[]') | spoil(
         'test', iscrowd=None))

@@ -76,6 +76,7 @@ def test_segmentor(wrapper, scenes, tmp_path):  # noqa: F811
     check_run(runner, tmp_path / 'work', 'mIoU')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', [torch.bfloat16, torch.float16])
 def test_proposals_are_not_rounded(kind, tiny_config):
     """From 1024 px on, bfloat16 has steps of 8 px: anchors, and all that comes of them, are float32."""

@@ -60,6 +60,7 @@ def test_the_papers_images_per_second_stand_with_its_gpu():
     assert quoting
 
 
+@pytest.mark.slow
 def test_a_failed_run_costs_no_other(tmp_path, monkeypatch, capsys):
     (tmp_path / 'docs/benchmarks').mkdir(parents=True)
     (tmp_path / 'docs/benchmarks.md').write_text('<!-- summary -->\n<!-- end of summary -->\n')

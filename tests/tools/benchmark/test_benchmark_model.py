@@ -12,6 +12,7 @@ from tests.locations import load_tool
 bench = load_tool('benchmark/benchmark_model.py')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['det', 'seg'])
 def test_inference_against_the_dense_twin(written, tmp_path, capsys, kind):
     apt, dense = written(f'apt_eva02_ti_demo_{kind}'), written(f'eva02_ti_demo_{kind}')

@@ -43,6 +43,7 @@ def results_of(tiny):
     return {Cell.from_json(line['cell']).name: line for line in lines}
 
 
+@pytest.mark.slow
 def test_detection_from_data_to_figures(tiny, capsys):
     resizing = cell(replace(PATCHES, detail_branch='none'), UNTRAINED)
     added = cell(training=Training('dense', 0.5, 1.0, 'added'))
@@ -122,6 +123,7 @@ def test_weights_that_are_not_here_are_made_again(tiny):
     assert (after['metrics'], after['curve'], after['hash']) == (before['metrics'], before['curve'], before['hash'])
 
 
+@pytest.mark.slow
 def test_a_killed_cell_goes_on_to_the_same_figures(tiny, monkeypatch, capsys):
     """Killed in a process of its own, after a checkpoint."""
     dense, processes = cell(None, SCRATCH, 'seg'), iter([tiny.in_own_process, tiny.in_this_process,
@@ -219,6 +221,7 @@ def test_a_result_that_was_not_recorded_is_not_made_again(tiny):
     assert not tiny.started and results_of(tiny) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_stops_the_run_and_its_cell(tmp_path, tiny, number):
     """SIGTERM ends run.py with status 75; when it is killed, the kernel ends its cell's process."""
