@@ -35,6 +35,7 @@ setup(
         'images': IMAGES,  # apt_dense.calibration.images, visualize_patches.py
         'tools': TOOLS,  # the other tools; those that read configs need 'mm' too
         'flash': ['flash-attn>=2.5'],
+        'demo': [*IMAGES, 'gradio>=6', 'starlette'],  # apt-dense demo
         'supervision': ['supervision'],  # Result.to_supervision
         'gpu': ['torchvision'],  # RoIAlign and NMS there; of the release that belongs to torch's
         'export': ['onnx', 'onnxscript', 'onnxruntime'],  # tools/export.py, to ONNX

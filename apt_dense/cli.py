@@ -12,6 +12,7 @@ COMMANDS = {
     'convert': ('model_converters/eva02_to_mm.py', 'convert an official EVA-02 checkpoint'),
     'check': ('check_data.py', 'check a config and its data'),
     'export': ('export.py', "export a model's encoder: torch.export, ONNX"),
+    'demo': ('demo/serve_page.py', 'a page to play with, in the browser'),
     'train': ('train.py', 'train a config'),
     'test': ('test.py', 'test a checkpoint'),
 }

@@ -41,6 +41,8 @@ with from_extra('mm'):
     from apt_dense.mm.preflight.options import OptionsAction
 with from_extra('tools'):
     import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
 
 
 @dataclass
@@ -148,8 +150,6 @@ def draw_different(first: Tested, second: Tested, index: int, min_score: float) 
 
 def draw_kept(path: Path, first: Tested, second: Tested) -> None:
     """Each image's score against its kept tokens, and how the difference goes with them."""
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
     for one, colour in ((first, '#2b5fb3'), (second, '#c8502d')):
         axes[0].plot(100 * np.array(one.kept), one.scores, 'o', color=colour, alpha=0.6, ms=4, label=one.name)

@@ -45,6 +45,8 @@ with from_extra('mm'):
     from apt_dense.mm.preflight.options import OptionsAction
 with from_extra('tools'):
     import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
 
 DEFAULT_KEPT = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 MAIN_METRICS = ('coco/segm_mAP', 'coco/bbox_mAP', 'mIoU')  # the first that the evaluator gives is the plot's
@@ -222,8 +224,6 @@ def listed(thresholds: Sequence[float]) -> str:
 
 def draw(path: Path, settings: Sequence[Setting], metric: str, title: str) -> None:
     """The metric against speed-up and against kept tokens, and the front's thresholds below."""
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
     front = sorted((setting for setting in settings if setting.on_front), key=lambda one: one.speedup['model'])
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4 + 0.17 * len(front)), sharey=True)
     places = [lambda one: one.speedup['model'], lambda one: 100 * one.kept]

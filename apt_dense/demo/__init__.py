@@ -1,0 +1,1 @@
+"""A page to play with: thresholds, patches and scores of a photograph."""
