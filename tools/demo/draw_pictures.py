@@ -50,6 +50,11 @@ def beside(rows: list[list[Image.Image]], height_px: int = HEIGHT_PX) -> Image.I
     return canvas
 
 
+def without_padding(picture: Image.Image, photo: Image.Image) -> Image.Image:
+    """The part at the top left that a photograph fills whose longest side is the square's."""
+    return picture.crop((0, 0, *(round(max(picture.size) * side / max(photo.size)) for side in photo.size)))
+
+
 def save(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.convert('RGB').save(path, quality=85, subsampling=0, optimize=True)
@@ -74,12 +79,18 @@ def main() -> None:
         run('predict.py', *scenes, '--model', args.checkpoint, '--out', folder / 'found', '--min-score', 0.5)
         run('analysis_tools/visualize_patches.py', *scenes, '--config', CONFIG, '--out-dir', folder / 'patches')
         found, patches = opened(folder / 'found', '*.png'), opened(folder / 'patches', '*.png')
+        patches = list(map(without_padding, patches, found))
         save(beside([patches, found]), args.out_dir / 'predictions.jpg')
         run('analysis_tools/visualize_patches.py', *photos[1:4], '--img-size', 512, '--thresholds', 5.75, 4,
             '--out-dir', folder / 'photos')
         save(beside([opened(folder / 'photos', '*.png')]), args.out_dir / 'patches.jpg')
+        run('analysis_tools/visualize_patches.py', photos[2], '--img-size', 512, '--thresholds', 5, 4,
+            '--thresholds', 6, 5, '--heat-maps', '--out-dir', folder / 'side_by_side')
+        save(beside([opened(folder / 'side_by_side', '*.png')], 320), args.out_dir / 'side_by_side.jpg')
         run('analysis_tools/calibrate_thresholds.py', *photos, '--size', 512, '--kept', 0.7, '--out-dir', folder)
         Image.open(folder / 'thresholds.png').save(args.out_dir / 'thresholds.png', optimize=True)
+        run('analysis_tools/sweep_thresholds.py', args.checkpoint, '--kept', 0.9, 0.7, 0.5, '--out-dir', folder)
+        Image.open(folder / 'sweep.png').save(args.out_dir / 'sweep.png', optimize=True)
         run('check_data.py', CONFIG, '--out-dir', folder / 'checked', '--num-pictures', 2)
         save(beside([opened(folder / 'checked', 'train*')]), args.out_dir / 'check_data.jpg')
         run('test.py', CONFIG, args.checkpoint, '--show-dir', folder / 'test', '--work-dir', folder / 'work')

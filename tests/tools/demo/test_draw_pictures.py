@@ -8,7 +8,13 @@ tool = load_tool('demo/draw_pictures.py')
 
 def test_the_pictures_are_small_enough_for_a_page():
     pictures = list((ROOT / 'docs/pictures').iterdir())
-    assert len(pictures) == 5 and all(path.stat().st_size <= 200_000 for path in pictures)
+    assert len(pictures) == 7 and all(path.stat().st_size <= 200_000 for path in pictures)
+
+
+def test_padding_is_cut_off():
+    square = Image.new('RGB', (256, 256))
+    assert tool.without_padding(square, Image.new('RGB', (300, 200))).size == (256, 171)
+    assert tool.without_padding(square, Image.new('RGB', (100, 400))).size == (64, 256)
 
 
 def test_rows_of_one_height():
