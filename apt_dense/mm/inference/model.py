@@ -18,6 +18,8 @@ from apt_dense.mm.errors import DataError
 from apt_dense.mm.inference.results import Grid, Result, Tokens
 from apt_dense.mm.inference.sources import Picture, pictures_of
 
+_numbers = itertools.count()
+
 
 class Model:
     """A detector or segmentor with its config; ``apt_dense.load`` makes one.
@@ -165,7 +167,8 @@ class Model:
         """The config's visualiser, made once; it writes nothing by itself."""
         if self._visualizer is None:
             with DefaultScope.overwrite_default_scope(self.cfg.default_scope):
-                settings = {**self.cfg.visualizer, 'vis_backends': None, 'save_dir': None}
+                settings = {**self.cfg.visualizer, 'vis_backends': None, 'save_dir': None,
+                            'name': f'prediction {next(_numbers)}'}  # mmengine gives those of one name the same one
                 self._visualizer = VISUALIZERS.build(settings)
             self._visualizer.dataset_meta = self.module.dataset_meta
         return self._visualizer

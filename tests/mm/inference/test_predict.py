@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.apis import inference_detector
-from mmengine.registry import DefaultScope
+from mmengine.registry import VISUALIZERS, DefaultScope
 from mmseg.apis import inference_model
 from PIL import Image
 from pycocotools import mask as coco_masks
@@ -152,6 +152,20 @@ def test_drawings(task, models, folder, tmp_path):
     assert changed(image) > 0.05
     if task == 'det':
         assert changed(result.draw(min_score=1.0)) < changed(image) / 2
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_drawing_writes_nothing_beside_a_run_that_does(task, checkpoints, tmp_path):
+    """mmengine keeps one visualiser for a name: that of a training would save each picture beside its original."""
+    model = apt_dense.load(checkpoints[task])
+    with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
+        model.cfg.visualizer.name = f'of a training in {tmp_path}'
+        VISUALIZERS.build({**model.cfg.visualizer, 'vis_backends': [dict(type='LocalVisBackend')],
+                           'save_dir': str(tmp_path / 'run')})
+    (tmp_path / 'pictures').mkdir()
+    Image.fromarray(picture(60, 80)).save(tmp_path / 'pictures/a.png')
+    model.predict(tmp_path / 'pictures')[0].draw()
+    assert [path.name for path in (tmp_path / 'pictures').iterdir()] == ['a.png']
 
 
 def test_coco_and_dict(models, folder):
