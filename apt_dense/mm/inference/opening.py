@@ -196,12 +196,19 @@ def _check_task(cfg: Config) -> None:
         raise DataError(f'{cfg.filename or "the config"} has model {model.get("type")} on backbone '
                         f'{model.get("backbone", {}).get("type")}: wanted a detector with a roi_head or a segmentor '
                         'with a decode_head on APTEVA02')
+    if not cfg.get('test_dataloader'):
+        raise DataError(f'{cfg.filename or "the config"} has no test_dataloader, whose pipeline prepares the pictures: '
+                        'add one')
 
 
 def _set_for_prediction(cfg: Config, as_published: bool) -> None:
-    """Drop what only training needs, and take the usual test setting of detectors."""
-    cfg.model.update(trainable=None, distill=None, train_cfg=cfg.model.get('train_cfg'))
+    """Drop what only training needs, set what a config may leave out, and take the usual test setting of detectors."""
+    for name in ('trainable', 'distill'):
+        cfg.model.pop(name, None)
     cfg.model.backbone.init_cfg = None
+    scope, visualizer = ('mmdet', 'DetLocalVisualizer') if 'roi_head' in cfg.model else ('mmseg', 'SegLocalVisualizer')
+    cfg.default_scope = cfg.get('default_scope') or scope
+    cfg.visualizer = cfg.get('visualizer') or dict(type=visualizer)
     if 'roi_head' in cfg.model and not as_published:
         cfg.model.test_cfg.rcnn.update(USUAL_TEST)
 

@@ -199,3 +199,28 @@ def test_a_checkpoint_that_was_moved_needs_no_data(checkpoints, tmp_path):
     script = f"import apt_dense; print(apt_dense.load({str(tmp_path / 'moved.pth')!r}).classes)"
     run = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0 and 'ball' in run.stdout, run.stderr
+
+
+def test_a_config_of_a_stock_model_without_what_prediction_does_not_need(folder, tmp_path):
+    """mmsegmentation's own class knows no ``trainable``; a config may have no scope and no visualiser."""
+    cfg = test_seg.tiny()
+    cfg.model.type = 'EncoderDecoder'
+    for name in ('trainable', 'distill', 'pretrained'):
+        cfg.model.pop(name, None)
+    cfg.model.data_preprocessor.test_cfg = dict(size_divisor=64)
+    cfg.model.test_cfg = dict(mode='whole')
+    content = {key: value for key, value in cfg.to_dict().items() if key not in ('default_scope', 'visualizer')}
+    Config(content).dump(tmp_path / 'stock.py')
+    with pytest.warns(UserWarning, match='without weights'):
+        model = apt_dense.load(tmp_path / 'stock.py')
+    result = model.predict(folder / 'a.png')[0]
+    assert type(model.module).__name__ == 'EncoderDecoder' and result.label_map.shape == (96, 128)
+    assert result.draw().size == (128, 96)
+
+
+def test_a_config_without_a_test_dataset(tmp_path):
+    cfg = test_seg.tiny()
+    cfg.pop('test_dataloader')
+    cfg.dump(tmp_path / 'short.py')
+    with pytest.raises(DataError, match=r'short.py has no test_dataloader, whose pipeline prepares the pictures'):
+        apt_dense.load(tmp_path / 'short.py')
