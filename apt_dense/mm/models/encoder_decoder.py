@@ -1,11 +1,10 @@
 """EVA-02's UperNet on mmsegmentation's classes: what differs from mmsegmentation, and nothing else."""
-from itertools import product
-
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
 from apt_dense.extras import from_extra
+from apt_dense.mm.data.inputs import slide_windows
 from apt_dense.mm.models.distill import DistillMixin
 from apt_dense.mm.models.freeze import FreezeMixin
 from apt_dense.mm.models.normalisation import check_model_normalisation
@@ -69,8 +68,7 @@ class APTEncoderDecoder(FreezeMixin, DistillMixin, EncoderDecoder):
         As mmsegmentation's, which computes each window alone, and waits for the device once more.
         """
         batch_size, _, *sides = inputs.shape
-        spans = [_spans(*sizes) for sizes in zip(sides, self.test_cfg.crop_size, self.test_cfg.stride, strict=True)]
-        windows = list(product(*spans))
+        windows = slide_windows(tuple(sides), self.test_cfg.crop_size, self.test_cfg.stride)
         together = max(1, self.test_cfg.get('max_windows', MAX_WINDOWS) // batch_size)
         chooser = self.backbone.chooser
         if chooser.max_tokens is not None and chooser.max_tokens_per == 'batch':
@@ -85,10 +83,3 @@ class APTEncoderDecoder(FreezeMixin, DistillMixin, EncoderDecoder):
                 logits[:, :, rows, cols] += part
                 counts[:, :, rows, cols] += 1
         return logits.div_(counts)
-
-
-def _spans(side: int, crop: int, stride: int) -> list[slice]:
-    """Where the windows lie along one side: the last one ends with the image."""
-    steps = max(side - crop + stride - 1, 0) // stride
-    ends = [min(step * stride + crop, side) for step in range(steps + 1)]
-    return [slice(max(end - crop, 0), end) for end in ends]
