@@ -1,7 +1,6 @@
 """tools/predict.py, also as ``apt-dense predict``: what it writes, and what it says of bad input."""
 import json
 import os
-import runpy
 import subprocess
 import sys
 
@@ -13,8 +12,7 @@ from pycocotools import mask as coco_masks
 
 import apt_dense
 from apt_dense import cli
-from apt_dense.mm.cli.launch import run_tool
-from tests.locations import ROOT, TOOLS
+from tests.locations import ROOT, TOOLS, load_tool
 from tests.mm.inference.conftest import NAMES, checkpoints, folder, picture  # noqa: F401
 
 
@@ -87,7 +85,7 @@ def test_segmentation_of_pictures_and_videos(checkpoints, folder, tmp_path):  # 
     (('a.png', '--model', '{det}', '--batch-size', '0'), 'error: batch_size=0 must be'),
     (('a.png', '--model', '{det}', '--out', 'used'), 'error: used has predictions already'),
 ])
-def test_bad_input_is_one_line(arguments, message, checkpoints, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_bad_input_is_one_line(arguments, message, checkpoints, tmp_path, refused):  # noqa: F811
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'used').mkdir()
     (tmp_path / 'used/predictions.json').write_text('{}')
@@ -95,11 +93,7 @@ def test_bad_input_is_one_line(arguments, message, checkpoints, tmp_path, monkey
     arguments = [text.format(**checkpoints) for text in arguments]
     if '--out' not in arguments:
         arguments += ['--out', 'out']
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'argv', ['predict.py', *arguments])
-    assert run_tool(runpy.run_path(str(TOOLS / 'predict.py'))['main']) == 2
-    errors = capsys.readouterr().err
-    assert message in errors and len(errors.strip().splitlines()) == 1, errors
+    assert message in refused(load_tool('predict.py').main, arguments)
 
 
 def test_commands(capsys, monkeypatch, tmp_path):

@@ -1,12 +1,10 @@
 """The comparison of two models: figures, pictures, and what is refused."""
 import json
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from apt_dense.mm.cli.launch import run_tool
 from tests.locations import load_tool
 from tests.mm.inference.conftest import checkpoints  # noqa: F401
 
@@ -49,13 +47,5 @@ def test_the_same_twice_is_alike(tool, checkpoints, tmp_path, capsys):  # noqa: 
     (('{det}', '{det}', '--thresholds-b', '1'), 'got 1 thresholds'),
     (('{seg}', '{seg}', '--cfg-options', 'test_dataloader.dataset.data_root=nowhere'), 'dataset files are missing'),
 ])
-def test_bad_input_is_one_line(arguments, message, tool, checkpoints, tmp_path, monkeypatch, capsys):  # noqa: F811
-    arguments = [text.format(**checkpoints) for text in arguments]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'argv', ['compare_models.py', *arguments])
-    try:
-        status = run_tool(tool.main)
-    except SystemExit as stopped:
-        status = stopped.code
-    errors = [line for line in capsys.readouterr().err.splitlines() if 'error: ' in line]
-    assert status == 2 and len(errors) == 1 and message in errors[0], errors
+def test_bad_input_is_one_line(arguments, message, tool, checkpoints, refused):  # noqa: F811
+    assert message in refused(tool.main, [text.format(**checkpoints) for text in arguments])

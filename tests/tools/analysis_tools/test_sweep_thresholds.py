@@ -1,13 +1,11 @@
 """The sweep over thresholds: what it measures, writes and refuses."""
 import ast
 import json
-import sys
 
 import pytest
 from PIL import Image
 
 import apt_dense
-from apt_dense.mm.cli.launch import run_tool
 from apt_dense.mm.inference.evaluation import Evaluation
 from tests.locations import load_tool
 from tests.mm.inference.conftest import checkpoints, dense_det, folder  # noqa: F401
@@ -87,13 +85,5 @@ def test_a_dense_model_merges_by_resizing(tool, dense_det, checkpoints, tmp_path
     (('{seg}', '--rounds', '0'), '--rounds 0: wanted 1 or more'),
     (('{seg}', '--cfg-options', 'model.x=1'), '--cfg-options model.x: the model is what'),
 ])
-def test_bad_input_is_one_line(arguments, message, tool, checkpoints, tmp_path, monkeypatch, capsys):  # noqa: F811
-    arguments = [text.format(**checkpoints) for text in arguments]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'argv', ['sweep_thresholds.py', *arguments])
-    try:
-        status = run_tool(tool.main)
-    except SystemExit as stopped:
-        status = stopped.code
-    errors = [line for line in capsys.readouterr().err.splitlines() if 'error: ' in line]
-    assert status == 2 and len(errors) == 1 and message in errors[0], errors
+def test_bad_input_is_one_line(arguments, message, tool, checkpoints, refused):  # noqa: F811
+    assert message in refused(tool.main, [text.format(**checkpoints) for text in arguments])
