@@ -1,12 +1,35 @@
 """Tensors that are made of parameters: made once, and kept as long as the parameters stay as they are."""
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class DerivedTensors(nn.Module):
+class Forgetful(nn.Module):
+    """Keeps what follows from parameters in ``_kept``, and forgets it where these may have changed unseen.
+
+    That is with ``train()``, ``eval()`` and a move to another device or type.  Copies and files hold none of it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._kept: dict[Hashable, Any] = {}
+
+    def train(self, mode: bool = True) -> 'Forgetful':
+        self._kept.clear()
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs) -> 'Forgetful':
+        self._kept.clear()
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, '_kept': {}}
+
+
+class DerivedTensors(Forgetful):
     """Keeps tensors that follow from parameters, where no gradient is to flow into these.
 
     A parameter is known by its memory and its version, which every change in place counts up, except for one through
@@ -21,7 +44,6 @@ class DerivedTensors(nn.Module):
     def __init__(self, most: int):
         super().__init__()
         self.most = most
-        self._kept: dict[Hashable, tuple[tuple, Tensor]] = {}
 
     def get(self, key: Hashable, parameters: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
         """What ``make`` returns, or has returned for this key.
@@ -45,17 +67,6 @@ class DerivedTensors(nn.Module):
         if len(self._kept) > self.most:
             del self._kept[next(iter(self._kept))]
         return found[1]
-
-    def train(self, mode: bool = True) -> 'DerivedTensors':
-        self._kept.clear()
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs) -> 'DerivedTensors':
-        self._kept.clear()
-        return super()._apply(*args, **kwargs)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, '_kept': {}}  # a copy, or a file, holds none
 
 
 class ProductWeights(DerivedTensors):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from apt_dense.core.derived import stamp
+from apt_dense.core.derived import Forgetful, stamp
 from apt_dense.core.runs import Runs
 
 WARM_UP = 3  # passes before a capture, as torch advises
@@ -64,7 +64,7 @@ class _Graph(NamedTuple):
     replay: Callable[[], None]
 
 
-class BlockGraphs(nn.Module):
+class BlockGraphs(Forgetful):
     """Runs blocks over rows that are padded to buckets, and keeps a CUDA graph for each bucket and kind of input.
 
     Graphs read the parameters where they are, so all are dropped when one of these changes, and with ``train()`` and
@@ -77,7 +77,6 @@ class BlockGraphs(nn.Module):
     def __init__(self, bucket: int):
         super().__init__()
         self.bucket = bucket
-        self._graphs: dict[tuple, _Graph] = {}
         self._stamp: tuple = ()
 
     def forward(self, run: Callable[[PackedInputs], list[Tensor]], inputs: PackedInputs, parameters: Sequence[Tensor],
@@ -97,12 +96,12 @@ class BlockGraphs(nn.Module):
     def _replay(self, run: Callable, padded: PackedInputs, parameters: Sequence[Tensor]) -> list[Tensor]:
         now = stamp(parameters)
         if now != self._stamp:
-            self._graphs.clear()
+            self._kept.clear()
             self._stamp = now
         tensors, key = _tensors(padded), _key(padded)
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(run, padded)
-        graph = self._graphs[key]
+        if key not in self._kept:
+            self._kept[key] = self._capture(run, padded)
+        graph = self._kept[key]
         for static, tensor in zip(graph.inputs, tensors, strict=True):
             static.copy_(tensor)
         graph.replay()
@@ -125,17 +124,6 @@ class BlockGraphs(nn.Module):
             with torch.cuda.graph(graph):
                 outputs = run(static)
         return _Graph(_tensors(static), outputs, graph.replay)
-
-    def train(self, mode: bool = True) -> 'BlockGraphs':
-        self._graphs.clear()
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs) -> 'BlockGraphs':
-        self._graphs.clear()
-        return super()._apply(*args, **kwargs)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, '_graphs': {}}  # a copy, or a file, holds none
 
 
 def _tensors(inputs: PackedInputs) -> list[Tensor]:
