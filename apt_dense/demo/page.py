@@ -80,7 +80,7 @@ def build_page(predictor: Any = None) -> gradio.Blocks:
                     tokens = gradio.Dataframe(headers=['patch', 'tokens', 'of the area'], label='Tokens by size',
                                               interactive=False)
                     speed = gradio.Dataframe(headers=['backbone', 'dense', 'APT', 'speed-up'], interactive=False,
-                                             label=f'Multiply-adds of {" and ".join(MODELS)}, and what follows')
+                                             label=f'Multiply-adds of {" and ".join(MODELS)}, padding included')
         goal.change(lambda chosen: [gradio.update(visible=chosen == BY_SHARE)] +
                     [gradio.update(visible=chosen == BY_THRESHOLDS)] * 3, goal,
                     [kept, *sliders], api_visibility='private')
