@@ -1,5 +1,6 @@
 """Thresholds for a share of the tokens, from those that a model has."""
 from collections.abc import Sequence
+from itertools import pairwise
 
 from apt_dense.calibration.thresholds import ScoreMaps, find_thresholds, ratio_family
 
@@ -18,7 +19,7 @@ def thresholds_for(maps: ScoreMaps, kept: float, own: Sequence[float]) -> tuple[
     if kept == 1:
         return (-1.0,) * (maps.num_scales - 1)
     cells = maps.num_content_cells.sum().item()
-    pairs = list(zip(own, own[1:], strict=False))
+    pairs = list(pairwise(own))
     falling = pairs and all(0 < coarse <= fine for fine, coarse in pairs)
     ratios = [coarse / fine for fine, coarse in pairs] if falling else [1.0]
     return find_thresholds(ratio_family(maps, ratios),

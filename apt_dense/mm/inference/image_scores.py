@@ -30,7 +30,7 @@ def image_scores(evaluation: Evaluation, min_score: float = 0.3) -> list[float]:
     Raises:
         DataError: if no metric of the evaluator is one of COCO's or a mean IoU.
     """
-    for metric, results in zip(evaluation.evaluator.metrics, evaluation.results, strict=False):
+    for metric, results in zip(evaluation.evaluator.metrics, evaluation.results, strict=True):
         if isinstance(metric, CocoMetric) and {'bbox', 'segm'} & set(metric.metrics):
             return _detection_scores(metric, results, min_score)
         if isinstance(metric, IoUMetric) and results:
