@@ -36,7 +36,7 @@ with from_extra('mm'):
     from apt_dense.mm.errors import DataError
     from apt_dense.mm.inference import Model, load
     from apt_dense.mm.inference.evaluation import Evaluation, check_classes, set_options
-    from apt_dense.mm.inference.image_scores import image_scores
+    from apt_dense.mm.inference.image_scores import image_scores, scored_metric
     from apt_dense.mm.inference.results import Result, Tokens
     from apt_dense.mm.preflight.options import OptionsAction
 with from_extra('tools'):
@@ -89,7 +89,7 @@ def open_both(args: argparse.Namespace) -> list[Tested]:
     """Both models, with A's dataset and evaluator.
 
     Raises:
-        DataError: for models of two tasks, or with other classes.
+        DataError: for models of two tasks, or with other classes; or an evaluator that scores no images.
     """
     models = [load(getattr(args, name), getattr(args, f'weights_{name}'), as_published=True,
                    thresholds=getattr(args, f'thresholds_{name}')) for name in 'ab']
@@ -103,7 +103,9 @@ def open_both(args: argparse.Namespace) -> list[Tested]:
     second.test_dataloader = ConfigDict(first.test_dataloader)
     second.test_dataloader.dataset = ConfigDict(first.test_dataloader.dataset, pipeline=own)
     second.test_evaluator = first.test_evaluator
-    return [Tested(name, model, Evaluation(model.cfg)) for name, model in zip('AB', models, strict=True)]
+    tested = [Tested(name, model, Evaluation(model.cfg)) for name, model in zip('AB', models, strict=True)]
+    scored_metric(tested[0].evaluation.evaluator)
+    return tested
 
 
 def test(tested: Tested, min_score: float) -> None:

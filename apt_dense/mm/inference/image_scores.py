@@ -4,7 +4,7 @@ import tempfile
 from contextlib import redirect_stdout
 
 import numpy as np
-from mmengine.evaluator import BaseMetric
+from mmengine.evaluator import BaseMetric, Evaluator
 
 from apt_dense.extras import from_extra
 from apt_dense.mm.errors import DataError
@@ -28,14 +28,26 @@ def image_scores(evaluation: Evaluation, min_score: float = 0.3) -> list[float]:
     an image whose truth is all ignored scores 1.
 
     Raises:
-        DataError: if no metric of the evaluator is one of COCO's or a mean IoU.
+        DataError: as ``scored_metric``.
     """
-    for metric, results in zip(evaluation.evaluator.metrics, evaluation.results, strict=True):
-        if isinstance(metric, CocoMetric) and {'bbox', 'segm'} & set(metric.metrics):
-            return _detection_scores(metric, results, min_score)
-        if isinstance(metric, IoUMetric) and results:
-            return [_mean_iou(np.asarray(intersect), np.asarray(union)) for intersect, union, _, _ in results]
-    names = ', '.join(type(metric).__name__ for metric in evaluation.evaluator.metrics)
+    place = scored_metric(evaluation.evaluator)
+    metric, results = evaluation.evaluator.metrics[place], evaluation.results[place]
+    if isinstance(metric, CocoMetric):
+        return _detection_scores(metric, results, min_score)
+    return [_mean_iou(np.asarray(intersect), np.asarray(union)) for intersect, union, _, _ in results]
+
+
+def scored_metric(evaluator: Evaluator) -> int:
+    """Which of an evaluator's metrics says how images are scored; to be asked before an evaluation, which takes long.
+
+    Raises:
+        DataError: if none of them is one of COCO's or a mean IoU.
+    """
+    for place, metric in enumerate(evaluator.metrics):
+        if isinstance(metric, CocoMetric) and {'bbox', 'segm'} & set(metric.metrics) or (
+                isinstance(metric, IoUMetric) and not metric.format_only):
+            return place
+    names = ', '.join(type(metric).__name__ for metric in evaluator.metrics)
     raise DataError(f'test_evaluator is {names}: wanted CocoMetric with bbox or segm, or IoUMetric')
 
 

@@ -46,6 +46,8 @@ def test_the_same_twice_is_alike(tool, checkpoints, tmp_path, capsys):  # noqa: 
     (('{det}', '{det}', '--draw', '-1'), '--draw -1: wanted 0 or more'),
     (('{det}', '{det}', '--thresholds-b', '1'), 'got 1 thresholds'),
     (('{seg}', '{seg}', '--cfg-options', 'test_dataloader.dataset.data_root=nowhere'), 'dataset files are missing'),
+    (('{seg}', '{seg}', '--cfg-options', 'test_evaluator.format_only=True', 'test_evaluator.output_dir=out'),
+     'test_evaluator is IoUMetric: wanted'),
 ])
 def test_bad_input_is_one_line(arguments, message, tool, checkpoints, refused):  # noqa: F811
     assert message in refused(tool.main, [text.format(**checkpoints) for text in arguments])
