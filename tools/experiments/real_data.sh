@@ -35,8 +35,8 @@ thresholds() { # SCORER KEPT RATIO...
             --cfg-options "model.backbone.scorer=$1" --split train --pipeline test --num-images 5000 --content \
             --num-scales "$SCALES" --kept "$2" --ratio "${@:3}" --out-dir "$folder" >&2
     fi
-    "$PYTHON" -c 'import sys; from mmengine.config import Config
-print(tuple(Config.fromfile(sys.argv[1]).model.backbone.thresholds))' "$folder/thresholds.py"
+    "$PYTHON" -c 'import runpy, sys
+print(tuple(runpy.run_path(sys.argv[1])["model"]["backbone"]["thresholds"]))' "$folder/thresholds.py"
 }
 
 ratio() { [ "$1" = entropy ] && echo "$RATIO" || echo 1; }
