@@ -20,7 +20,7 @@ with from_extra('tools'):
 TASKS = {'det': 'detection', 'seg': 'segmentation'}
 COLOURS = {training.name: f'C{index}'
            for index, training in enumerate((UNTRAINED, ADDED, ADDED_TENTH, ENTIRE_TENTH, ENTIRE_LONG))}
-LINES = {'entropy': '--', 'upsampling_error': '-'}
+LINES = {'entropy': '--', 'upsampling_error_max': '-'}
 
 
 def _mean(values: Iterable[Number]) -> Number:
