@@ -22,7 +22,7 @@ DEFAULTS = {
 
 
 class Token(NamedTuple):
-    """A patch of scale s: 2**s cells a side, top-left cell (y, x); a class token has scale -1."""
+    """A patch of scale s: 2**s cells a side, top-left cell (y, x); a prefix row has scale -1."""
     image: int
     window: tuple[int, int]
     y: int
@@ -182,15 +182,16 @@ def select_scales(scores: list[Tensor], thresholds: tuple[float, ...]) -> Tensor
     return scales
 
 
-def token_list(scales: Tensor, window_size: int, num_scales: int, with_cls_token: bool = False) -> list[Token]:
+def token_list(scales: Tensor, window_size: int, num_scales: int, num_prefix: int = 0) -> list[Token]:
     """(B, H, W) -> tokens by image, window (raster), root inside the window (raster), Z-order inside the root."""
     batch, height, width = scales.shape
     side_y, side_x = (window_size, window_size) if window_size else (height, width)
     root = 2**(num_scales - 1)
     tokens = []
     for i in range(batch):
-        if with_cls_token:
-            tokens.append(Token(i, (0, 0), 0, 0, -1))
+        # Among several windows, the prefix of an image is one of its own.
+        apart = (-1, -1) if (side_y, side_x) != (height, width) else (0, 0)
+        tokens += [Token(i, apart, 0, 0, -1)] * num_prefix
         for wy in range(0, height, side_y):
             for wx in range(0, width, side_x):
                 for y in range(wy, wy + side_y, root):
@@ -239,6 +240,14 @@ def rope_angles(token: Token, grid: tuple[int, int], window_size: int, head_dim:
         for pair in range(head_dim // 4):
             angles.append(0.0 if token.scale < 0 else t / n * 16 / 10000**(2 * pair / (head_dim // 2)))
     return angles
+
+
+def rope_turns(token: Token, grid: tuple[int, int], window_size: int, head_dim: int, anchor: str) -> Tensor:
+    """cos + i sin of ``rope_angles``; 'interpolated' is the mean of those of the cells of the token."""
+    cells = [token._replace(y=y, x=x, scale=0) for y, x in token.cells()] if anchor == 'interpolated' else []
+    angles = torch.tensor([rope_angles(one, grid, window_size, head_dim, 'corner' if cells else anchor)
+                           for one in cells or [token]], dtype=torch.float64)
+    return torch.complex(angles.cos(), angles.sin()).mean(0)
 
 
 def rotate(x: Tensor, angles: list[float]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.core.chooser import IMAGENET_MEAN, IMAGENET_STD
+from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.order import check_grid
 
 # Entropies of a synthetic image: 0 over a patch to be merged, at least 2 bits over any other.

@@ -94,7 +94,7 @@ def _times(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool,
     models: dict[str, nn.Module] = {kind: case.build_model(kind == 'dense', checkpoint) for kind in ('dense', 'apt')}
     layout = models['apt'].make_layout(x)
     dense = dense_layout(layout)
-    tokens = [length - layout.has_cls_token for length in layout.images.lengths]
+    tokens = [length - layout.num_prefix for length in layout.images.lengths]
     settings = dataclasses.asdict(case) | dict(photos=[Path(photo).name for photo in case.photos])
     row: Row = dict(title=case.title, case=settings, batch=case.batch, device=device_name(case.device),
                     thresholds=case.apt_thresholds, tokens=tokens, cells=layout.num_cells,

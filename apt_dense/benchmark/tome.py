@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apt_dense.core.block import Attention
-from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.eva02 import APTEVA02, EVA02Attention
 from apt_dense.core.flops import MultiplyAdds, multiply_adds
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.rope import apply_rope, rope_table
@@ -63,7 +62,7 @@ class TokenMerging(nn.Module):
         model = self.model
         layout = self.last_layout = model.make_layout(x)
         x = model.embed(x, layout).unflatten(0, (len(layout.windows.lengths), -1))  # (R, n, C): runs are windows
-        tables = [rope_table(layout, model.head_dim, windowed).unflatten(0, x.shape[:2]) for windowed in (False, True)]
+        tables = [rope_table(layout, model.rope, windowed).unflatten(0, x.shape[:2]) for windowed in (False, True)]
         size = None
         source = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])  # where each first token is now
         counts = dict(zip(self.merging_blocks, self.schedule(x.shape[1]), strict=True))
@@ -74,7 +73,7 @@ class TokenMerging(nn.Module):
             attended, keys = _attention(block.attn, block.norm1(x), tables[local], size, runs)
             x = x + attended
             if index in counts:
-                merging = Merging(keys, counts[index], layout.has_cls_token)
+                merging = Merging(keys, counts[index], layout.num_prefix)
                 x, size = merging.average(x, size)
                 tables = [merging.keep(table) for table in tables]
                 source = merging.source.gather(1, source)
@@ -204,7 +203,7 @@ def merging_schedule(num_tokens: int, kept: float, merging_blocks: list[int], de
     return counts((low + high) / 2)
 
 
-def _attention(attention: Attention, x: Tensor, table: Tensor, size: Tensor | None,
+def _attention(attention: EVA02Attention, x: Tensor, table: Tensor, size: Tensor | None,
                runs: int) -> tuple[Tensor, Tensor]:
     """Attention of ``runs`` equal runs among themselves; (R, n, C) -> the same shape, and the keys' mean over heads.
 

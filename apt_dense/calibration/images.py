@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.core.chooser import IMAGENET_MEAN, IMAGENET_STD
+from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.extras import from_extra
 
 with from_extra('images'):

@@ -1,6 +1,7 @@
-"""EVA-02's transformer block on packed tokens."""
+"""The transformer block of all families, on packed tokens."""
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,33 +9,61 @@ from torch import Tensor, nn
 
 from apt_dense.core.attention import varlen_attention
 from apt_dense.core.derived import ProductWeights
-from apt_dense.core.layers import BranchFactors, DropPath, SwiGLU, add_branch
+from apt_dense.core.layers import BranchFactors, DropPath, LayerScale, add_branch
 from apt_dense.core.rope import apply_rope
 from apt_dense.core.runs import Runs
 
 MOST_VERSIONS = 128  # of the compiled parts
 
 
-class Attention(nn.Module):
-    """What rotary self-attention learns; queries and values have a bias, keys have none."""
+@dataclass(frozen=True)
+class BlockTokens:
+    """What a block is told about its T tokens.
 
-    def __init__(self, embed_dims: int, num_heads: int, backend: str = 'auto', keep_casts: bool = False):
+    Attributes:
+        runs: which attend among themselves in this block.
+        rope: their turns, complex (T, head_dim / 2); None for a model without.
+        factors: of drop path, see ``draw_drop_path``.
+    """
+    runs: Runs
+    rope: Tensor | None = None
+    factors: BranchFactors = (None, None)
+
+
+class Attention(nn.Module):
+    """What self-attention learns.
+
+    Args:
+        embed_dims, num_heads: C, and by how many it is divided.
+        qkv_bias: queries, keys and values have a bias; ``key_bias=False``: keys have none.
+        rope_halves: how turns pair the channels, see ``Rotary``.
+        backend: see ``varlen_attention``.
+        keep_casts: see ``ProductWeights``.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, qkv_bias: bool = True, key_bias: bool = True,
+                 rope_halves: bool = False, backend: str = 'auto', keep_casts: bool = False):
         super().__init__()
         self.num_heads = num_heads
+        self.rope_halves = rope_halves
         self.backend = backend
-        self.q_proj = nn.Linear(embed_dims, embed_dims, bias=False)
-        self.k_proj = nn.Linear(embed_dims, embed_dims, bias=False)
-        self.v_proj = nn.Linear(embed_dims, embed_dims, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(embed_dims))
-        self.v_bias = nn.Parameter(torch.zeros(embed_dims))
+        self.q_proj = nn.Linear(embed_dims, embed_dims, bias=qkv_bias)
+        self.k_proj = nn.Linear(embed_dims, embed_dims, bias=qkv_bias and key_bias)
+        self.v_proj = nn.Linear(embed_dims, embed_dims, bias=qkv_bias)
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.weights = ProductWeights(keep_casts) if keep_casts else None
 
-    def forward(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def biases(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of queries, keys and values."""
+        return self.q_proj.bias, self.k_proj.bias, self.v_proj.bias
+
+    def forward(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(T, C) -> turned queries, turned keys and values, (T, heads, head_dim) each."""
-        q, k, v = (self._linear(x, layer.weight, bias).unflatten(-1, (self.num_heads, -1)) for layer, bias in
-                   ((self.q_proj, self.q_bias), (self.k_proj, None), (self.v_proj, self.v_bias)))
-        q, k = (apply_rope(part, rope).to(v.dtype) for part in (q, k))
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (self._linear(x, layer.weight, bias).unflatten(-1, (self.num_heads, -1))
+                   for layer, bias in zip(layers, self.biases(), strict=True))
+        if rope is not None:
+            q, k = (apply_rope(part, rope, self.rope_halves).to(v.dtype) for part in (q, k))
         return q, k, v
 
     def project(self, attended: Tensor) -> Tensor:
@@ -49,38 +78,56 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block of EVA-02.
+    """Pre-norm transformer block.
 
     Args:
+        attn: ``Attention``, or what has its attributes and methods.
+        mlp: (T, C) -> (T, C); ``last`` is its last linear layer.
+        drop_path_rate: of its two branches.
+        norm_eps: of its LayerNorms.
+        layer_scale: what the factors of the branches, one a channel, start from; None for no factors.
         compiled: fuse all but the attention by torch.compile, with one piece of code for any number of tokens.
-        pad_mlp, keep_casts: see ``SwiGLU``.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int, mlp_ratio: float, drop_path_rate: float, backend: str,
-                 compiled: bool = False, pad_mlp: bool = False, keep_casts: bool = False):
+    def __init__(self, attn: nn.Module, mlp: nn.Module, drop_path_rate: float = 0.0, norm_eps: float = 1e-6,
+                 layer_scale: float | None = None, compiled: bool = False):
         super().__init__()
+        embed_dims = attn.proj.out_features
         self.compiled = compiled
-        self.norm1 = nn.LayerNorm(embed_dims, eps=1e-6)
-        self.attn = Attention(embed_dims, num_heads, backend, keep_casts)
-        self.norm2 = nn.LayerNorm(embed_dims, eps=1e-6)
-        self.mlp = SwiGLU(embed_dims, int(embed_dims * mlp_ratio), pad_mlp, keep_casts)
+        self.norm1 = nn.LayerNorm(embed_dims, eps=norm_eps)
+        self.attn = attn
+        self.ls1 = None if layer_scale is None else LayerScale(embed_dims, layer_scale)
+        self.norm2 = nn.LayerNorm(embed_dims, eps=norm_eps)
+        self.mlp = mlp
+        self.ls2 = None if layer_scale is None else LayerScale(embed_dims, layer_scale)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, runs: Runs, rope: Tensor, factors: BranchFactors = (None, None)) -> Tensor:
-        """(T, C) -> (T, C).  ``runs`` attend among themselves; ``factors`` are of drop path."""
+    def forward(self, x: Tensor, tokens: BlockTokens) -> Tensor:
+        """(T, C) -> (T, C)."""
         before, after = _compiled_parts() if self.compiled else (_before_attention, _after_attention)
-        q, k, v = before(self, x, torch.view_as_real(rope) if self.compiled else rope)
-        attended = varlen_attention(q, k, v, runs, self.attn.backend)
-        return after(self, x, attended, *factors)
+        rope = tokens.rope
+        q, k, v = before(self, x, torch.view_as_real(rope) if self.compiled and rope is not None else rope)
+        attended = varlen_attention(q, k, v, tokens.runs, self.attn.backend)
+        return after(self, x, attended, *tokens.factors)
+
+    @property
+    def weights_per_token(self) -> int:
+        """Multiply-adds of the linear layers for one token."""
+        return sum(layer.weight.numel() for layer in self.modules() if isinstance(layer, nn.Linear))
+
+    @property
+    def last_weights_per_token(self) -> int:
+        """Of these, those of the layer that ends the block."""
+        return self.mlp.last.weight.numel()
 
 
-def _before_attention(block: Block, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _before_attention(block: Block, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     return block.attn(block.norm1(x), rope)
 
 
 def _after_attention(block: Block, x: Tensor, attended: Tensor, *factors: Tensor | None) -> Tensor:
-    x = add_branch(x, block.attn.project(attended), factors[0])
-    return add_branch(x, block.mlp(block.norm2(x)), factors[1])
+    x = add_branch(x, block.attn.project(attended), factors[0], block.ls1)
+    return add_branch(x, block.mlp(block.norm2(x)), factors[1], block.ls2)
 
 
 @functools.cache

@@ -9,12 +9,10 @@ from torch import Tensor
 
 from apt_dense.core.importance import check_finite, may_be_finite
 from apt_dense.core.layout import TokenLayout
+from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.order import check_grid, padding_remedy
 from apt_dense.core.quadtree import check_thresholds, fit_budgets, select_scales, share_budget
 from apt_dense.core.scorers import get_scorer
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class PatchChooser:
@@ -29,8 +27,8 @@ class PatchChooser:
         scorer: a name of ``scorers.SCORERS``.
         patch_size: side of a base patch in pixels.
         window_size: cells a side of a window, 0 where all attention is global.
-        has_cls_token: layouts begin each image with a class token.
-        max_tokens: the most tokens, class tokens not counted, of one image or of one batch (``max_tokens_per``: 'image'
+        num_prefix: rows before each image's patches: its class token and registers.
+        max_tokens: the most tokens, prefix rows not counted, of one image or of one batch (``max_tokens_per``: 'image'
             or 'batch').  Where there are more, thresholds are raised image by image, see ``fit_budgets`` and
             ``share_budget``: no busy image costs more memory or time than that.  None sets no limit.
         img_mean, img_std: what the input was normalised with, three numbers each, to restore 0..255; RGB.
@@ -46,20 +44,18 @@ class PatchChooser:
     """
 
     def __init__(self, num_scales: int = 1, thresholds: Sequence[float] = (), scorer: str = 'entropy', *,
-                 patch_size: int = 16, window_size: int = 0, has_cls_token: bool = False,
+                 patch_size: int = 16, window_size: int = 0, num_prefix: int = 0,
                  max_tokens: int | None = None, max_tokens_per: str = 'image',
                  img_mean: Sequence[float] = IMAGENET_MEAN, img_std: Sequence[float] = IMAGENET_STD,
                  compiled: bool = False):
         for name, value, least in (('num_scales', num_scales, 1), ('patch_size', patch_size, 1),
-                                   ('window_size', window_size, 0)):
+                                   ('window_size', window_size, 0), ('num_prefix', num_prefix, 0)):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f'{name}={value!r} must be a whole number from {least} on')
-        if window_size and has_cls_token:
-            raise ValueError(f'window_size={window_size} with a class token: set window_size=0')
         self.num_scales = num_scales
         self.patch_size = patch_size
         self.window_size = window_size
-        self.has_cls_token = has_cls_token
+        self.num_prefix = num_prefix
         self.thresholds = thresholds
         self.scorer = get_scorer(scorer, compiled)
         self._check_budget(max_tokens, max_tokens_per)
@@ -108,7 +104,7 @@ class PatchChooser:
             check_finite(x)
             batch_size, _, height_px, width_px = x.shape
             return TokenLayout.dense(batch_size, height_px // self.patch_size, width_px // self.patch_size,
-                                     self.window_size, 1, self.has_cls_token, x.device)
+                                     self.window_size, 1, self.num_prefix, x.device)
         image = self.restore(x)
         scores = self._score(image)
         try:
@@ -167,13 +163,13 @@ class PatchChooser:
         if len(scores) != self.num_scales - 1 or not scores:
             raise ValueError(f'got {len(scores)} score maps for num_scales={self.num_scales}: nothing can be chosen '
                              'with one scale, and S scales have S - 1 maps')
-        arguments = (self.window_size, self.num_scales, self.has_cls_token, False)
+        arguments = (self.window_size, self.num_scales, self.num_prefix, False)
         batch_size, height, width = scores[0].shape
         # select_scales reads only the finest map's shape.
         maps = [scores[0].new_empty(()).expand(batch_size, height * 2, width * 2), *scores]
         scales = select_scales(maps, self.thresholds)
         layout = TokenLayout.from_scales(scales if bad is None else scales.masked_fill(bad, -1), *arguments)
-        budgets = self._budgets([length - self.has_cls_token for length in layout.images.lengths])
+        budgets = self._budgets([length - self.num_prefix for length in layout.images.lengths])
         if not self.last_num_raised:
             return layout
         return TokenLayout.from_scales(fit_budgets(maps, self.thresholds, budgets), *arguments)

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense.core.layout import TokenLayout
-from apt_dense.core.position import resample_table
+from apt_dense.core.position import resample_table, sample_table
 
 DETAIL_BRANCHES = ('zero', 'none', 'residual', 'nonzero')
 # What APT adds to a dense model, where the backbone's ``patch_embed`` is an AdaptivePatchEmbed: names in the backbone.
@@ -25,6 +25,7 @@ class AdaptivePatchEmbed(nn.Module):
         detail_branch: 'zero', ZeroMLP starts at zero (the paper); 'none', no branch (the paper's Resizing baseline);
             'residual', the convolution is added without an MLP, and 'nonzero', the MLP starts like any other layer
             (both of the paper's ablation).
+        bias: of ``proj``.
 
     Raises:
         ValueError: for an unknown detail_branch.
@@ -32,13 +33,14 @@ class AdaptivePatchEmbed(nn.Module):
     Source: APT, eq. 2, and the public code's mixed patch embedding.
     """
 
-    def __init__(self, patch_size: int = 16, embed_dims: int = 768, num_scales: int = 1, detail_branch: str = 'zero'):
+    def __init__(self, patch_size: int = 16, embed_dims: int = 768, num_scales: int = 1, detail_branch: str = 'zero',
+                 bias: bool = True):
         super().__init__()
         if detail_branch not in DETAIL_BRANCHES:
             raise ValueError(f'unknown detail_branch {detail_branch!r}: choose one of {DETAIL_BRANCHES}')
         self.patch_size = patch_size
         self.num_scales = num_scales
-        self.proj = nn.Conv2d(3, embed_dims, patch_size, patch_size)
+        self.proj = nn.Conv2d(3, embed_dims, patch_size, patch_size, bias=bias)
         self.conv_down = self.zero_mlp = None
         if num_scales > 1 and detail_branch != 'none':
             self.conv_down = nn.Conv2d(embed_dims, embed_dims, 2, 2)
@@ -48,27 +50,29 @@ class AdaptivePatchEmbed(nn.Module):
                 nn.init.zeros_(self.zero_mlp.weight)
                 nn.init.zeros_(self.zero_mlp.bias)
 
-    def forward(self, image: Tensor, layout: TokenLayout, positions: Tensor) -> Tensor:
-        """Embed the tokens of a layout without class tokens.
+    def forward(self, image: Tensor, layout: TokenLayout, positions: Tensor | None = None) -> Tensor:
+        """Embed the tokens of a layout without prefix rows.
 
         Args:
             image: (B, 3, H * patch_size, W * patch_size), normalised.
             layout: T tokens over the H x W cells, the same number of scales.
-            positions: of the patches of all scales, see ``position_tables``.
+            positions: of the patches of all scales, see ``position_tables``; None for none.
 
         Returns:
             (T, C), packed as the layout says.
         """
         cells = self._project(self._patches(image, layout, 0))
-        if layout.is_dense:
+        if not layout.is_dense:
+            tokens = cells[layout.starts]
+        elif positions is None:
+            tokens = cells
+        else:
             table = positions[:layout.height * layout.width]
             tokens = (cells.unflatten(0, (layout.batch_size, -1)) + table).flatten(0, 1)
-        else:
-            tokens = cells[layout.starts]
         if self.num_scales > 1:
             coarse = self._embed_coarse(image, cells, layout)
             tokens = tokens.index_copy_(0, layout.coarse_tokens, coarse.to(tokens.dtype))
-        return tokens if layout.is_dense else tokens + positions[layout.position_index]
+        return tokens if layout.is_dense or positions is None else tokens + positions[layout.position_index]
 
     def _embed_coarse(self, image: Tensor, cells: Tensor, layout: TokenLayout) -> Tensor:
         """The merged patches without positions, all scales in turn, fine to coarse: (T - T_0, C).
@@ -116,19 +120,33 @@ class AdaptivePatchEmbed(nn.Module):
         return details if self.zero_mlp is None else self.zero_mlp(details)
 
 
-def position_tables(table: Tensor, layout: TokenLayout) -> Tensor:
+def position_tables(table: Tensor, layout: TokenLayout, anchor: str = 'interpolated') -> Tensor:
     """Positions of the patches of all scales, fine to coarse, each scale in the tokens' order.
 
     Args:
-        table: (H, W, C), at the grid of cells.
+        table, anchor: see ``position_maps``.
         layout: of H x W cells; only its sizes are used.
 
     Returns:
         (H * W + H * W / 4 + ... + H * W / 4**(S - 1), C): ``layout.position_index`` are its rows.
-
-    Source: the public code, which resamples the table to the coarser grid (bicubic, antialias).
     """
-    tables = [resample_table(table, layout.height >> scale, layout.width >> scale, antialias=True)
-              for scale in range(layout.num_scales)]
-    ordered = [layout.order(grid[None], scale) for scale, grid in enumerate(tables)]
+    ordered = [layout.order(grid[None], scale)
+               for scale, grid in enumerate(position_maps(table, layout.num_scales, anchor))]
     return torch.cat(ordered) if len(ordered) > 1 else ordered[0]
+
+
+def position_maps(table: Tensor, num_scales: int, anchor: str = 'interpolated') -> list[Tensor]:
+    """Positions of the patches of each scale, fine to coarse: S maps (H / 2**s, W / 2**s, C).
+
+    Args:
+        table: (H, W, C), at the grid of cells.
+        anchor: how a coarse patch gets its own: 'interpolated', the table resampled to the coarser grid (bicubic,
+            antialias); 'corner', that of its top-left cell; 'center', the table sampled at its centre, which is the
+            mean of the four cells around that.
+
+    Source: the public code, which resamples the table to the coarser grid; so does the camera-ready paper.
+    """
+    height, width = table.shape[:2]
+    return [table, *(sample_table(table, 1 << scale, anchor) if anchor != 'interpolated' else
+                     resample_table(table, height >> scale, width >> scale, antialias=True)
+                     for scale in range(1, num_scales))]

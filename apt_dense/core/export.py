@@ -4,17 +4,18 @@ A packed sequence has another length for each image, and a graph with fixed shap
 to a fixed number, the *bucket*.  The rows that fill it are a run of padding: no other row attends to them, and no cell
 takes their output.  Which row holds which patch is not a part of the graph: it comes in as tensors, by ``inputs``.
 
-The same parameters and the same numbers as ``APTEVA02.forward_layout``, to rounding; for one image, in inference.
+The same parameters and the same numbers as ``PackedViT.forward_layout``, to rounding; for one image, in inference.
 """
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense.core.block import Block
-from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.embed import position_maps
+from apt_dense.core.layers import add_branch
 from apt_dense.core.layout import TokenLayout
-from apt_dense.core.position import resample_table
 from apt_dense.core.rope import rope_table
+from apt_dense.core.vit import PackedViT
 
 Attended = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # turns, and rows, keys and places of the windows
 
@@ -25,14 +26,14 @@ class FixedEncoder(nn.Module):
     Args:
         model: whose parameters are shared.
         size_px: (height, width) of the images, multiples of the model's ``size_divisor_px``.
-        num_tokens: the bucket, class token included.  None: of the dense model, every cell is a token, and the image is
+        num_tokens: the bucket, prefix rows included.  None: of the dense model, every cell is a token, and the image is
             the only input.
 
     Raises:
         ValueError: for a size that the model does not take, or a bucket of more tokens than the image has cells.
     """
 
-    def __init__(self, model: APTEVA02, size_px: tuple[int, int], num_tokens: int | None = None):
+    def __init__(self, model: PackedViT, size_px: tuple[int, int], num_tokens: int | None = None):
         super().__init__()
         height, width = (side // model.patch_size for side in size_px)
         if any(side % model.size_divisor_px or not side for side in size_px):
@@ -44,7 +45,7 @@ class FixedEncoder(nn.Module):
         self.model, self.size_px, self.num_tokens = model, tuple(size_px), num_tokens
         self.height, self.width = height, width
         self.register_buffer('positions', self._positions(), persistent=False)
-        dense = TokenLayout.dense(1, height, width, model.window_size, model.num_scales, model.cls_token is not None)
+        dense = TokenLayout.dense(1, height, width, model.window_size, model.num_scales, model.num_prefix)
         if num_tokens is None:
             self.num_tokens = dense.num_tokens
             for name, value in self.inputs(dense).items():
@@ -59,12 +60,12 @@ class FixedEncoder(nn.Module):
         """The tensors of a layout of one image, filled up to T tokens, for ``forward``.
 
         Returns:
-            'patches': (T,) int64, the patch of each row, counted over the class token, the cells and the patches of
+            'patches': (T,) int64, the patch of each row, counted over the prefix rows, the cells and the patches of
             each larger size, all in raster order.  'turns': (T, head_dim / 2, 2), cosine and sine of the positions in
-            the image.  'keys': (1, T) bool, False for padding.  'cells': (H * W,) int64, the row that covers each cell,
-            in raster order.  With windows of L cells also 'window_turns', 'window_rows' (windows, L) int64, the rows of
-            each window, 'window_keys' (windows, L) bool, False beyond its last one, and 'window_places' (T,) int64,
-            where each row is among these.
+            the image, where the model turns.  'keys': (1, T) bool, False for padding.  'cells': (H * W,) int64, the row
+            that covers each cell, in raster order.  With windows of L cells also 'window_turns', 'window_rows'
+            (windows, L) int64, the rows of each window, 'window_keys' (windows, L) bool, False beyond its last one, and
+            'window_places' (T,) int64, where each row is among these.
 
         Raises:
             ValueError: for a layout of another grid or batch, or of more tokens than the bucket.
@@ -83,7 +84,7 @@ class FixedEncoder(nn.Module):
                        cells=layout.expand(rows[:, None]).flatten())
         if self.model.window_size:
             tensors.update(window_turns=self._turns(layout, True, spare), **self._windows(layout, spare))
-        return tensors
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def forward(self, image: Tensor, **layout: Tensor) -> tuple[Tensor, ...]:
         """(1, 3, H, W), normalised, and what ``inputs`` gives (the dense model wants nothing) -> the model's maps."""
@@ -96,7 +97,8 @@ class FixedEncoder(nn.Module):
             local = self.model.window_size > 0 and index not in self.model.global_blocks
             x = self._block(block, x, windows if local else everywhere)
             if index in self.model.out_indices:
-                outputs.append(x[get('cells')].T.unflatten(1, (self.height, self.width))[None])
+                rows = x if self.model.norm is None else self.model.norm(x)
+                outputs.append(rows[get('cells')].T.unflatten(1, (self.height, self.width))[None])
         return tuple(outputs)
 
     @staticmethod
@@ -106,11 +108,11 @@ class FixedEncoder(nn.Module):
         q, k, v = ((part[None] if rows is None else part[rows]).transpose(1, 2) for part in parts)
         heads = F.scaled_dot_product_attention(q, k, v, None if keys is None else keys[:, None, None])
         result = heads.transpose(1, 2).flatten(0, 1).flatten(1)
-        x = x + block.attn.proj(result if places is None else result[places])
-        return x + block.mlp(block.norm2(x))
+        x = add_branch(x, block.attn.proj(result if places is None else result[places]), None, block.ls1)
+        return add_branch(x, block.mlp(block.norm2(x)), None, block.ls2)
 
     def _embed(self, image: Tensor) -> Tensor:
-        """(1, 3, H, W) -> every patch of every size, with its position, the class token first: (P, C).
+        """(1, 3, H, W) -> the prefix rows and every patch of every size, with its position: (P, C).
 
         The maps of all sizes are computed over the whole image: a third more than the cells alone.
         """
@@ -124,19 +126,21 @@ class FixedEncoder(nn.Module):
                 details = embed.conv_down(details)
                 added = details if embed.zero_mlp is None else embed.zero_mlp(details.movedim(1, 3)).movedim(3, 1)
                 maps[-1] = maps[-1] + added
-        rows = [part[0].flatten(1).T for part in maps]
-        if self.model.cls_token is not None:
-            rows.insert(0, self.model.cls_token[0])
-        return torch.cat(rows) + self.positions
+        rows = torch.cat([part[0].flatten(1).T for part in maps])
+        if self.positions is not None:
+            rows = rows + self.positions
+        if self.model.num_prefix:
+            rows = torch.cat([self.model.prefix(), rows])
+        return rows if self.model.norm_pre is None else self.model.norm_pre(rows)
 
     @torch.no_grad()
-    def _positions(self) -> Tensor:
-        """(P, C): the position of every patch of every size, in the order of ``_embed``."""
-        table = self.model.position_table(self.height, self.width)
-        tables = [table, *(resample_table(table, self.height >> scale, self.width >> scale, antialias=True)
-                           for scale in range(1, self.model.num_scales))]
-        first = [] if self.model.cls_token is None else [self.model.pos_embed[0, :1]]
-        return torch.cat([*first, *(part.flatten(0, 1) for part in tables)])
+    def _positions(self) -> Tensor | None:
+        """(P, C): the position of every patch of every size, raster order each; None for a model without a table."""
+        if self.model.pos_embed is None:
+            return None
+        maps = position_maps(self.model.position_table(self.height, self.width), self.model.num_scales,
+                             self.model.pos_anchor)
+        return torch.cat([part.flatten(0, 1) for part in maps])
 
     def _patch_of_row(self, layout: TokenLayout) -> Tensor:
         scales = layout.scales.clamp(min=0)
@@ -144,17 +148,20 @@ class FixedEncoder(nn.Module):
         patch = (y >> scales) * (layout.width >> scales) + (x >> scales)
         areas = [layout.height * layout.width >> 2 * scale for scale in range(layout.num_scales)]
         before = torch.tensor([sum(areas[:scale]) for scale in range(layout.num_scales)], device=patch.device)
-        return (patch + before[scales] + layout.has_cls_token).where(layout.scales >= 0, 0)
+        rows = torch.arange(layout.num_tokens, device=patch.device)  # those of the prefix are the first ones
+        return (patch + before[scales] + layout.num_prefix).where(layout.scales >= 0, rows)
 
-    def _turns(self, layout: TokenLayout, windowed: bool, spare: int) -> Tensor:
-        table = rope_table(layout, self.model.head_dim, windowed, self.model.rope_anchor)
+    def _turns(self, layout: TokenLayout, windowed: bool, spare: int) -> Tensor | None:
+        if self.model.rope is None:
+            return None
+        table = rope_table(layout, self.model.rope, windowed, self.model.rope_anchor)
         return F.pad(torch.view_as_real(table), (0, 0, 0, 0, 0, spare))
 
     @staticmethod
     def _windows(layout: TokenLayout, spare: int) -> dict[str, Tensor]:
         starts = layout.windows.cu_seqlens[:-1].long()
         lengths = layout.windows.cu_seqlens.diff().long()
-        longest = layout.window_size**2
+        longest = layout.windows.whole_length
         places = torch.arange(longest, device=starts.device)
         keys = places < lengths[:, None]
         offsets = torch.arange(len(starts), device=starts.device) * longest - starts

@@ -1,8 +1,8 @@
 """Multiply-adds of the backbone, counted exactly for a given layout: what the time should be in proportion to."""
 from dataclasses import dataclass
 
-from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.layout import TokenLayout
+from apt_dense.core.vit import PackedViT
 
 # An attention backward pass by a fused kernel: the scores once more, then the gradients of values, of probabilities, of
 # queries and of keys, five products where the forward pass has two.
@@ -19,9 +19,9 @@ class MultiplyAdds:
     Attributes:
         patches: the patch embedding of all cells, and of the coarse patches of the resized images.
         details: the 2 x 2 convolutions and the ZeroMLP of the coarse patches.
-        linears: queries, keys, values, output projection and SwiGLU of all blocks.
+        linears: queries, keys, values, output projection and MLP of all blocks.
         attention: scores and weighted sums of all blocks, 2 n**2 C for a run of n tokens.
-        last_linears: the part of ``linears`` that ends the blocks, the third of SwiGLU.
+        last_linears: the part of ``linears`` that ends the blocks, the last of the MLP.
     """
     patches: int
     details: int
@@ -50,7 +50,7 @@ class MultiplyAdds:
         return self.patches * 2 + self.details * 3 + blocks
 
 
-def multiply_adds(model: APTEVA02, layout: TokenLayout) -> MultiplyAdds:
+def multiply_adds(model: PackedViT, layout: TokenLayout) -> MultiplyAdds:
     """Count the multiply-adds of a forward pass of ``model`` over a batch with this layout.
 
     Only the model's sizes are read, so it may be on the meta device.  A layout of one scale counts as the dense twin,
@@ -60,7 +60,7 @@ def multiply_adds(model: APTEVA02, layout: TokenLayout) -> MultiplyAdds:
         model: the backbone.
         layout: of the batch, by ``model.make_layout`` or any other way.
     """
-    dims, hidden = model.embed_dims, model.blocks[0].mlp.w1.out_features
+    dims = model.embed_dims
     counts = layout.scale_counts
     embed = model.patch_embed
     patches = (layout.num_cells + sum(counts[1:])) * embed.proj.weight[0].numel() * dims
@@ -72,21 +72,21 @@ def multiply_adds(model: APTEVA02, layout: TokenLayout) -> MultiplyAdds:
         if embed.zero_mlp is not None:
             details += sum(counts[1:]) * dims**2
     depth = len(model.blocks)
-    linears = depth * layout.num_tokens * dims * (4 * dims + 3 * hidden)
+    linears = layout.num_tokens * sum(block.weights_per_token for block in model.blocks)
     num_global = depth if not model.window_size else len(model.global_blocks)
     attention = 2 * dims * (num_global * sum(n * n for n in layout.images.lengths) +
                             (depth - num_global) * sum(n * n for n in layout.windows.lengths))
-    last_linears = depth * layout.num_tokens * dims * hidden
+    last_linears = layout.num_tokens * sum(block.last_weights_per_token for block in model.blocks)
     return MultiplyAdds(patches, details, linears, attention, last_linears)
 
 
 def dense_layout(layout: TokenLayout) -> TokenLayout:
     """The layout of the dense twin over the same batch: one scale, every cell a token."""
     return TokenLayout.dense(layout.batch_size, layout.height, layout.width, layout.window_size, 1,
-                             layout.has_cls_token)
+                             layout.num_prefix)
 
 
-def ideal_speedup(model: APTEVA02, layout: TokenLayout, train: bool = False, with_cp: bool = False) -> float:
+def ideal_speedup(model: PackedViT, layout: TokenLayout, train: bool = False, with_cp: bool = False) -> float:
     """The dense twin's multiply-adds over those of ``model`` with this layout.
 
     Args:

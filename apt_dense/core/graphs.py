@@ -23,13 +23,14 @@ class PackedInputs:
     Attributes:
         x: (T, C), packed rows.
         windows, images: the runs.
-        local_rope, global_rope: their rotations, (T, head_dim / 2) complex; no local ones without windows.
+        local_rope, global_rope: their turns, (T, head_dim / 2) complex; no local ones without windows, none at all for
+            a model that does not turn.
     """
     x: Tensor
     windows: Runs
     images: Runs
     local_rope: Tensor | None
-    global_rope: Tensor
+    global_rope: Tensor | None
 
     @property
     def whole(self) -> bool:
@@ -134,8 +135,9 @@ def _tensors(inputs: PackedInputs) -> list[Tensor]:
 def _with_tensors(inputs: PackedInputs, tensors: list[Tensor]) -> PackedInputs:
     """The same inputs in other memory, in the order of ``_tensors``."""
     x, windows, images, *ropes = tensors
+    local = ropes.pop(0) if inputs.local_rope is not None else None
     return PackedInputs(x, replace(inputs.windows, cu_seqlens=windows), replace(inputs.images, cu_seqlens=images),
-                        ropes[0] if inputs.local_rope is not None else None, ropes[-1])
+                        local, ropes.pop() if ropes else None)
 
 
 def _key(padded: PackedInputs) -> tuple:

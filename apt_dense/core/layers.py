@@ -12,6 +12,51 @@ from apt_dense.core.runs import Runs
 ALIGNED = 16  # numbers: the width of a row of which a GPU's matrix products are fast
 
 
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), OpenAI's for CLIP."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {'gelu': nn.GELU, 'quick_gelu': QuickGELU}
+
+
+class MLP(nn.Module):
+    """fc2(act(fc1 x)), with biases; (..., C) -> (..., C).
+
+    Args:
+        embed_dims: C.
+        hidden_dims: channels between.
+        activation: 'gelu' or 'quick_gelu'.
+        keep_casts: see ``ProductWeights``.
+
+    Raises:
+        ValueError: for an unknown activation.
+    """
+
+    def __init__(self, embed_dims: int, hidden_dims: int, activation: str = 'gelu', keep_casts: bool = False):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f'unknown activation {activation!r}: choose one of {tuple(ACTIVATIONS)}')
+        self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.act = ACTIVATIONS[activation]()
+        self.fc2 = nn.Linear(hidden_dims, embed_dims)
+        self.weights = ProductWeights(keep_casts) if keep_casts else None
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that ends it."""
+        return self.fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weights is None:
+            return self.fc2(self.act(self.fc1(x)))
+        hidden, out = (functools.partial(F.linear, weight=self.weights(layer.weight), bias=self.weights(layer.bias))
+                       for layer in (self.fc1, self.fc2))
+        return out(self.act(hidden(x)))
+
+
 class SwiGLU(nn.Module):
     """w3(LayerNorm(SiLU(w1 x) * (w2 x))), with biases; (..., C) -> (..., C).
 
@@ -21,16 +66,23 @@ class SwiGLU(nn.Module):
         padded: compute with channels between up to the next multiple of 16, whose weights are 0.  The result is the
             same: SiLU(0) * 0 is 0, and LayerNorm does not see them.  The parameters keep their shapes.
         keep_casts: see ``ProductWeights``.
+        norm: False leaves the LayerNorm out, which EVA-02 has and others have not.
     """
 
-    def __init__(self, embed_dims: int, hidden_dims: int, padded: bool = False, keep_casts: bool = False):
+    def __init__(self, embed_dims: int, hidden_dims: int, padded: bool = False, keep_casts: bool = False,
+                 norm: bool = True):
         super().__init__()
         self.w1 = nn.Linear(embed_dims, hidden_dims)
         self.w2 = nn.Linear(embed_dims, hidden_dims)
-        self.ffn_ln = nn.LayerNorm(hidden_dims, eps=1e-6)
+        self.ffn_ln = nn.LayerNorm(hidden_dims, eps=1e-6) if norm else nn.Identity()
         self.w3 = nn.Linear(hidden_dims, embed_dims)
         self.width = -(-hidden_dims // ALIGNED) * ALIGNED if padded else hidden_dims
         self.weights = ProductWeights(keep_casts) if keep_casts or self.width > hidden_dims else None
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that ends it."""
+        return self.w3
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weights is None:
@@ -42,6 +94,14 @@ class SwiGLU(nn.Module):
         if self.width > hidden:
             inner = pad(inner, (*inner.shape[:-1], self.width), gate.dtype)
         return F.linear(inner, self.weights(self.w3.weight, (dims, self.width)), self.weights(self.w3.bias))
+
+
+class LayerScale(nn.Module):
+    """A factor for each channel of a branch, ``gamma``; ``add_branch`` multiplies by it."""
+
+    def __init__(self, embed_dims: int, start: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((embed_dims,), float(start)))
 
 
 class DropPath(nn.Module):
@@ -89,9 +149,16 @@ def _keep_rates(rates: tuple[float, ...], device: torch.device) -> Tensor:
         return 1 - torch.tensor(rates, device=device)[:, None, None]
 
 
-def add_branch(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
-    """x + branch * factor, all (T, C), the factor (T, 1) as ``draw_drop_path`` gives it; None for 1."""
-    return x + branch if factor is None else x + _Scale.apply(branch, factor.to(branch.dtype))
+def add_branch(x: Tensor, branch: Tensor, factor: Tensor | None, scale: LayerScale | None = None) -> Tensor:
+    """x + branch * factor * gamma, all (T, C).
+
+    Args:
+        factor: (T, 1), as ``draw_drop_path`` gives it; None for 1.
+        scale: with gamma, (C,); None for 1.
+    """
+    if factor is not None:
+        branch = _Scale.apply(branch, factor.to(branch.dtype))
+    return x + branch if scale is None else torch.addcmul(x, branch, scale.gamma)
 
 
 class _Scale(torch.autograd.Function):

@@ -29,9 +29,10 @@ class TokenLayout:
         batch_size, height, width: B and the grid of cells.
         window_size: cells a side of a window; the whole image is one window if 0.
         num_scales: S; a root is 2**(S - 1) cells a side.
-        has_cls_token: True if each image's tokens begin with a class token, a row of area 0 and scale -1.
-        windows, images: the runs.  With class tokens there are no separate windows: ``windows is images``.
-        scale_counts: tokens of each scale, S numbers on the host, class tokens not counted.
+        num_prefix: rows before the patches of each image, its class token and registers: rows of area 0 and scale -1.
+        windows, images: the runs.  Where an image is one window, ``windows is images``.  Otherwise its prefix rows are
+            a run of their own among the windows, before those of its patches.
+        scale_counts: tokens of each scale, S numbers on the host, prefix rows not counted.
         scales: (T,) int64, s of each token.
         starts: (T,) int64, the first cell of each token in the order of the cells over the batch.
     """
@@ -40,7 +41,7 @@ class TokenLayout:
     width: int
     window_size: int
     num_scales: int
-    has_cls_token: bool
+    num_prefix: int
     windows: Runs
     images: Runs
     scale_counts: tuple[int, ...]
@@ -50,7 +51,7 @@ class TokenLayout:
     @classmethod
     @torch.no_grad()
     def from_scales(cls, scales: Tensor, window_size: int = 0, num_scales: int | None = None,
-                    has_cls_token: bool = False, check: bool = True) -> 'TokenLayout':
+                    num_prefix: int = 0, check: bool = True) -> 'TokenLayout':
         """Build the layout of a scale map.  Waits for the device once, for the number of tokens.
 
         Args:
@@ -58,12 +59,12 @@ class TokenLayout:
             window_size: cells a side of a window, 0 for attention over the whole image.
             num_scales: S, which sets the root; by default that of the largest in the map (one more
                 wait).
-            has_cls_token: put a class token before each image's tokens.
+            num_prefix: put so many rows before each image's tokens.
             check: False if the map is one of ``select_scales``: whether all patches are whole is then left unchecked.
 
         Raises:
             ValueError: if the grid is no multiple of the window, the window none of the root, a scale is out of range
-                or a patch is not whole, or class tokens are combined with windows.
+                or a patch is not whole.
         """
         if scales.ndim != 3 or scales.is_floating_point() or 0 in scales.shape:
             raise ValueError(f'scales is {scales.dtype} of shape {tuple(scales.shape)}, wanted integers (B, H, W)')
@@ -71,9 +72,6 @@ class TokenLayout:
         if num_scales is None:
             num_scales = max(int(scales.max()), 0) + 1
         check_grid(height, width, window_size, num_scales)
-        if window_size and has_cls_token:
-            raise ValueError(f'window_size={window_size} and a class token: a class token sees the whole image, set '
-                             'window_size=0')
         ordered = order_cells(scales.long(), window_size, num_scales)
         index = torch.arange(ordered.numel(), device=scales.device)
         areas = 1 << 2 * ordered
@@ -90,30 +88,28 @@ class TokenLayout:
         windows = images = Runs.from_lengths(image_lengths, scales.device, height * width)
         if per_image > 1:
             windows = Runs.from_lengths(tuple(counts), scales.device, window_size**2)
-        layout = cls(batch_size, height, width, window_size, num_scales, False, windows, images, scale_counts,
+        layout = cls(batch_size, height, width, window_size, num_scales, 0, windows, images, scale_counts,
                      token_scales, starts)
-        return layout._with_cls_tokens() if has_cls_token else layout
+        return layout._with_prefix(int(num_prefix)) if num_prefix else layout
 
     @classmethod
     def dense(cls, batch_size: int, height: int, width: int, window_size: int = 0, num_scales: int = 1,
-              has_cls_token: bool = False, device: torch.device | str = 'cpu') -> 'TokenLayout':
+              num_prefix: int = 0, device: torch.device | str = 'cpu') -> 'TokenLayout':
         """Build the layout in which every cell is a token.  Does not wait for the device.
 
         Raises:
             ValueError: as ``from_scales``.
         """
         check_grid(height, width, window_size, num_scales)
-        if window_size and has_cls_token:
-            raise ValueError(f'window_size={window_size} and a class token: set window_size=0')
         device = torch.device(device)
         images = windows = Runs.from_lengths((height * width,) * batch_size, device, height * width)
         area = window_size**2 or height * width
         if area != height * width:
             windows = Runs.from_lengths((area,) * (batch_size * height * width // area), device, area)
         starts = torch.arange(batch_size * height * width, device=device)
-        layout = cls(batch_size, height, width, window_size, num_scales, False, windows, images,
+        layout = cls(batch_size, height, width, window_size, num_scales, 0, windows, images,
                      (starts.numel(),) + (0,) * (num_scales - 1), torch.zeros_like(starts), starts)
-        return layout._with_cls_tokens() if has_cls_token else layout
+        return layout._with_prefix(int(num_prefix)) if num_prefix else layout
 
     @staticmethod
     def _count(ordered: Tensor, first: Tensor, same: Tensor | None, window_cells: int,
@@ -141,65 +137,78 @@ class TokenLayout:
                              'it must be aligned to multiples of 2**s cells')
         return counts, tuple(int(count) for count in tokens)
 
-    def _with_cls_tokens(self) -> 'TokenLayout':
-        """The same layout with a class token before each image's tokens."""
-        lengths = self.images.lengths
+    def _with_prefix(self, num_prefix: int) -> 'TokenLayout':
+        """The same layout with rows before each image's tokens."""
+        lengths, device = self.images.lengths, self.starts.device
 
         def insert(values: Tensor, value: int) -> Tensor:
-            cls_row = values.new_full((1,), value)
-            return torch.cat([part for image in values.split(lengths) for part in (cls_row, image)])
+            rows = values.new_full((num_prefix,), value)
+            return torch.cat([part for image in values.split(lengths) for part in (rows, image)])
 
-        images = Runs.from_lengths(tuple(length + 1 for length in lengths), self.starts.device,
-                                   self.height * self.width + 1)
-        return replace(self, has_cls_token=True, windows=images, images=images, scales=insert(self.scales, -1),
+        images = windows = Runs.from_lengths(tuple(length + num_prefix for length in lengths), device,
+                                             self.height * self.width + num_prefix)
+        if self.windows is not self.images:
+            windows = self._runs_of_windows(num_prefix, self.windows.lengths)
+        return replace(self, num_prefix=num_prefix, windows=windows, images=images, scales=insert(self.scales, -1),
                        starts=insert(self.starts, 0))
 
+    def _runs_of_windows(self, num_prefix: int, lengths: Sequence[int]) -> Runs:
+        """The runs of the windows' patches, with a run of prefix rows before those of each image."""
+        per_image = len(lengths) // self.batch_size
+        runs = [run for begin in range(0, len(lengths), per_image)
+                for run in (*[num_prefix] * (num_prefix > 0), *lengths[begin:begin + per_image])]
+        return Runs.from_lengths(tuple(runs), self.starts.device, self.window_size**2)
+
     @property
-    def without_cls_tokens(self) -> 'TokenLayout':
+    def without_prefix(self) -> 'TokenLayout':
         """The same layout of patches only."""
-        if not self.has_cls_token:
+        if not self.num_prefix:
             return self
-        lengths = self.images.lengths
-        images = Runs.from_lengths(tuple(length - 1 for length in lengths), self.starts.device,
-                                   self.height * self.width)
-        scales, starts = (torch.cat([image[1:] for image in values.split(lengths)])
+        lengths, device = self.images.lengths, self.starts.device
+        images = windows = Runs.from_lengths(tuple(length - self.num_prefix for length in lengths), device,
+                                             self.height * self.width)
+        if self.windows is not self.images:
+            runs = self.windows.lengths
+            per_image = len(runs) // self.batch_size
+            windows = self._runs_of_windows(0, [run for index, run in enumerate(runs) if index % per_image])
+        scales, starts = (torch.cat([image[self.num_prefix:] for image in values.split(lengths)])
                           for values in (self.scales, self.starts))
-        return replace(self, has_cls_token=False, windows=images, images=images, scales=scales, starts=starts)
+        return replace(self, num_prefix=0, windows=windows, images=images, scales=scales, starts=starts)
 
     @property
     def num_tokens(self) -> int:
-        """T, class tokens included."""
+        """T, prefix rows included."""
         return sum(self.images.lengths)
 
     @property
     def num_cells(self) -> int:
-        """Cells of the batch: the tokens, less class tokens, that the dense model would process."""
+        """Cells of the batch: the tokens, less prefix rows, that the dense model would process."""
         return self.batch_size * self.height * self.width
 
     @property
     def is_dense(self) -> bool:
         """True if every cell is a token of its own."""
-        return self.num_tokens - self.has_cls_token * self.batch_size == self.num_cells
+        return self.num_tokens - self.num_prefix * self.batch_size == self.num_cells
 
     @cached_property
     def areas(self) -> Tensor:
-        """(T,) int64: cells that each token covers; 0 for a class token."""
+        """(T,) int64: cells that each token covers; 0 for a prefix row."""
         return (1 << 2 * self.scales.clamp(min=0)).where(self.scales >= 0, 0)
 
     @cached_property
     def tokens_by_scale(self) -> tuple[Tensor, ...]:
-        """S tensors (T_s,) int64: the rows of the tokens of each scale, ascending; class tokens are in none."""
-        return self._by_scale.split((self.has_cls_token * self.batch_size, *self.scale_counts))[1:]
+        """S tensors (T_s,) int64: the rows of the tokens of each scale, ascending; prefix rows are in none."""
+        return self._by_scale.split((self.num_prefix * self.batch_size, *self.scale_counts))[1:]
 
     @cached_property
     def _by_scale(self) -> Tensor:
-        """(T,) int64: all rows, class tokens first, then by scale."""
+        """(T,) int64: all rows, prefix rows first, then by scale."""
         return self.scales.argsort(stable=True)
 
     @cached_property
     def coarse_tokens(self) -> Tensor:
         """(T - T_0,) int64: the rows of the merged patches, by scale, fine to coarse."""
-        return self._by_scale[self.has_cls_token * self.batch_size + self.scale_counts[0]:]
+        return self._by_scale[self.num_prefix * self.batch_size + self.scale_counts[0]:]
 
     @cached_property
     def coarse_blocks(self) -> tuple[Tensor, ...]:
@@ -214,14 +223,15 @@ class TokenLayout:
     def position_index(self) -> Tensor:
         """(T,) int64: each token's row in the patches of one image, all scales in turn, fine to coarse.
 
-        Scale s has H * W / 4**s patches, in the tokens' order.  A class token has row 0, as the first cell.
+        Scale s has H * W / 4**s patches, in the tokens' order.  A prefix row has -1.
         """
         cells = self.height * self.width
         if self.num_scales == 1:
-            return self.starts % cells
+            return self.starts % cells + self.scales if self.num_prefix else self.starts % cells
         shifts = 2 * self.scales.clamp(min=0)
         begins = (4 * cells - (4 * cells >> shifts)) // 3  # cells + cells / 4 + ... of the finer scales
-        return begins + (self.starts % cells >> shifts)
+        index = begins + (self.starts % cells >> shifts)
+        return index + self.scales.clamp(max=0) if self.num_prefix else index
 
     @cached_property
     def cell_yx(self) -> tuple[Tensor, Tensor]:
@@ -234,7 +244,7 @@ class TokenLayout:
         return y[self.starts], x[self.starts]
 
     def covers_content(self, content_cells: Sequence[tuple[int, int]]) -> Tensor:
-        """Which tokens are no mere padding: (T,) bool, False for class tokens.
+        """Which tokens are no mere padding: (T,) bool, False for prefix rows.
 
         Args:
             content_cells: of each image, how many rows and columns of cells, at the top left, hold a pixel of it; what
@@ -259,13 +269,13 @@ class TokenLayout:
         return order_cells(cells, self.window_size >> scale, self.num_scales - scale)
 
     def pack(self, cells: Tensor) -> Tensor:
-        """(B, C, H, W) -> (T, C): the value at each token's top-left cell; a class token's row is zero."""
+        """(B, C, H, W) -> (T, C): the value at each token's top-left cell; a prefix row is zero."""
         rows = self.order(cells.permute(0, 2, 3, 1))[self.starts]
-        return rows * (self.scales >= 0)[:, None] if self.has_cls_token else rows
+        return rows * (self.scales >= 0)[:, None] if self.num_prefix else rows
 
     def expand(self, tokens: Tensor) -> Tensor:
-        """(T, C) -> (B, C, H, W): each token's value over all the cells that it covers; class tokens are dropped."""
-        if self.num_tokens != self.num_cells or self.has_cls_token:
+        """(T, C) -> (B, C, H, W): each token's value over all the cells that it covers; prefix rows are dropped."""
+        if self.num_tokens != self.num_cells or self.num_prefix:
             tokens = tokens.repeat_interleave(self.areas, 0, output_size=self.num_cells)
         cells = restore_cells(tokens, self.batch_size, self.height, self.width, self.window_size, self.num_scales)
         return cells.permute(0, 3, 1, 2)

@@ -23,6 +23,26 @@ def resample_table(table: Tensor, height: int, width: int, antialias: bool = Fal
         return (cols @ tall).to(table.dtype)
 
 
+def tile_table(table: Tensor, height: int, width: int) -> Tensor:
+    """Position table (h, w, C) -> (height, width, C), repeated from the top left, as SAM 3 does."""
+    rows, cols = -(-height // table.shape[0]), -(-width // table.shape[1])
+    return table.repeat(rows, cols, 1)[:height, :width]
+
+
+def sample_table(table: Tensor, cells: int, anchor: str) -> Tensor:
+    """Position table (H, W, C) -> (H / cells, W / cells, C), at the corners or the centres of the patches.
+
+    Args:
+        cells: side of a patch, even.
+        anchor: 'corner', the top-left cell, or 'center', the mean of the four cells around the centre.
+    """
+    if anchor == 'corner':
+        return table[::cells, ::cells]
+    before, after = cells // 2 - 1, cells // 2
+    rows = (table[before::cells] + table[after::cells]) / 2
+    return (rows[:, before::cells] + rows[:, after::cells]) / 2
+
+
 @functools.lru_cache(maxsize=256)
 def resampling_matrix(old: int, new: int, antialias: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The (new, old) matrix of bicubic resampling along one axis."""

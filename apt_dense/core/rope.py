@@ -1,5 +1,7 @@
 """Rotary position embedding of packed tokens, over two axes."""
 import functools
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -7,85 +9,141 @@ from torch import Tensor
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.order import order_cells
 
-ANCHORS = ('corner', 'center')
-REFERENCE_CELLS = 16  # EVA-02 was pre-trained on 16 positions a side: all grids are scaled to that range
-THETA = 10000.0
+ANCHORS = ('corner', 'center', 'interpolated')
 
 
-def check_anchor(anchor: str) -> None:
+def check_anchor(anchor: str, name: str = 'rope_anchor') -> None:
     """Raise ValueError for an unknown anchor."""
     if anchor not in ANCHORS:
-        raise ValueError(f'unknown rope_anchor {anchor!r}: choose one of {ANCHORS}')
+        raise ValueError(f'unknown {name} {anchor!r}: choose one of {ANCHORS}')
 
 
-def rope_table(layout: TokenLayout, head_dim: int, windowed: bool, anchor: str = 'corner',
+@dataclass(frozen=True)
+class Rotary:
+    """How a family of models turns queries and keys by their position.
+
+    Position t of n along an axis has the coordinate ``scale * (t + offset) / n + shift``, and turns the j-th pair of
+    that axis by this times theta**(-4 j / head_dim).  Half of the pairs belong to the row, half to the column.
+
+    Attributes:
+        head_dim: channels of a head, a multiple of 4.
+        theta: the base of the frequencies.
+        scale, offset, shift: of the coordinate.
+        halves: the j-th pair are the channels j and j + head_dim / 2; else 2 j and 2 j + 1.
+        column_first: the first half of the pairs belongs to the column; else to the row.
+
+    Raises:
+        ValueError: for a head_dim that is no multiple of 4.
+    """
+    head_dim: int
+    theta: float = 10000.0
+    scale: float = 1.0
+    offset: float = 0.0
+    shift: float = 0.0
+    halves: bool = False
+    column_first: bool = False
+
+    def __post_init__(self):
+        if self.head_dim % 4:
+            raise ValueError(f'head_dim={self.head_dim} is not a multiple of 4: half of it turns with the row, half '
+                             'with the column, in pairs')
+
+    @classmethod
+    def over_reference(cls, head_dim: int, cells: int, **options) -> 'Rotary':
+        """Positions are scaled to a reference grid of ``cells`` a side, as EVA-02 (16) and SAM 3 (24) do."""
+        return cls(head_dim, scale=cells, **options)
+
+    @classmethod
+    def over_centers(cls, head_dim: int, theta: float = 100.0) -> 'Rotary':
+        """DINOv3's: the centres of the cells run from -1 to 1 over an axis, and a unit is a whole turn."""
+        return cls(head_dim, theta, scale=4 * math.pi, offset=0.5, shift=-2 * math.pi, halves=True)
+
+    def angles(self, position: Tensor, side: int) -> Tensor:
+        """(N,) cells along an axis of ``side`` cells -> (N, head_dim / 4), in the position's precision."""
+        pairs = torch.arange(self.head_dim // 4, dtype=position.dtype, device=position.device)
+        coordinate = self.scale * (position + self.offset) / side + self.shift
+        return coordinate[:, None] * self.theta**(-4 * pairs / self.head_dim)
+
+
+def rope_table(layout: TokenLayout, rotary: Rotary, windowed: bool, anchor: str = 'corner',
                dtype: torch.dtype = torch.float32) -> Tensor:
-    """The turns of the tokens' positions: complex (T, head_dim / 2), cos + i sin of each angle.
-
-    Position t of n along an axis turns the j-th pair of that axis by t / n * 16 * 10000**(-4 j / head_dim).  The first
-    head_dim / 4 pairs belong to the row, the others to the column.  A class token stands at 0, so it is not turned: 1.
+    """The turns of the tokens' positions: complex (T, head_dim / 2), cos + i sin of each angle; 1 for a prefix row.
 
     Args:
         layout: the tokens.
-        head_dim: channels of a head, a multiple of 4.
+        rotary: the model's.
         windowed: positions inside the window (n = window_size) or in the image (n = the grid's side).
-        anchor: where a coarse token stands: at its top-left cell ('corner', as the public APT code) or at the centre of
-            its cells ('center', as the camera-ready paper).
+        anchor: where a coarse token stands: at its top-left cell ('corner', as the public APT code); at the centre of
+            its cells ('center', as the camera-ready paper); or at all of them ('interpolated'): cosine and sine are the
+            means over its cells, the encodings of the grid of cells resampled to the coarser grid.  A product of a
+            query and a key is then the mean of those that it would have at each cell: a pair that turns far within a
+            token counts less, and cells whose turns agree give that turn.
         dtype: of the table's real and imaginary part, float32 or float64.
 
     Raises:
-        ValueError: for an unknown anchor or a head_dim that is no multiple of 4.
+        ValueError: for an unknown anchor.
 
     Source: EVA-02's rotary embedding with frequencies interpolated to 16 positions (its detection code has one table
-    for windows and one for images).
+    for windows and one for images); DINOv3's and SAM 3's.
     """
     check_anchor(anchor)
-    if head_dim % 4:
-        raise ValueError(f'head_dim={head_dim} is not a multiple of 4: half of it turns with the row, half with the '
-                         'column, in pairs')
-    turns = _turns_of_patches(layout.height, layout.width, layout.window_size, layout.num_scales, windowed, head_dim,
+    turns = _turns_of_patches(layout.height, layout.width, layout.window_size, layout.num_scales, windowed, rotary,
                               anchor, dtype, layout.starts.device)
     return turns[layout.position_index]
 
 
 @functools.lru_cache(maxsize=16)  # of a few sizes of images, two each
-def _turns_of_patches(height: int, width: int, window_size: int, num_scales: int, windowed: bool, head_dim: int,
+def _turns_of_patches(height: int, width: int, window_size: int, num_scales: int, windowed: bool, rotary: Rotary,
                       anchor: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The turns of all patches that an image may have: a constant, whose rows are ``TokenLayout.position_index``."""
+    """The turns of all patches that an image may have, and 1: a constant, with rows ``TokenLayout.position_index``."""
     tables = []
     # (An inference tensor could not be used in training later.)
     with torch.inference_mode(False), torch.no_grad():
-        pairs = torch.arange(head_dim // 4, dtype=dtype, device=device)
-        frequencies = THETA**(-4 * pairs / head_dim)
         for scale in range(num_scales):
             shape = (1, height >> scale, width >> scale)
-            angles = []
+            turns = []
             for axis, side in ((1, height), (2, width)):
-                cells = torch.arange(0, side, 1 << scale, device=device)
+                cells = torch.arange(side, dtype=dtype, device=device)
                 if windowed and window_size:
                     cells, side = cells % window_size, window_size
-                position = cells.to(dtype)
-                if anchor == 'center':
-                    position = position + ((1 << scale) - 1) / 2
-                angle = (position / side * REFERENCE_CELLS)[:, None] * frequencies
-                angles.append(angle.unflatten(0, [-1 if part == axis else 1 for part in range(3)]).expand(*shape, -1))
-            tables.append(order_cells(torch.cat(angles, -1), window_size >> scale, num_scales - scale))
-        angle = torch.cat(tables)
-        return torch.complex(angle.cos(), angle.sin())
+                turn = _turns_of_axis(rotary, cells, side, scale, anchor)
+                turns.append(turn.unflatten(0, [-1 if part == axis else 1 for part in range(3)]).expand(*shape, -1))
+            turns = torch.cat(turns[::-1] if rotary.column_first else turns, -1)
+            tables.append(order_cells(turns, window_size >> scale, num_scales - scale))
+        return torch.cat([*tables, torch.ones_like(tables[0][:1])])
 
 
-def apply_rope(x: Tensor, table: Tensor) -> Tensor:
-    """Turn the channel pairs (0, 1), (2, 3), ... of x (T, heads, head_dim) by the table's angles.
+def _turns_of_axis(rotary: Rotary, cells: Tensor, side: int, scale: int, anchor: str) -> Tensor:
+    """The turns of the patches of a scale along an axis, complex (N / 2**s, head_dim / 4).
 
-    A pair is a complex number, and to turn it is one multiplication: a twelfth of the time of four real ones on strided
-    pairs (CPU).  The result has the table's precision, float32 at least: in bfloat16 neighbouring positions of 96 would
-    coincide.
+    Args:
+        cells: (N,), the positions of the cells, of ``side`` along the axis.
+    """
+    groups = cells.unflatten(0, (-1, 1 << scale))
+    if anchor == 'interpolated':
+        angles = rotary.angles(cells, side).unflatten(0, groups.shape)
+        return torch.complex(angles.cos().mean(1), angles.sin().mean(1))
+    angles = rotary.angles(groups[:, 0] if anchor == 'corner' else groups.mean(1), side)
+    return torch.complex(angles.cos(), angles.sin())
+
+
+def apply_rope(x: Tensor, table: Tensor, halves: bool = False) -> Tensor:
+    """Turn channel pairs of x (T, heads, head_dim) by the table's angles: (0, 1), (2, 3), ... or see ``Rotary.halves``.
+
+    A pair of neighbours is a complex number, and to turn it is one multiplication: a twelfth of the time of four real
+    ones on strided pairs (CPU).  The result has the table's precision, float32 at least: in bfloat16 neighbouring
+    positions of 96 would coincide.
 
     A table of real numbers (T, head_dim / 2, 2) is for torch.compile, which makes one kernel of the real products, but
     none of complex ones.
     """
-    if not table.is_complex():
-        (even, odd), (cos, sin) = x.to(table.dtype).unflatten(-1, (-1, 2)).unbind(-1), table[:, None].unbind(-1)
-        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
-    pairs = torch.view_as_complex(x.to(table.real.dtype).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table[:, None]).flatten(-2)
+    if table.is_complex() and not halves:
+        pairs = torch.view_as_complex(x.to(table.real.dtype).unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * table[:, None]).flatten(-2)
+    cos, sin = (torch.view_as_real(table) if table.is_complex() else table)[:, None].unbind(-1)
+    x = x.to(cos.dtype)
+    if halves:
+        first, second = x.chunk(2, -1)
+        return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)

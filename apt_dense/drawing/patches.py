@@ -14,7 +14,7 @@ PADDING_GREY, HATCH_GREY, HATCH_PX = 222, 150, 12
 
 def scale_maps(layout: TokenLayout) -> list[np.ndarray]:
     """For each image of a layout the scale of the patch over each cell, (rows, cols) int; 0 is a base patch."""
-    layout = layout.without_cls_tokens
+    layout = layout.without_prefix
     return list(layout.expand(layout.scales[:, None].double())[:, 0].round().long().cpu().numpy())
 
 

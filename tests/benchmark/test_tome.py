@@ -37,8 +37,8 @@ def test_without_merging_it_is_the_dense_model(geometry):
 @pytest.mark.parametrize('geometry', GEOMETRIES)
 @pytest.mark.parametrize('kept', [0.9, 0.6])
 def test_multiply_adds_are_those_that_run(geometry, kept, monkeypatch):
-    monkeypatch.setattr('apt_dense.core.eva02.resample_table',  # not counted, and products
-                        lambda table, height, width: table.mean((0, 1)).expand(height, width, -1))
+    monkeypatch.setattr('apt_dense.core.vit.resample_table',  # not counted, and products
+                        lambda table, height, width, antialias=False: table.mean((0, 1)).expand(height, width, -1))
     model, x = dense(geometry), torch.randn(2, 3, 32, 64)
     merging = TokenMerging(model, kept)
     with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=SDPA) as counter:

@@ -60,7 +60,7 @@ def test_counts_of_the_content_are_those_of_the_layout():
 
 
 def test_scores_of_a_chooser_give_the_counts_of_its_layout():
-    chooser = PatchChooser(3, (3.0, 2.5), patch_size=4, has_cls_token=True)
+    chooser = PatchChooser(3, (3.0, 2.5), patch_size=4, num_prefix=1)
     x = normalise(image_of(random_scales([0.4, 0.8], 16, 24, 3)))
     scores = ScoreMaps(3)
     for maps in zip(*chooser.scores(x), strict=True):

@@ -75,7 +75,7 @@ def test_padding_to_the_size_divisor():
     ({'img_mean': (0.5,)}, r'img_mean=\(0.5,\) must be three finite numbers'),
     ({'img_std': (1, 1, float('nan'))}, 'must be three finite numbers'),
     ({'img_std': (1, 0, 1)}, 'must be positive'),
-    ({'window_size': 4, 'has_cls_token': True}, 'set window_size=0'),
+    ({'num_prefix': -1}, 'num_prefix=-1 must be a whole number from 0 on'),
 ])
 def test_wrong_settings(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -122,8 +122,8 @@ def test_tokens_that_cover_content():
     """Against a loop over the cells."""
     scales = random_scales([0.3, 0.9], 8, 12, 3)
     content = [(5, 12), (8, 1)]
-    for has_cls_token in (False, True):
-        chooser = PatchChooser(3, (1.5, 1.5), patch_size=4, has_cls_token=has_cls_token)
+    for num_prefix in (0, 1, 5):
+        chooser = PatchChooser(3, (1.5, 1.5), patch_size=4, num_prefix=num_prefix)
         layout = chooser.layout(normalise(image_of(scales)))
         index = torch.arange(layout.num_tokens, dtype=torch.float32)
         token_of_cell = layout.expand(index[:, None])[:, 0].long()

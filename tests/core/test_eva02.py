@@ -8,10 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt_dense import APTEVA02, TokenLayout
-from apt_dense.core.block import Block, _compiled_parts
+from apt_dense.core.block import Block, BlockTokens, _compiled_parts
 from apt_dense.core.embed import DETAIL_BRANCHES
-from apt_dense.core.eva02 import PRESETS
-from apt_dense.core.layers import DropPath, add_branch, draw_drop_path
+from apt_dense.core.eva02 import PRESETS, EVA02Attention
+from apt_dense.core.layers import DropPath, SwiGLU, add_branch, draw_drop_path
 from apt_dense.core.runs import Runs
 from apt_dense.core.scorers import _compiled_scorer
 
@@ -124,7 +124,7 @@ def test_inference_mode():
 def test_every_parameter_gets_a_finite_gradient(settings, branch, name):
     model = toy_model(**{**settings, 'detail_branch': branch}).train()
     model(normalise(image_of(MAPS[name])))[0].pow(2).sum().backward()
-    assert torch.equal(scales_of(model.last_layout.without_cls_tokens), MAPS[name])
+    assert torch.equal(scales_of(model.last_layout.without_prefix), MAPS[name])
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
         if (parameter.grad == 0).all():  # only without coarse tokens, or if each window holds a single token
@@ -157,7 +157,7 @@ def test_drop_path_draws_nothing_in_eval_mode_and_at_rate_0():
 
 
 def test_block_draws_for_each_residual_branch_and_by_image_not_by_window():
-    block = Block(8, 2, 2, 0.5, 'auto').train()
+    block = Block(EVA02Attention(8, 2), SwiGLU(8, 16), 0.5).train()
     with torch.no_grad():  # the branches add f * e0 and f * e1
         for index, layer in enumerate((block.attn.proj, block.mlp.w3)):
             layer.weight.zero_()
@@ -167,7 +167,7 @@ def test_block_draws_for_each_residual_branch_and_by_image_not_by_window():
     x = torch.randn(500, 8)
     table = torch.ones(500, 2, dtype=torch.complex64)
     factors = draw_drop_path([block.drop_path], images, x.dtype)[0]
-    added = (block(x, windows, table, factors) - x).detach()
+    added = (block(x, BlockTokens(windows, table, factors)) - x).detach()
     torch.testing.assert_close(added[:, 2:], torch.zeros(500, 6))
     drawn = [part[:, :2].round(decimals=4).unique(dim=0).tolist() for part in added.split(images.lengths)]
     assert all(len(rows) == 1 for rows in drawn)
@@ -361,7 +361,7 @@ def test_presets():
     ({'scorer': 'edges'}, "unknown scorer 'edges': choose one of .*'entropy'"),
     ({'detail_branch': 'one'}, "unknown detail_branch 'one': choose one of .*'zero'"),
     ({'with_cls_token': True}, 'window_size=4 with a class token: set window_size=0'),
-    ({'img_size': (32, 46)}, r'img_size=\(32, 46\) and pretrain_img_size=20 must be multiples of patch_size=4'),
+    ({'img_size': (32, 46)}, r'img_size=\(32, 46\) must be multiples of patch_size=4'),
     ({'pretrain_img_size': 21}, 'pretrain_img_size=21 must be multiples of patch_size=4'),
     ({'img_size': (32, 40)}, 'grid 8x10 is not a multiple of window_size=4: pad the image to multiples of 16 px'),
     ({'img_size': (32, 40), 'window_size': 0}, 'grid 8x10 is not a multiple of the largest patch, 4 cells a side'),

@@ -42,7 +42,7 @@ def test_equals_the_model(settings, kept):
     model, x = model_of(**settings), image_of(kept)
     wanted = model(x)
     layout = model.last_layout
-    cells = layout.num_cells + layout.has_cls_token
+    cells = layout.num_cells + layout.num_prefix
     assert (layout.num_tokens < cells) == (kept < 1)
     for num_tokens in {layout.num_tokens, cells}:  # no padding, the most
         encoder = FixedEncoder(model, SIZE_PX, num_tokens).eval()

@@ -102,7 +102,7 @@ def test_pack_and_expand_equal_a_loop(case):
 def test_order_of_the_cells_of_each_scale(case):
     """A token of scale s finds its patch of the dense grid of that scale in row ``start >> 2 * s``."""
     layout, _ = case
-    layout = layout.without_cls_tokens
+    layout = layout.without_prefix
     y, x = layout.cell_yx
     image = layout.images.spread(torch.arange(layout.batch_size))
     for scale, rows in enumerate(layout.tokens_by_scale):
@@ -126,7 +126,7 @@ def test_an_image_does_not_depend_on_its_neighbours(case):
     scales = layout.expand(layout.scales[:, None].float())[:, 0].long()
     for number, length in enumerate(layout.images.lengths):
         alone = TokenLayout.from_scales(scales[number:number + 1], layout.window_size, layout.num_scales,
-                                        layout.has_cls_token)
+                                        layout.num_prefix)
         begin = layout.images.cu_seqlens[number]
         own = slice(begin, begin + length)
         assert torch.equal(layout.scales[own], alone.scales)
@@ -134,10 +134,10 @@ def test_an_image_does_not_depend_on_its_neighbours(case):
             assert torch.equal(together[own][alone.scales >= 0], single[alone.scales >= 0])
 
 
-@pytest.mark.parametrize(('window_size', 'has_cls_token'), [(0, False), (0, True), (4, False)])
-def test_dense_equals_scales_of_zero(window_size, has_cls_token):
-    dense = TokenLayout.dense(2, 8, 12, window_size, 3, has_cls_token)
-    other = TokenLayout.from_scales(torch.zeros(2, 8, 12, dtype=torch.int64), window_size, 3, has_cls_token)
+@pytest.mark.parametrize(('window_size', 'num_prefix'), [(0, 0), (0, 1), (0, 5), (4, 0), (4, 5)])
+def test_dense_equals_scales_of_zero(window_size, num_prefix):
+    dense = TokenLayout.dense(2, 8, 12, window_size, 3, num_prefix)
+    other = TokenLayout.from_scales(torch.zeros(2, 8, 12, dtype=torch.int64), window_size, 3, num_prefix)
     assert dense.is_dense and other.is_dense
     for key, value in vars(other).items():
         if isinstance(value, Runs):
@@ -154,15 +154,26 @@ def test_is_dense_only_without_coarse_tokens():
         ['class_token_all_fine', 'all_fine', 'one_scale', 'odd_grid_one_scale']
 
 
-def test_without_cls_tokens():
+def test_without_prefix():
     scales = CASES['class_token'][0]
-    with_cls, plain = (TokenLayout.from_scales(scales, 0, 3, has_cls) for has_cls in (True, False))
+    with_cls, plain = (TokenLayout.from_scales(scales, 0, 3, num_prefix) for num_prefix in (1, 0))
     assert with_cls.windows is with_cls.images
-    assert plain.without_cls_tokens is plain
-    stripped = with_cls.without_cls_tokens
-    assert not stripped.has_cls_token and stripped.images.lengths == plain.images.lengths
+    assert plain.without_prefix is plain
+    stripped = with_cls.without_prefix
+    assert not stripped.num_prefix and stripped.images.lengths == plain.images.lengths
     assert stripped.num_tokens == with_cls.num_tokens - 2
     assert torch.equal(stripped.starts, plain.starts) and torch.equal(stripped.scales, plain.scales)
+
+
+def test_a_prefix_among_windows_is_a_run_of_its_own():
+    scales = random_scales([0.3, 0.9], 8, 12, 3)
+    plain, layout = (TokenLayout.from_scales(scales, 4, 3, num_prefix) for num_prefix in (0, 5))
+    runs, wanted = plain.windows.lengths, layout.windows.lengths
+    assert len(runs) == 12 and wanted == (5, *runs[:6], 5, *runs[6:])
+    assert layout.images.lengths == tuple(length + 5 for length in plain.images.lengths)
+    stripped = layout.without_prefix
+    assert stripped.windows.lengths == runs and stripped.images.lengths == plain.images.lengths
+    assert torch.equal(stripped.starts, plain.starts)
 
 
 def test_num_scales_defaults_to_the_largest_of_the_map():
@@ -198,16 +209,20 @@ def test_rows_of_the_patches_of_all_scales(window_size):
         patches.append(layout.order(corners[None], scale))
     wanted = torch.stack([layout.scales, *layout.cell_yx], 1)
     assert torch.equal(torch.cat(patches)[layout.position_index], wanted)
+    prefixed = TokenLayout.from_scales(layout.expand(layout.scales[:, None].float())[:, 0].long(), layout.window_size,
+                                       3, num_prefix=2)
+    assert torch.equal(prefixed.position_index[prefixed.scales >= 0], layout.position_index)
+    assert (prefixed.position_index[prefixed.scales < 0] == -1).all()
 
 
-@pytest.mark.parametrize(('window_size', 'has_cls_token'), [(0, False), (0, True), (4, False)])
-def test_runs_in_which_nothing_is_merged(window_size, has_cls_token):
+@pytest.mark.parametrize(('window_size', 'num_prefix'), [(0, 0), (0, 1), (0, 5), (4, 0)])
+def test_runs_in_which_nothing_is_merged(window_size, num_prefix):
     """Their length is that of the dense twin, whatever the image: a plan for it is made once."""
     fine, coarse = torch.zeros(2, 8, 12, dtype=torch.long), torch.full((2, 8, 12), 2)
-    dense = TokenLayout.dense(2, 8, 12, window_size, 3, has_cls_token)
+    dense = TokenLayout.dense(2, 8, 12, window_size, 3, num_prefix)
     for scales, whole in ((fine, True), (coarse, False)):
-        layout = TokenLayout.from_scales(scales, window_size, 3, has_cls_token)
-        for one in (layout, layout.without_cls_tokens):
+        layout = TokenLayout.from_scales(scales, window_size, 3, num_prefix)
+        for one in (layout, layout.without_prefix):
             assert one.windows.equal and one.images.equal
             assert (one.windows.whole, one.images.whole) == (whole, whole)
         assert layout.windows.whole_length == dense.windows.whole_length == dense.windows.max_seqlen
@@ -282,10 +297,3 @@ def test_scale_out_of_range(value):
 def test_bad_scale_maps(scales):
     with pytest.raises(ValueError, match=r'scales is torch\..* of shape \(.*\), wanted integers \(B, H, W\)'):
         TokenLayout.from_scales(scales, 4, 3)
-
-
-def test_class_token_with_windows():
-    with pytest.raises(ValueError, match='window_size=4 and a class token: .*set window_size=0'):
-        TokenLayout.from_scales(torch.zeros(2, 8, 12).long(), 4, 3, has_cls_token=True)
-    with pytest.raises(ValueError, match='window_size=4 and a class token: set window_size=0'):
-        TokenLayout.dense(2, 8, 12, 4, 3, has_cls_token=True)

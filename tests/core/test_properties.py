@@ -20,7 +20,7 @@ class Case(NamedTuple):
     scales: Tensor
     window_size: int
     num_scales: int
-    has_cls_token: bool
+    num_prefix: int
 
     def layout(self) -> TokenLayout:
         return TokenLayout.from_scales(*self)
@@ -40,7 +40,7 @@ def random_cases(draw) -> Case:
     scores = [torch.randint(10, (batch, height >> scale, width >> scale), generator=generator).float()
               for scale in range(num_scales)]
     return Case(select_scales(scores, thresholds), window_size, num_scales,
-                draw(st.booleans()) if window_size == 0 else False)
+                draw(st.sampled_from((0, 1, 5))) if window_size == 0 else 0)
 
 
 def owners(layout: TokenLayout) -> np.ndarray:
@@ -67,8 +67,8 @@ def test_each_cell_is_covered_exactly_once(case):
     assert (layout.scales.numpy()[owner] == case.scales.numpy()).all()
     index = torch.arange(layout.num_tokens, dtype=torch.float64)[:, None]
     assert (layout.expand(index)[:, 0].numpy() == owner).all()
-    num_cls = layout.batch_size * case.has_cls_token
-    assert sum(layout.scale_counts) + num_cls == layout.num_tokens == layout.starts.numel()
+    num_prefix = layout.batch_size * case.num_prefix
+    assert sum(layout.scale_counts) + num_prefix == layout.num_tokens == layout.starts.numel()
     assert layout.is_dense == (not case.scales.any())
 
 
@@ -85,7 +85,7 @@ def test_windows_and_images_are_contiguous_runs(case):
         ends = runs.cu_seqlens.tolist()
         assert ends[0] == 0 and ends[-1] == layout.num_tokens and len(ends) == len(groups) + 1
         for begin, end, group in zip(ends[:-1], ends[1:], groups, strict=True):
-            assert np.unique(group).tolist() == list(range(begin + case.has_cls_token, end))
+            assert np.unique(group).tolist() == list(range(begin + case.num_prefix, end))
 
 
 @cases

@@ -2,11 +2,17 @@ import pytest
 import torch
 
 from apt_dense import TokenLayout
-from apt_dense.core.rope import ANCHORS, apply_rope, check_anchor, rope_table
+from apt_dense.core.eva02 import REFERENCE_CELLS
+from apt_dense.core.rope import ANCHORS, Rotary, apply_rope, check_anchor, rope_table
 from tests import oracle
 
 from .test_embed import official_order
 from .toys import random_scales
+
+
+def eva02(head_dim):
+    return Rotary.over_reference(head_dim, REFERENCE_CELLS)
+
 
 MIXED = random_scales([0.3, 0.9], 8, 12, 3)
 CASES = {  # scales, window_size, num_scales, with_cls_token
@@ -27,14 +33,12 @@ CASES = {  # scales, window_size, num_scales, with_cls_token
 def test_table_equals_one_token_at_a_time(name, windowed, anchor, head_dim):
     scales, window_size, num_scales, with_cls_token = CASES[name]
     layout = TokenLayout.from_scales(scales, window_size, num_scales, with_cls_token)
-    table = rope_table(layout, head_dim, windowed, anchor)
-    cos, sin = table.real, table.imag
-    angles = torch.tensor([
-        oracle.rope_angles(token, tuple(scales.shape[1:]), window_size if windowed else 0, head_dim, anchor)
-        for token in oracle.token_list(scales, window_size, num_scales, with_cls_token)], dtype=torch.float64)
-    assert cos.dtype == sin.dtype == torch.float32
-    torch.testing.assert_close(cos, angles.cos().float(), atol=3e-6, rtol=0)
-    torch.testing.assert_close(sin, angles.sin().float(), atol=3e-6, rtol=0)
+    table = rope_table(layout, eva02(head_dim), windowed, anchor)
+    wanted = torch.stack([
+        oracle.rope_turns(token, tuple(scales.shape[1:]), window_size if windowed else 0, head_dim, anchor)
+        for token in oracle.token_list(scales, window_size, num_scales, with_cls_token)])
+    assert table.dtype == torch.complex64
+    torch.testing.assert_close(table, wanted.to(torch.complex64), atol=3e-6, rtol=0)
 
 
 def test_worked_numbers():
@@ -44,18 +48,18 @@ def test_worked_numbers():
     # Grid 4 x 8, head_dim 8: two pairs an axis, of frequencies 1 and 1/100.
     for windowed, anchor, wanted in ((False, 'corner', (8, .08, 12, .12)), (True, 'corner', (8, .08, 8, .08)),
                                      (False, 'center', (10, .10, 13, .13)), (True, 'center', (10, .10, 10, .10))):
-        turns = rope_table(layout, 8, windowed, anchor)[row].to(torch.complex128)
+        turns = rope_table(layout, eva02(8), windowed, anchor)[row].to(torch.complex128)
         angles = torch.tensor(wanted, dtype=torch.float64)
         torch.testing.assert_close(turns, torch.complex(angles.cos(), angles.sin()), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize('anchor', ANCHORS)
 def test_a_class_token_is_not_turned(anchor):
-    layout = TokenLayout.from_scales(MIXED, 0, 3, has_cls_token=True)
-    table = rope_table(layout, 8, False, anchor)
+    layout = TokenLayout.from_scales(MIXED, 0, 3, num_prefix=1)
+    table = rope_table(layout, eva02(8), False, anchor)
     rows = layout.scales < 0
     assert rows.sum() == 2 and (table[rows] == 1).all()
-    plain = rope_table(layout.without_cls_tokens, 8, False, anchor)
+    plain = rope_table(layout.without_prefix, eva02(8), False, anchor)
     assert torch.equal(table[~rows], plain)
 
 
@@ -84,9 +88,9 @@ def test_official_table(reference, name):
     scales, ends = [], data['tok/cu_seqlens'].tolist()
     for begin, end in zip(ends, ends[1:], strict=False):
         scales.append(official_scales(codes[begin:end].tolist(), data, len(scales)))
-    layout = TokenLayout.from_scales(torch.stack(scales), 0, 3, has_cls_token=True)
+    layout = TokenLayout.from_scales(torch.stack(scales), 0, 3, num_prefix=1)
     order = [row for row in official_order(layout) if layout.scales[row] >= 0]
-    table = rope_table(layout, 16, False)
+    table = rope_table(layout, eva02(16), False)
     cos, sin = (part.repeat_interleave(2, 1)[order] for part in (table.real, table.imag))
     torch.testing.assert_close(torch.cat([sin, cos], 1), wanted, atol=1e-6, rtol=0)
 
@@ -105,7 +109,7 @@ def test_errors():
     with pytest.raises(ValueError, match="unknown rope_anchor 'middle': choose one of .*'corner', 'center'"):
         check_anchor('middle')
     with pytest.raises(ValueError, match="unknown rope_anchor 'top'"):
-        rope_table(layout, 8, True, 'top')
+        rope_table(layout, eva02(8), True, 'top')
     for head_dim in (2, 6, 9):
         with pytest.raises(ValueError, match=f'head_dim={head_dim} is not a multiple of 4'):
-            rope_table(layout, head_dim, True)
+            eva02(head_dim)

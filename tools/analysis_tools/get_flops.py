@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apt_dense.benchmark.run import environment
 from apt_dense.calibration.images import find_images
-from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.files import write_atomically
 from apt_dense.core.flops import dense_layout, multiply_adds
+from apt_dense.core.vit import PackedViT
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat
 from apt_dense.mm.cli import launch, loading, start
@@ -61,7 +61,7 @@ def open_inputs(cfg: Config, folder: Path | None) -> ConfigInputs:
     """The images of the test dataset, or of the folder, through the config's test pipeline.
 
     Raises:
-        LaunchError: if the folder is not there or has no image, or the config's backbone is no APTEVA02.
+        LaunchError: if the folder is not there or has no image, or the config's backbone is no PackedViT.
     """
     try:
         return ConfigInputs(cfg, images=None if folder is None else find_images([folder]))
@@ -69,7 +69,7 @@ def open_inputs(cfg: Config, folder: Path | None) -> ConfigInputs:
         raise launch.LaunchError(str(error)) from error
 
 
-def count_backbone(backbone: APTEVA02, inputs: Sequence[BackboneInput]) -> dict[str, float]:
+def count_backbone(backbone: PackedViT, inputs: Sequence[BackboneInput]) -> dict[str, float]:
     """An image's inputs -> the backbone's multiply-adds, those of the dense twin, and the kept-token fractions."""
     layouts = [backbone.chooser.layout(one.x) for one in inputs]
     content = [one.content_cells(backbone.patch_size) for one in inputs]

@@ -19,9 +19,9 @@ import torch
 
 from apt_dense.benchmark.inputs import synthetic_scales
 from apt_dense.benchmark.report import rewrite
-from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.flops import multiply_adds
 from apt_dense.core.layout import TokenLayout
+from apt_dense.core.vit import PackedViT
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
@@ -75,11 +75,11 @@ def rows() -> Iterator[Row]:
     yield from sorted(found, key=lambda row: (list(PUBLISHED).index(row.model), row.apt, list(KINDS).index(row.kind)))
 
 
-def count_multiply_adds(backbone: APTEVA02, size_px: int, kept: float) -> int:
+def count_multiply_adds(backbone: PackedViT, size_px: int, kept: float) -> int:
     """Of one square input of which a share of the tokens is kept, padding and class token included."""
     side = size_px // backbone.patch_size
     scales = synthetic_scales(kept, side, side, backbone.num_scales)[None]
-    layout = TokenLayout.from_scales(scales, backbone.window_size, backbone.num_scales, backbone.cls_token is not None)
+    layout = TokenLayout.from_scales(scales, backbone.window_size, backbone.num_scales, backbone.num_prefix)
     return multiply_adds(backbone, layout).total
 
 

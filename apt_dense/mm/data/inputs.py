@@ -15,7 +15,7 @@ from torch import Tensor
 
 from apt_dense.calibration.inputs import BackboneInput
 from apt_dense.core.chooser import PatchChooser
-from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.vit import PackedViT
 from apt_dense.mm.models.normalisation import check_normalisation
 
 SPLITS = ('train', 'val', 'test')
@@ -43,8 +43,8 @@ class ConfigInputs:
         settings: everything that the scores follow from, see ``input_settings``.
 
     Raises:
-        ValueError: if the config has no such data loader, or no APTEVA02 backbone, or its backbone undoes another
-            normalisation than the data preprocessor's.
+        ValueError: if the config has no such data loader, or no backbone that packs tokens, or its backbone
+            undoes another normalisation than the data preprocessor's.
     """
 
     def __init__(self, cfg: Config, split: str = 'test', pipeline: str | None = None, num_scales: int | None = None,
@@ -160,16 +160,17 @@ def chooser_of(cfg: Config, num_scales: int | None = None) -> PatchChooser:
         num_scales: in place of the backbone's, with thresholds of 0.
 
     Raises:
-        ValueError: if the backbone is no APTEVA02, or one of its settings is wrong.
+        ValueError: if the backbone packs no tokens, or one of its settings is wrong.
     """
     arguments = dict(cfg.model.backbone)
     kind = arguments.pop('type')
     arguments.pop('init_cfg', None)
-    if not issubclass(MODELS.get(kind) or object, APTEVA02):
-        raise ValueError(f'{cfg.filename}: model.backbone is {kind}, wanted APTEVA02')
+    family = MODELS.get(kind) or object
+    if not issubclass(family, PackedViT):
+        raise ValueError(f'{cfg.filename}: model.backbone is {kind}, wanted one that packs tokens, such as APTEVA02')
     if num_scales:
         arguments.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1))
-    return APTEVA02.build_chooser(**arguments)
+    return family.build_chooser(**arguments)
 
 
 def resampling_of(cfg: Config, split: str = 'train') -> str:

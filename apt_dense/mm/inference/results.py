@@ -42,7 +42,7 @@ class Grid:
     def all_of(cls, layout: TokenLayout, patch_size: int, content_cells: Sequence[tuple[int, int]],
                corners_px: Sequence[tuple[int, int]]) -> list['Grid']:
         """One grid for each image of a layout, whose content and corners are given."""
-        layout = layout.without_cls_tokens
+        layout = layout.without_prefix
         scales = layout.expand(layout.scales[:, None].double())[:, 0].round().long().cpu()
         covered = layout.covers_content(content_cells).cpu().split(list(layout.images.lengths))
         return [cls((patch_size << scales[index, :rows, :cols]).numpy(), corner, int(covered[index].sum()),

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.vit import PackedViT
 from apt_dense.mm.data.samplers import TokenBalancedBatchSampler, check_token_settings
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.models.normalisation import check_model_normalisation
@@ -42,7 +42,7 @@ class KeptTokensHook(Hook):
         interval: iterations between two exchanges of the counts; give the LoggerHook's.
 
     Raises:
-        ValueError: if the model has no APTEVA02 backbone, or the token counts are stale.
+        ValueError: if the model's backbone packs no tokens, or the token counts are stale.
     """
 
     def __init__(self, interval: int = 50):
@@ -61,7 +61,7 @@ class KeptTokensHook(Hook):
     def _note_sizes(self, preprocessor: nn.Module, args: tuple) -> None:
         self._sizes_px = [tuple(image.shape[-2:]) for image in args[0]['inputs']]
 
-    def _count(self, backbone: APTEVA02) -> tuple[float, ...]:
+    def _count(self, backbone: PackedViT) -> tuple[float, ...]:
         """Of a forward pass: tokens, cells, both of the content alone, images over their budget, images."""
         layout, side_px = backbone.last_layout, backbone.patch_size
         passes, rest = divmod(layout.batch_size, max(len(self._sizes_px), 1))
@@ -117,7 +117,7 @@ class KeptTokensHook(Hook):
         self._counts = [0.0] * 6
         self._handle = backbone_of(runner.model).register_forward_hook(self._add_pass)
 
-    def _add_pass(self, backbone: APTEVA02, inputs: tuple, outputs: tuple) -> None:
+    def _add_pass(self, backbone: PackedViT, inputs: tuple, outputs: tuple) -> None:
         self._counts = [old + more for old, more in zip(self._counts, self._count(backbone), strict=True)]
 
     def after_val_epoch(self, runner: Runner, metrics=None) -> None:
@@ -180,10 +180,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def backbone_of(model: nn.Module, hook: str = 'KeptTokensHook') -> APTEVA02:
+def backbone_of(model: nn.Module, hook: str = 'KeptTokensHook') -> PackedViT:
     """The model's backbone; ValueError, naming the hook that needs it, if that is another one."""
     backbone = getattr(unwrapped(model), 'backbone', None)
-    if not isinstance(backbone, APTEVA02):
-        raise ValueError(f'{hook} needs a model whose backbone is APTEVA02, got {type(backbone).__name__}: '
-                         'remove the hook from custom_hooks')
+    if not isinstance(backbone, PackedViT):
+        raise ValueError(f'{hook} needs a model whose backbone packs tokens, such as APTEVA02, got '
+                         f'{type(backbone).__name__}: remove the hook from custom_hooks')
     return backbone

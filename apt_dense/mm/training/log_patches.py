@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apt_dense.calibration.images import PATCH_COLOURS
 from apt_dense.calibration.inputs import BackboneInput
-from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.vit import PackedViT
 from apt_dense.drawing.panels import font_of
 from apt_dense.drawing.variants import draw_variants
 from apt_dense.extras import from_extra
@@ -46,7 +46,7 @@ class LogPatchesHook(Hook):
 
     Raises:
         LaunchError: for an interval or a number below 1.
-        ValueError: if the model has no APTEVA02 backbone.
+        ValueError: if the model's backbone packs no tokens.
     """
 
     def __init__(self, num_images: int = 4, interval: int = 1, heat_maps: bool = True, **options: object):
@@ -71,7 +71,7 @@ class LogPatchesHook(Hook):
             self._handle = backbone.register_forward_hook(self._note)
         self._validations += 1
 
-    def _note(self, backbone: APTEVA02, inputs: tuple[Tensor, ...], outputs: Sequence[Tensor]) -> None:
+    def _note(self, backbone: PackedViT, inputs: tuple[Tensor, ...], outputs: Sequence[Tensor]) -> None:
         self._counts += torch.tensor(backbone.last_layout.scale_counts, dtype=torch.float64)
         if self._x is None:
             self._x = inputs[0][:1]

@@ -1,0 +1,368 @@
+"""PackedViT: the loop over blocks on packed tokens of adaptive size, for any plain vision transformer."""
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from apt_dense.core.attention import check_backend, takes_lengths_from_device
+from apt_dense.core.block import Block, BlockTokens
+from apt_dense.core.chooser import PatchChooser
+from apt_dense.core.derived import DerivedTensors, product_dtype
+from apt_dense.core.embed import ADDED_PARAMETERS, AdaptivePatchEmbed, position_tables
+from apt_dense.core.graphs import BlockGraphs, PackedInputs
+from apt_dense.core.layers import BranchFactors, draw_drop_path
+from apt_dense.core.layout import TokenLayout
+from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from apt_dense.core.order import check_grid
+from apt_dense.core.position import resample_table, tile_table
+from apt_dense.core.rope import Rotary, check_anchor, rope_table
+
+RESAMPLINGS = ('bicubic', 'bicubic_antialias', 'tiled')
+FIRST_LAYER = re.compile(r'(pos_embed|cls_token|reg_token|patch_embed\..+|norm_pre\..+)$')
+BLOCK = re.compile(r'blocks\.(\d+)\.')
+
+
+class PackedViT(nn.Module):
+    """A vision transformer that gives smooth regions large patches.
+
+    A normalised (B, 3, H, W) image is scored, cut into patches of adaptive size, embedded, and processed as one packed
+    sequence; every requested block's tokens are repeated over the cells that they cover.  ``num_scales=1,
+    thresholds=()`` is the dense model, by the same code.
+
+    A family, such as ``APTEVA02``, is a subclass that makes the blocks and says what its models have.  Its arguments
+    are its own and those below that have a default.
+
+    Args:
+        make_block: rate of drop path -> a block.  It is called once for each, in their order.
+        rope: how the blocks turn queries and keys; None for a model without.
+        embed_dims, depth: C and the number of blocks.
+        table_cells: side of the square table of absolute positions; 0 for none.
+        img_size: training image size in pixels, one number or (height, width).  Only checked against the window and the
+            largest patch: positions follow the size of each input.
+        patch_size: side of a base patch in pixels.
+        window_size: cells a side of a window; 0 for full attention in every block.
+        global_block_indexes: blocks that attend over the whole image; the others attend inside windows.  Where all
+            blocks are named there are no windows, and window_size counts as 0.
+        drop_path_rate: of the last block; it grows linearly from 0 at the first.
+        out_indices: blocks whose output is returned, in the order of the blocks; -1 is the last.
+        with_cls_token, num_registers: the prefix: rows before each image's patches, without a position of their own.
+            In blocks with windows those of an image attend to each other only.
+        prefix_positions: the table's first entries, for as many rows of the prefix.
+        resampling: of the table to another grid: 'bicubic', 'bicubic_antialias' or 'tiled', repeated.
+        patch_bias: the patch embedding has a bias.
+        pre_norm, final_norm: a LayerNorm before the first block, and one on each returned output.
+        norm_eps: of these two.
+        num_scales: S; the largest patch is 2**(S - 1) base patches a side.
+        thresholds: S - 1 numbers, fine to coarse: a patch whose score is below its scale's threshold is kept whole.
+        scorer: see ``PatchChooser``.
+        detail_branch: see ``AdaptivePatchEmbed``.
+        rope_anchor: 'corner', 'center' or 'interpolated', see ``rope_table``.
+        pos_anchor: the same for absolute positions, see ``position_tables``.
+        attn_backend: 'auto', 'flash_attn', 'torch_varlen', 'fa3', 'fa4' or 'sdpa', see ``varlen_attention``.
+        compiled: fuse the scorer, and all of the blocks but their attention, by torch.compile.  The first passes in
+            each precision and gradient mode compile; other numbers of tokens don't compile again.  (Tried with torch
+            2.13.  Before 2.5, torch does not take a module's parameters as inputs unless told to, and would compile
+            every block on its own.)
+        with_cp: recompute the activations of the embedding and of each block in the backward pass, to save memory.
+        max_tokens, max_tokens_per, img_mean, img_std: see ``PatchChooser``.
+        graph_tokens: without gradients, pad the tokens to multiples of this number, and run the blocks as one CUDA
+            graph for each, see ``BlockGraphs``; None for none.  Not run on a GPU yet; for one or two images at 512 px.
+
+    Attributes:
+        chooser: the ``PatchChooser`` that lays the tokens out.
+        last_layout: of the last forward pass, for logging.
+
+    Raises:
+        ValueError: for an argument that is unknown or does not fit the others.
+
+    Source: APT (arXiv 2510.18091).
+    """
+
+    def __init__(self, make_block: Callable[[float], Block], rope: Rotary | None, *, embed_dims: int, depth: int,
+                 table_cells: int, img_size: int | tuple[int, int] = 224, patch_size: int = 16, window_size: int = 0,
+                 global_block_indexes: Sequence[int] = (), drop_path_rate: float = 0.0,
+                 out_indices: Sequence[int] = (-1,), with_cls_token: bool = False, num_registers: int = 0,
+                 prefix_positions: int = 0, resampling: str = 'bicubic', patch_bias: bool = True,
+                 pre_norm: bool = False, final_norm: bool = False, norm_eps: float = 1e-6, num_scales: int = 1,
+                 thresholds: Sequence[float] = (), scorer: str = 'entropy', detail_branch: str = 'zero',
+                 rope_anchor: str = 'corner', pos_anchor: str = 'interpolated', attn_backend: str = 'auto',
+                 compiled: bool = False, with_cp: bool = False, max_tokens: int | None = None,
+                 max_tokens_per: str = 'image', img_mean: Sequence[float] = IMAGENET_MEAN,
+                 img_std: Sequence[float] = IMAGENET_STD, graph_tokens: int | None = None):
+        super().__init__()
+        if not isinstance(depth, int) or depth < 1:
+            raise ValueError(f'depth={depth!r} must be a whole number from 1 on')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate={drop_path_rate} must be at least 0 and less than 1')
+        if resampling not in RESAMPLINGS:
+            raise ValueError(f'unknown resampling {resampling!r}: choose one of {RESAMPLINGS}')
+        if graph_tokens is not None and (not isinstance(graph_tokens, int) or graph_tokens < 1):
+            raise ValueError(f'graph_tokens={graph_tokens!r} must be a whole number from 1 on, or None')
+        check_anchor(rope_anchor)
+        check_anchor(pos_anchor, 'pos_anchor')
+        check_backend(attn_backend)
+        self.global_blocks = _block_indexes('global_block_indexes', global_block_indexes, depth)
+        self.out_indices = _block_indexes('out_indices', out_indices, depth)
+        self.chooser = self.build_chooser(
+            patch_size=patch_size, depth=depth, window_size=window_size, global_block_indexes=global_block_indexes,
+            with_cls_token=with_cls_token, num_registers=num_registers, num_scales=num_scales, thresholds=thresholds,
+            scorer=scorer, compiled=compiled, max_tokens=max_tokens, max_tokens_per=max_tokens_per, img_mean=img_mean,
+            img_std=img_std)
+        height_px, width_px = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if height_px % patch_size or width_px % patch_size:
+            raise ValueError(f'img_size={img_size} must be multiples of patch_size={patch_size}')
+        check_grid(height_px // patch_size, width_px // patch_size, self.window_size, num_scales, patch_size)
+        self.patch_size = patch_size
+        if 0 < self.num_prefix < prefix_positions and table_cells:
+            raise ValueError(f'the table has {prefix_positions} positions for the prefix, which has {self.num_prefix} '
+                             'rows: set prefix_positions, with_cls_token or num_registers')
+        self.embed_dims = embed_dims
+        self.num_scales = num_scales
+        self.rope = rope
+        self.rope_anchor = rope_anchor
+        self.pos_anchor = pos_anchor
+        self.resampling = resampling
+        self.prefix_positions = prefix_positions
+        self.with_cp = with_cp
+
+        self.patch_embed = AdaptivePatchEmbed(patch_size, embed_dims, num_scales, detail_branch, patch_bias)
+        self.pos_embed = nn.Parameter(torch.zeros(1, prefix_positions + table_cells**2, embed_dims)) if (
+            table_cells) else None
+        self.graphs = None if graph_tokens is None else BlockGraphs(graph_tokens)
+        self.tables = DerivedTensors(most=4)  # position tables of so many grids
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims)) if with_cls_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, num_registers, embed_dims)) if num_registers else None
+        self.norm_pre = nn.LayerNorm(embed_dims, eps=norm_eps) if pre_norm else None
+        self.blocks = nn.ModuleList(make_block(drop_path_rate * index / max(depth - 1, 1)) for index in range(depth))
+        self.norm = nn.LayerNorm(embed_dims, eps=norm_eps) if final_norm else None
+        self.last_layout: TokenLayout | None = None
+        self._init_parameters()
+
+    @classmethod
+    def build_chooser(cls, **arguments) -> PatchChooser:
+        """The chooser of a model with these arguments, without the model.
+
+        Raises:
+            TypeError: for an argument that the class does not have.
+            ValueError: for a wrong one, of those that the chooser depends on.
+        """
+        given = cls.default_arguments()
+        unknown = sorted(set(arguments) - set(given))
+        if unknown:
+            raise TypeError(f'{cls.__name__} has no arguments {unknown}: it has {sorted(given)}')
+        given |= arguments
+        blocks = _block_indexes('global_block_indexes', given['global_block_indexes'], given['depth'])
+        names = ('num_scales', 'thresholds', 'scorer', 'patch_size', 'max_tokens', 'max_tokens_per', 'img_mean',
+                 'img_std', 'compiled')
+        return PatchChooser(**{name: given[name] for name in names},
+                            num_prefix=bool(given['with_cls_token']) + given['num_registers'],
+                            window_size=0 if len(blocks) == given['depth'] else given['window_size'])
+
+    @classmethod
+    def default_arguments(cls) -> dict:
+        """The arguments of the family, and those of this class that have a default: names -> defaults."""
+        families = [family for family in reversed(cls.__mro__) if issubclass(family, PackedViT)]
+        return {name: parameter.default for family in families
+                for name, parameter in inspect.signature(family.__init__).parameters.items()
+                if parameter.default is not parameter.empty}
+
+    @property
+    def window_size(self) -> int:
+        """Cells a side of a window; 0 where all blocks attend over the whole image."""
+        return self.chooser.window_size
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.embed_dims // self.blocks[0].attn.num_heads
+
+    @property
+    def num_prefix(self) -> int:
+        """Rows before the patches of each image."""
+        return self.chooser.num_prefix
+
+    @property
+    def size_divisor_px(self) -> int:
+        """What the sides of an input must be multiples of, in pixels."""
+        return self.chooser.size_divisor_px
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """S - 1 numbers, fine to coarse; setting them changes the chooser's."""
+        return self.chooser.thresholds
+
+    @thresholds.setter
+    def thresholds(self, values: Sequence[float]) -> None:
+        self.chooser.thresholds = values
+
+    @property
+    def added_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that the dense twin does not have."""
+        return tuple(name for name, _ in self.named_parameters() if name in ADDED_PARAMETERS)
+
+    def layer_of(self, name: str) -> int:
+        """The layer of a parameter, for layer-wise decay of the rate.
+
+        0: positions, prefix, patch embedding and what is before the first block.  N + 1: block N.  depth + 1: the last
+        norm.
+
+        Raises:
+            ValueError: for a name that is none of these.
+        """
+        if FIRST_LAYER.match(name):
+            return 0
+        block = BLOCK.match(name)
+        if block is not None and int(block[1]) < len(self.blocks):
+            return int(block[1]) + 1
+        if name.startswith('norm.'):
+            return len(self.blocks) + 1
+        raise ValueError(f'parameter {name!r} belongs to no layer of {type(self).__name__}')
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W), normalised -> one (B, C, H / patch_size, W / patch_size) for each of ``out_indices``.
+
+        Raises:
+            ValueError: if the grid is not a multiple of the window (or of the largest patch), or a pixel is not finite.
+        """
+        return self.forward_layout(x, self.make_layout(x))
+
+    def forward_layout(self, x: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:
+        """``forward`` with patches that are chosen already."""
+        return tuple(layout.expand(rows) for rows in self._forward_rows(x, layout, self.out_indices))
+
+    def forward_tokens(self, x: Tensor, layout: TokenLayout | None = None) -> tuple[Tensor, TokenLayout]:
+        """The last block's tokens, after the last norm, without expansion.
+
+        Args:
+            x: as for ``forward``.
+            layout: patches that are chosen already.
+
+        Returns:
+            (T, C), the prefix rows before each image's patches, and the layout that says which row is what.
+        """
+        layout = self.make_layout(x) if layout is None else layout
+        return self._forward_rows(x, layout, frozenset([len(self.blocks) - 1]))[0], layout
+
+    def _forward_rows(self, x: Tensor, layout: TokenLayout, wanted: frozenset[int]) -> list[Tensor]:
+        """The packed outputs (T, C) of the wanted blocks, after the last norm."""
+        self.last_layout = layout
+        recompute = self.with_cp and torch.is_grad_enabled()
+        x = checkpoint(self.embed, x, layout, use_reentrant=False, preserve_rng_state=False) if recompute else (
+            self.embed(x, layout))
+        local, whole = self._rope_tables(layout, torch.promote_types(x.dtype, torch.float32))
+        inputs = PackedInputs(x, layout.windows, layout.images, local, whole)
+        factors = draw_drop_path([block.drop_path for block in self.blocks], layout.images, product_dtype(x))
+        if self.graphs is None or torch.is_grad_enabled() or any(factor is not None for factor, _ in factors):
+            outputs = self._run_blocks(inputs, factors, wanted, recompute)
+        else:
+            query = x.new_empty(0, 1, self.head_dim, dtype=product_dtype(x))
+            outputs = self.graphs(lambda packed: self._run_blocks(packed, factors, wanted, False), inputs,
+                                  list(self.blocks.parameters()), x.is_cuda and (inputs.whole or (
+                                      takes_lengths_from_device(query, self.blocks[0].attn.backend))))
+        return outputs if self.norm is None else [self.norm(output) for output in outputs]
+
+    def _rope_tables(self, layout: TokenLayout, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """The turns inside windows and in the image; None for those that no block needs."""
+        return tuple(rope_table(layout, self.rope, windowed, self.rope_anchor, dtype) if wanted and self.rope else None
+                     for windowed, wanted in ((True, self.window_size > 0), (False, True)))
+
+    def _run_blocks(self, inputs: PackedInputs, factors: Sequence[BranchFactors], wanted: frozenset[int],
+                    recompute: bool) -> list[Tensor]:
+        """The packed outputs of the wanted blocks."""
+        x, outputs = inputs.x, []
+        for index, block in enumerate(self.blocks):
+            local = self.window_size > 0 and index not in self.global_blocks
+            runs, rope = (inputs.windows, inputs.local_rope) if local else (inputs.images, inputs.global_rope)
+            tokens = BlockTokens(runs, rope, factors[index])
+            # Nothing in a block is drawn, so no state of a generator is kept for the recomputation.
+            x = checkpoint(block, x, tokens, use_reentrant=False, preserve_rng_state=False) if recompute else (
+                block(x, tokens))
+            if index in wanted:
+                outputs.append(x)
+        return outputs
+
+    def make_layout(self, x: Tensor) -> TokenLayout:
+        """(B, 3, H, W), normalised -> the layout of its tokens; see ``PatchChooser.layout``."""
+        return self.chooser.layout(x)
+
+    def embed(self, x: Tensor, layout: TokenLayout) -> Tensor:
+        """(B, 3, H, W) and its layout -> (T, C): embedded patches with positions, prefix rows included."""
+        positions = None
+        if self.pos_embed is not None:
+            sizes = (layout.height, layout.width, layout.window_size, layout.num_scales)
+            positions = self.tables.get(sizes, [self.pos_embed], lambda: position_tables(
+                self.position_table(layout.height, layout.width), layout, self.pos_anchor))
+        rows = self.patch_embed(x, layout.without_prefix, positions)
+        if layout.num_prefix:
+            prefix = self.prefix().to(rows.dtype)
+            lengths = [length - layout.num_prefix for length in layout.images.lengths]
+            rows = torch.cat([part for image in rows.split(lengths) for part in (prefix, image)])
+        return rows if self.norm_pre is None else self.norm_pre(rows)
+
+    def prefix(self) -> Tensor:
+        """The rows before each image's patches, with their positions: (P, C)."""
+        tokens = [token[0] for token in (self.cls_token, self.reg_token) if token is not None]
+        rows = torch.cat(tokens) if len(tokens) > 1 else tokens[0]
+        placed = self.prefix_positions if self.pos_embed is not None else 0
+        positions = self.pos_embed[0, :placed] if placed else None
+        if not placed or placed >= len(rows):
+            return rows + positions if placed else rows
+        return torch.cat([rows[:placed] + positions, rows[placed:]])
+
+    def position_table(self, height: int, width: int) -> Tensor:
+        """The position table (H, W, C) at a grid of cells, from the trained one by ``resampling``."""
+        cells = self.pos_embed[0, self.prefix_positions:]
+        side = round(len(cells)**0.5)
+        table = cells.unflatten(0, (side, side))
+        if self.resampling == 'tiled':
+            return tile_table(table, height, width)
+        return resample_table(table, height, width, antialias=self.resampling == 'bicubic_antialias')
+
+    def _init_parameters(self) -> None:
+        """Truncated normal of 0.02 for weights, positions and prefix, zero for biases.
+
+        The added parameters of the patch embedding keep their own start.
+        """
+        for parameter in (self.pos_embed, self.cls_token, self.reg_token, self.patch_embed.proj.weight):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
+        if self.patch_embed.proj.bias is not None:
+            nn.init.zeros_(self.patch_embed.proj.bias)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def check_heads(embed_dims: int, num_heads: int, multiple: int) -> int:
+    """Channels of a head; ValueError unless that is a whole multiple."""
+    if embed_dims % num_heads or embed_dims // num_heads % multiple:
+        why = f'a multiple of {multiple} channels, which RoPE needs' if multiple > 1 else 'a whole number of channels'
+        raise ValueError(f'embed_dims={embed_dims} over num_heads={num_heads} gives no head of {why}')
+    return embed_dims // num_heads
+
+
+def table_side(img_size: int, patch_size: int) -> int:
+    """Cells a side of the table for square images of this size; ValueError if that is no whole number."""
+    if img_size % patch_size:
+        raise ValueError(f'pretrain_img_size={img_size} must be multiples of patch_size={patch_size}')
+    return img_size // patch_size
+
+
+def _block_indexes(name: str, indexes: Sequence[int], depth: int) -> frozenset[int]:
+    """Resolve negative indexes; raise ValueError for one out of range."""
+    outside = [index for index in indexes if not -depth <= index < depth]
+    if outside:
+        raise ValueError(f'{name} holds {outside}, but depth={depth}')
+    return frozenset(index % depth for index in indexes)
+
+
+def from_presets(family: type[PackedViT], presets: Mapping[str, Mapping], name: str, overrides: Mapping) -> PackedViT:
+    """Build a model of a family from its published sizes; ValueError for an unknown name."""
+    if name not in presets:
+        raise ValueError(f'unknown preset {name!r}: choose one of {sorted(presets)}')
+    return family(**{**presets[name], **overrides})
