@@ -52,29 +52,30 @@ def resampling_matrix(old: int, new: int, antialias: bool, dtype: torch.dtype, d
         return matrix[0, 0].to(device=device, dtype=dtype)
 
 
-def resample_positions(table: Tensor, side: int) -> Tensor:
-    """Position table (1, 1 + n * n, C) -> (1, 1 + side * side, C); the class token's entry, the first, stays.
+def resample_positions(table: Tensor, side: int, prefix: int = 1) -> Tensor:
+    """Position table (1, P + n * n, C) -> (1, P + side * side, C); the prefix's P entries, the first, stay.
 
     Bicubic without antialias, as EVA's own script.
 
     Raises:
-        ValueError: if the table is not of a square grid and a class token.
+        ValueError: if the table is not of a square grid and a prefix.
     """
-    old = table_side(table)
-    grid = table[:, 1:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    old = table_side(table, prefix)
+    grid = table[:, prefix:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(side, side), mode='bicubic', align_corners=False)
     grid = grid.flatten(2).transpose(1, 2).to(table.dtype)
-    return torch.cat([table[:, :1], grid], 1)
+    return torch.cat([table[:, :prefix], grid], 1)
 
 
-def positions_fit(stored: torch.Size, own: torch.Size) -> bool:
-    """True if a stored position table is the model's once it is resampled: (1, 1 + n * n, C) with the same C."""
-    return len(stored) == 3 and stored[::2] == own[::2] and stored[1] == 1 + round((stored[1] - 1)**0.5)**2
+def positions_fit(stored: torch.Size, own: torch.Size, prefix: int = 1) -> bool:
+    """True if a stored position table is the model's once it is resampled: (1, P + n * n, C) with the same C."""
+    return len(stored) == 3 and stored[::2] == own[::2] and (
+        stored[1] > prefix and stored[1] == prefix + round((stored[1] - prefix)**0.5)**2)
 
 
-def table_side(table: Tensor) -> int:
-    """Side of a square position table (1, 1 + side**2, C)."""
-    side = round((table.shape[1] - 1)**0.5)
-    if side**2 + 1 != table.shape[1]:
-        raise ValueError(f'pos_embed has {table.shape[1]} entries, wanted a square number and one for the class token')
+def table_side(table: Tensor, prefix: int = 1) -> int:
+    """Side of a square position table (1, P + side**2, C)."""
+    side = round((table.shape[1] - prefix)**0.5)
+    if side**2 + prefix != table.shape[1]:
+        raise ValueError(f'pos_embed has {table.shape[1]} entries, wanted a square number and {prefix} for the prefix')
     return side

@@ -21,7 +21,8 @@ from apt_dense.core.position import resample_table, tile_table
 from apt_dense.core.rope import Rotary, check_anchor, rope_table
 
 RESAMPLINGS = ('bicubic', 'bicubic_antialias', 'tiled')
-FIRST_LAYER = re.compile(r'(pos_embed|cls_token|reg_token|patch_embed\..+|norm_pre\..+)$')
+FIRST_LAYER = re.compile(r'(?:pos_embed|cls_token|reg_token|(?:patch_embed\.proj|norm_pre)\.(?:weight|bias))')
+LAST_NORM = re.compile(r'norm\.(?:weight|bias)')
 BLOCK = re.compile(r'blocks\.(\d+)\.')
 
 
@@ -204,22 +205,8 @@ class PackedViT(nn.Module):
         return tuple(name for name, _ in self.named_parameters() if name in ADDED_PARAMETERS)
 
     def layer_of(self, name: str) -> int:
-        """The layer of a parameter, for layer-wise decay of the rate.
-
-        0: positions, prefix, patch embedding and what is before the first block.  N + 1: block N.  depth + 1: the last
-        norm.
-
-        Raises:
-            ValueError: for a name that is none of these.
-        """
-        if FIRST_LAYER.match(name):
-            return 0
-        block = BLOCK.match(name)
-        if block is not None and int(block[1]) < len(self.blocks):
-            return int(block[1]) + 1
-        if name.startswith('norm.'):
-            return len(self.blocks) + 1
-        raise ValueError(f'parameter {name!r} belongs to no layer of {type(self).__name__}')
+        """The layer of a parameter, for layer-wise decay of the rate; see the function of this name."""
+        return layer_of(name, len(self.blocks))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W), normalised -> one (B, C, H / patch_size, W / patch_size) for each of ``out_indices``.
@@ -336,6 +323,30 @@ class PackedViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+
+def layer_of(name: str, depth: int, prefix: str = '') -> int:
+    """The layer of a parameter of a ``PackedViT`` with so many blocks, by its name below ``prefix``.
+
+    0: positions, rows before the patches, patch embedding and a norm before the first block.  N + 1: block N.
+    depth + 1: the last norm.
+
+    Raises:
+        ValueError: for a name that is none of these, or a block that is not there.
+    """
+    inner = name.removeprefix(prefix)
+    if FIRST_LAYER.fullmatch(inner) or inner in ADDED_PARAMETERS:
+        return 0
+    if LAST_NORM.fullmatch(inner):
+        return depth + 1
+    block = BLOCK.match(inner)
+    if block is None:
+        raise ValueError(f'parameter {name!r} has no layer: the backbone has pos_embed, cls_token, reg_token, '
+                         'patch_embed.*, norm_pre.*, blocks.N.* and norm.*')
+    if int(block[1]) >= depth:
+        raise ValueError(f'parameter {name!r} lies beyond num_layers={depth}: set num_layers to the depth of the '
+                         'backbone')
+    return int(block[1]) + 1
 
 
 def check_heads(embed_dims: int, num_heads: int, multiple: int) -> int:

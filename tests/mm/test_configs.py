@@ -1,5 +1,6 @@
 """Every config builds; sizes are the published ones; an APT config differs from its dense twin only where it should."""
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,9 @@ SMALLER = {'image_size', 'train_pipeline', 'test_pipeline', 'train_dataloader.da
            'model.data_preprocessor.pad_size_divisor'}
 SEGMENTORS = ('b_ade20k_512', 'l_ade20k_512', 'l_ade20k_640')
 MODELS_OF_PAPER = (*SEGMENTORS, 'b_coco', 'l_coco')
+OTHERS = ('dinov2_l_ade20k_512', 'mae_l_ade20k_512', *(
+    f'dinov3_{size}_{task}' for size in 'bl' for task in ('coco_1024', 'coco_1536', 'ade20k_512', 'ade20k_640',
+                                                          'ade20k_896')))
 # (APT config, its dense twin, the settings in which they may differ besides APT's own).
 PAIRS = [
     *((f'apt_eva02_{model}_full', f'eva02_{model}', set()) for model in MODELS_OF_PAPER),
@@ -35,7 +39,8 @@ PAIRS = [
         'model.backbone.with_cp', 'train_dataloader.batch_size', 'accumulative_counts'}),
     ('apt_eva02_l_coco_24gb', 'eva02_l_coco', ADDED_ONLY | SMALLER | {
         'train_dataloader.batch_size', 'accumulative_counts'}),
-    *((f'apt_eva02_ti_demo_{task}', f'eva02_ti_demo_{task}', set()) for task in ('det', 'seg')),
+    *((f'apt_{model}', model, SHORT) for model in OTHERS),
+    *((f'apt_{model}', model, set()) for model in ('eva02_ti_demo_det', 'eva02_ti_demo_seg', 'dinov3_ti_demo_seg')),
     ('apt_eva02_ti_demo_det_tracked', 'eva02_ti_demo_det',
      {'default_hooks.checkpoint', 'custom_hooks', 'train_cfg.val_interval', 'vis_backends', 'visualizer'}),
 ]
@@ -143,15 +148,28 @@ def test_datasets_pipelines_and_evaluator(name, tmp_path):
             assert METRICS.build(dict(evaluator, ann_file=str(annotations))).metrics == ['bbox', 'segm']
 
 
-@pytest.mark.parametrize('size', [512, 640])
-def test_crops_fit_the_models(size):
+@pytest.mark.parametrize('name', [name for name in LEAVES if 'ade20k' in name])
+def test_crops_fit_the_models(name):
     """The crop is one size in the pipeline, the padding, the backbone, its table and slide inference."""
-    cfg = load(f'eva02_l_ade20k_{size}')
+    cfg, size = load(name), int(re.search(r'ade20k_(\d+)', name)[1])
     crop = next(transform for transform in cfg.train_pipeline if transform.type == 'RandomCrop')
     preprocessor, backbone, test_cfg = cfg.model.data_preprocessor, cfg.model.backbone, cfg.model.test_cfg
     assert crop.crop_size == preprocessor.size == test_cfg.crop_size == (size, size)
-    assert backbone.img_size == backbone.pretrain_img_size == size
-    assert test_cfg.mode == 'slide' and test_cfg.stride == ({512: 341, 640: 426}[size],) * 2
+    assert backbone.img_size == backbone.get('pretrain_img_size', size) == size
+    assert test_cfg.mode == 'slide' and test_cfg.stride == ({512: 341, 640: 426, 896: 597}[size],) * 2
+
+
+@pytest.mark.parametrize('name', [name for name in LEAVES if 'dinov3' in name and 'coco' in name])
+def test_sizes_of_the_detectors_on_dinov3(name):
+    """One size in both pipelines, the padding and the backbone; windows that hold whole patches of 128 px."""
+    cfg, size = load(name), int(name[-4:])
+    for pipeline in (cfg.train_pipeline, cfg.test_pipeline, cfg.train_dataloader.dataset.pipeline,
+                     cfg.test_dataloader.dataset.pipeline):
+        sizes = {value for step in pipeline for key in ('scale', 'crop_size') for value in step.get(key, ())}
+        assert sizes == {size}
+    assert cfg.model.backbone.img_size == cfg.model.data_preprocessor.pad_size_divisor == size
+    backbone = build_meta(cfg).backbone
+    assert backbone.window_size % 8 == 0 and len(backbone.global_blocks) == 4 and backbone.num_prefix == 5
 
 
 @pytest.mark.parametrize('name', LEAVES)

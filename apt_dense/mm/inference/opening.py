@@ -19,6 +19,7 @@ from apt_dense.calibration.shares import thresholds_for
 from apt_dense.core.checkpoint_files import load_official, read_pickle
 from apt_dense.core.conversion import convert
 from apt_dense.core.eva02_keys import looks_official
+from apt_dense.core.vit import PackedViT
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat
 from apt_dense.mm.cli.loading import refuse_gaps, watch_next_load
@@ -192,10 +193,11 @@ def _shapes(cfg: Config) -> dict[str, torch.Size]:
 
 def _check_task(cfg: Config) -> None:
     model = cfg.get('model') or {}
-    if not ('roi_head' in model or 'decode_head' in model) or model.get('backbone', {}).get('type') != 'APTEVA02':
+    family = MODELS.get(model.get('backbone', {}).get('type') or '') or object
+    if not ('roi_head' in model or 'decode_head' in model) or not issubclass(family, PackedViT):
         raise DataError(f'{cfg.filename or "the config"} has model {model.get("type")} on backbone '
                         f'{model.get("backbone", {}).get("type")}: wanted a detector with a roi_head or a segmentor '
-                        'with a decode_head on APTEVA02')
+                        'with a decode_head on a backbone that packs tokens, such as APTEVA02')
     if not cfg.get('test_dataloader'):
         raise DataError(f'{cfg.filename or "the config"} has no test_dataloader, whose pipeline prepares the pictures: '
                         'add one')

@@ -1,25 +1,23 @@
 """The core's modules in mmengine's root registry, one registration for mmdetection and mmsegmentation."""
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import Tensor
 
-import apt_dense.core.eva02
+import apt_dense as core
 import apt_dense.core.pyramid
-from apt_dense.core.checkpoint_files import load_official
+from apt_dense.core.checkpoint_files import listed, load_official
 from apt_dense.core.eva02_keys import describe_other, lacking_layers, looks_official
-from apt_dense.core.position import resample_positions
+from apt_dense.core.position import positions_fit, resample_positions, table_side
 from apt_dense.mm.compat import plain_operators
 from apt_dense.mm.errors import DataError
 
 
-@MODELS.register_module()
-class APTEVA02(apt_dense.core.eva02.APTEVA02, BaseModule):
-    """Backbone: ``apt_dense.APTEVA02`` with mmengine's ``init_cfg``: ``dict(type='Pretrained', checkpoint=...)``, other
-    initialisations, or a list of them."""
+class PretrainedMixin:
+    """Mixin before a family of the core: mmengine's ``init_cfg``, with files that do not fit refused."""
 
     def __init__(self, *args, init_cfg: dict | Sequence[dict] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -35,7 +33,7 @@ class APTEVA02(apt_dense.core.eva02.APTEVA02, BaseModule):
         steps = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or ()
         for step in steps:
             if step.get('type') in ('Pretrained', PretrainedInit) and os.path.isfile(step['checkpoint']):
-                _check_pretrained(step['checkpoint'], step.get('prefix'))
+                self._check_pretrained(step['checkpoint'], step.get('prefix'))
         super().init_weights()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
@@ -45,31 +43,75 @@ class APTEVA02(apt_dense.core.eva02.APTEVA02, BaseModule):
         """
         key, own = f'{prefix}pos_embed', self.pos_embed
         table = state_dict.get(key)
-        if table is not None and table.shape != own.shape and table.ndim == 3 and table.shape[-1] == own.shape[-1]:
-            state_dict[key] = resample_positions(table, round((own.shape[1] - 1)**0.5))
-            print_log(f'{key}: resampled from {table.shape[1] - 1} positions to {own.shape[1] - 1}', 'current')
+        if table is not None and own is not None and table.shape != own.shape and (
+                positions_fit(table.shape, own.shape, self.prefix_positions)):
+            state_dict[key] = resample_positions(table, table_side(own, self.prefix_positions), self.prefix_positions)
+            print_log(f'{key}: resampled from {table.shape[1] - self.prefix_positions} positions to '
+                      f'{own.shape[1] - self.prefix_positions}', 'current')
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def lacking(self, names: Iterable[str], prefix: str) -> list[str]:
+        """Which parameters of the model's first block are not among the names, below a prefix."""
+        own = [name for name in self.state_dict() if name.startswith('blocks.0.')]
+        return sorted(f'{prefix}{name}' for name in own if f'{prefix}{name}' not in names)
 
-def _check_pretrained(path: str, prefix: str | None) -> None:
-    """Raise DataError unless mmengine finds an EVA-02 backbone in a file, below the prefix."""
-    state, entry, others = load_official(path)
-    task = looks_official(state)
-    if task:
-        raise DataError(f'init_cfg: {path} is an official EVA-02 {task} checkpoint, whose parameters have other names. '
-                        f'Convert it: python tools/model_converters/eva02_to_mm.py {path} CONVERTED.pth')
-    if 'state_dict' in others:
-        state, entry, _ = load_official(path, 'state_dict')
-    below = f'{prefix.removesuffix(".")}.' if prefix else ''
-    found = [known for known in (below, 'backbone.', '') if not lacking_layers(state, known)]
-    if not found:
-        raise DataError(f'init_cfg: {path} holds no EVA-02 backbone: got {describe_other(state, below)}')
-    if found[0] != below:
-        raise DataError(f'init_cfg: {path} holds its backbone below {found[0]!r}, and prefix is {prefix!r}: set '
-                        f'prefix={found[0] or None!r}')
-    if entry not in ('', 'state_dict'):
-        raise DataError(f"init_cfg: {path} keeps its parameters under {entry!r}, and mmengine looks under 'state_dict' "
-                        'or in the file itself: save them there')
+    def describe_other(self, names: Iterable[str], prefix: str) -> str:
+        """What a file of another model holds, and what was wanted of it."""
+        return (f'{listed(names)}; there is no {listed(self.lacking(names, prefix), 4)}. A file of timm or '
+                'transformers is converted by: python tools/model_converters/vit_to_mm.py FILE CONVERTED.pth')
+
+    def _check_pretrained(self, path: str, prefix: str | None) -> None:
+        """Raise DataError unless mmengine finds the backbone in a file, below the prefix."""
+        state, entry, others = load_official(path)
+        task = looks_official(state)
+        if task:
+            raise DataError(f'init_cfg: {path} is an official EVA-02 {task} checkpoint, whose parameters have other '
+                            f'names. Convert it: python tools/model_converters/eva02_to_mm.py {path} CONVERTED.pth')
+        if 'state_dict' in others:
+            state, entry, _ = load_official(path, 'state_dict')
+        below = f'{prefix.removesuffix(".")}.' if prefix else ''
+        found = [known for known in (below, 'backbone.', '') if not self.lacking(state, known)]
+        if not found:
+            raise DataError(f'init_cfg: {path} holds no {FAMILIES[type(self).__name__]} backbone: got '
+                            f'{self.describe_other(state, below)}')
+        if found[0] != below:
+            raise DataError(f'init_cfg: {path} holds its backbone below {found[0]!r}, and prefix is {prefix!r}: set '
+                            f'prefix={found[0] or None!r}')
+        if entry not in ('', 'state_dict'):
+            raise DataError(f"init_cfg: {path} keeps its parameters under {entry!r}, and mmengine looks under "
+                            "'state_dict' or in the file itself: save them there")
+
+
+FAMILIES = {'APTEVA02': 'EVA-02', 'APTViT': 'plain ViT', 'APTDINOv3': 'DINOv3', 'APTSAM3': 'SAM 3'}
+
+
+@MODELS.register_module()
+class APTEVA02(PretrainedMixin, core.APTEVA02, BaseModule):
+    """Backbone: ``apt_dense.APTEVA02`` with mmengine's ``init_cfg``: ``dict(type='Pretrained', checkpoint=...)``, other
+    initialisations, or a list of them."""
+
+    def lacking(self, names: Iterable[str], prefix: str) -> list[str]:
+        """See ``lacking_layers``."""
+        return lacking_layers(names, prefix)
+
+    def describe_other(self, names: Iterable[str], prefix: str) -> str:
+        """See ``eva02_keys.describe_other``."""
+        return describe_other(names, prefix)
+
+
+@MODELS.register_module()
+class APTViT(PretrainedMixin, core.APTViT, BaseModule):
+    """Backbone: ``apt_dense.APTViT`` with mmengine's ``init_cfg``."""
+
+
+@MODELS.register_module()
+class APTDINOv3(PretrainedMixin, core.APTDINOv3, BaseModule):
+    """Backbone: ``apt_dense.APTDINOv3`` with mmengine's ``init_cfg``."""
+
+
+@MODELS.register_module()
+class APTSAM3(PretrainedMixin, core.APTSAM3, BaseModule):
+    """Backbone: ``apt_dense.APTSAM3`` with mmengine's ``init_cfg``."""
 
 
 @MODELS.register_module()

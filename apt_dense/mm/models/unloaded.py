@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from apt_dense.core.position import positions_fit
-from apt_dense.mm.models.core_modules import APTEVA02
+from apt_dense.core.vit import PackedViT
 
 
 def unloaded(model: nn.Module, checkpoint: Mapping) -> list[str]:
@@ -19,11 +19,13 @@ def unloaded(model: nn.Module, checkpoint: Mapping) -> list[str]:
     """
     state = checkpoint.get('state_dict', checkpoint)
     shapes = {name.removeprefix('module.'): getattr(value, 'shape', None) for name, value in state.items()}
-    tables = {f'{name}.pos_embed'.lstrip('.') for name, module in model.named_modules() if isinstance(module, APTEVA02)}
+    tables = {f'{name}.pos_embed'.lstrip('.'): module.prefix_positions for name, module in model.named_modules()
+              if isinstance(module, PackedViT)}
 
     def loads(name: str, own: Tensor) -> bool:
         shape = shapes.get(name)
-        return shape == own.shape or shape is not None and name in tables and positions_fit(shape, own.shape)
+        return shape == own.shape or shape is not None and name in tables and positions_fit(
+            shape, own.shape, tables[name])
 
     return [name for name, own in model.state_dict().items()
             if not name.endswith('num_batches_tracked') and not loads(name, own)]

@@ -1,4 +1,4 @@
-"""Layer-wise learning rate decay for the EVA-02 backbone, as its detection and its segmentation recipe use it."""
+"""Layer-wise learning rate decay for backbones that pack tokens, as EVA-02's recipes use it."""
 import re
 from collections.abc import Iterable
 
@@ -8,17 +8,17 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from apt_dense.core.embed import ADDED_PARAMETERS
+from apt_dense.core.vit import layer_of
 
-FIRST_LAYER = re.compile(r'(pos_embed|cls_token|patch_embed\.proj\.(weight|bias))$')
-BLOCK = re.compile(r'blocks\.(\d+)\.')
 OPTIONS = ('layer_decay_rate', 'num_layers', 'flat_decay_mult', 'no_weight_decay_keys', 'added_params_full_lr')
 
 
 def layer_id(name: str, num_layers: int, added_params_full_lr: bool = True) -> int:
     """The layer that a parameter of a detector or segmentor is trained with.
 
-    0: the position table, the class token and the patch embedding.  N + 1: block N.  num_layers + 1: everything
-    outside the backbone.  So far the rule of detectron2's get_vit_lr_decay_rate and of EVA-02's segmentation code.
+    0: positions, class token, registers, patch embedding and a norm before the first block.  N + 1: block N.
+    num_layers + 1: the norm after the last block, and everything outside the backbone.  So far the rule of
+    detectron2's get_vit_lr_decay_rate and of EVA-02's segmentation code.
 
     Deviation: the convolution and the MLP that APT adds to the patch embedding start from nothing, while layer 0 is
     pre-trained; at its rate (0.8**25 = 0.004 of the base rate for EVA-02-L) they would not learn.  They count as
@@ -36,19 +36,9 @@ def layer_id(name: str, num_layers: int, added_params_full_lr: bool = True) -> i
     if not name.startswith('backbone.'):
         return top
     inner = name.removeprefix('backbone.')
-    if FIRST_LAYER.match(inner):
-        return 0
     if inner in ADDED_PARAMETERS:
         return top if added_params_full_lr else 0
-    block = BLOCK.match(inner)
-    if block is None:
-        raise ValueError(f'parameter {name!r} has no layer: the backbone has pos_embed, cls_token, patch_embed.* and '
-                         'blocks.N.*; add the name to apt_dense/mm/training/layer_decay.py, or use a constructor made '
-                         'for this backbone')
-    if int(block[1]) >= num_layers:
-        raise ValueError(f'parameter {name!r} lies beyond num_layers={num_layers}: set num_layers to the depth of the '
-                         'backbone')
-    return int(block[1]) + 1
+    return layer_of(name, num_layers, 'backbone.')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)

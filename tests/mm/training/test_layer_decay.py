@@ -144,7 +144,8 @@ def test_detectors_of_the_configs(size, first, block_0, last_block, rate):
 
 @pytest.mark.parametrize(('name', 'layer'), [
     ('backbone.pos_embed', 0), ('backbone.cls_token', 0), ('backbone.patch_embed.proj.weight', 0),
-    ('backbone.patch_embed.proj.bias', 0), ('backbone.blocks.0.norm1.weight', 1),
+    ('backbone.patch_embed.proj.bias', 0), ('backbone.blocks.0.norm1.weight', 1), ('backbone.reg_token', 0),
+    ('backbone.norm_pre.bias', 0), ('backbone.norm.weight', 13), ('backbone.blocks.3.ls1.gamma', 4),
     ('backbone.blocks.11.mlp.w3.bias', 12),
     ('backbone.patch_embed.conv_down.weight', 13), ('neck.simfp_2.0.weight', 13), ('backbone_neck.pos_embed', 13)])
 def test_layers_of_names(name, layer):
@@ -154,10 +155,10 @@ def test_layers_of_names(name, layer):
 
 
 @pytest.mark.parametrize('name', [
-    'backbone.norm.weight', 'backbone.layers.3.weight', 'backbone.rel_pos_embed', 'backbone.pos_embed.scale',
+    'backbone.norm1.weight', 'backbone.layers.3.weight', 'backbone.rel_pos_embed', 'backbone.pos_embed.scale',
     'backbone.patch_embed.norm.weight', 'backbone.patch_embed.proj.weight_scale', 'backbone.blocks.norm.weight'])
 def test_names_without_a_layer(name):
-    with pytest.raises(ValueError, match=f"'{name}' has no layer: .*add the name to apt_dense/mm/training/layer_decay"):
+    with pytest.raises(ValueError, match=f"'{name}' has no layer: the backbone has pos_embed, "):
         layer_id(name, 12)
 
 

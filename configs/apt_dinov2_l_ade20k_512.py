@@ -1,0 +1,8 @@
+# APT-DINOv2-L on ADE20K at 512: short fine-tuning of a dense segmentor, of the entire model.  load_from: a checkpoint
+# of dinov2_l_ade20k_512.py.
+_base_ = [
+    '_base_/models/dinov2_l_seg_512.py', '_base_/patches/ade20k.py', '_base_/datasets/ade20k_512.py',
+    '_base_/schedules/apt_ade20k_4k_entire.py', '_base_/default_runtime_seg.py'
+]
+model = dict(backbone=_base_.patches)
+optim_wrapper = dict(paramwise_cfg=dict(num_layers=24, layer_decay_rate=0.9))

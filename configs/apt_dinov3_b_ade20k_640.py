@@ -1,0 +1,10 @@
+# APT-DINOv3-B on ADE20K at 640: short fine-tuning of a dense segmentor, of the entire model.  load_from: a checkpoint
+# of dinov3_b_ade20k_640.py.
+_base_ = [
+    '_base_/models/dinov3_b_seg_640.py', '_base_/patches/ade20k.py', '_base_/datasets/ade20k_640.py',
+    '_base_/schedules/apt_ade20k_3k_entire.py', '_base_/default_runtime_seg.py'
+]
+model = dict(backbone=_base_.patches)
+optim_wrapper = dict(
+    paramwise_cfg=dict(num_layers=12, layer_decay_rate=0.85, no_weight_decay_keys=('cls_token', 'reg_token')))
+train_dataloader = dict(batch_size=8)

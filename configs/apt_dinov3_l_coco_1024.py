@@ -1,0 +1,8 @@
+# APT-DINOv3-L on COCO at 1024: short fine-tuning of a dense detector, of the entire model.  load_from: a checkpoint of
+# dinov3_l_coco_1024.py.
+_base_ = [
+    '_base_/models/dinov3_l_det_1024.py', '_base_/patches/coco_1536.py', '_base_/datasets/coco_instance_lsj_1024.py',
+    '_base_/schedules/apt_coco_3k_entire.py', '_base_/default_runtime.py'
+]
+model = dict(backbone=_base_.patches)
+optim_wrapper = dict(paramwise_cfg=dict(num_layers=24, layer_decay_rate=0.8))
