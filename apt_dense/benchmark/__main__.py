@@ -19,19 +19,18 @@ import itertools
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from apt_dense.benchmark import report
+from apt_dense.benchmark import encoders, report
 from apt_dense.benchmark.cases import DETECTION_THRESHOLDS, DTYPES, GEOMETRIES, MODES, Case
 from apt_dense.benchmark.measure import CLOCKS, keep_freed_memory, profile
 from apt_dense.benchmark.run import Row, check_tome, environment, run_case
 from apt_dense.benchmark.suites import SUITES
 from apt_dense.core.attention import BACKENDS
-from apt_dense.core.eva02 import PRESETS
 from apt_dense.extras import install_command
 
 PACKAGES = {'PIL': 'pillow'}
@@ -76,8 +75,10 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
                         help='photographs: one row each, or one batch of them with --batch above 1')
     rows = parser.add_argument_group('rows', 'every combination is a row; with --suite they choose from its rows')
     rows.add_argument('--suite', choices=SUITES, help='a set of rows, see apt_dense/benchmark/suites.py')
-    rows.add_argument('--model', nargs='+', choices=list(PRESETS), help='default B')
-    rows.add_argument('--geometry', nargs='+', choices=GEOMETRIES, help='detection, segmentation, the demo (det)')
+    rows.add_argument('--model', nargs='+', choices=encoders.names(),
+                      help="of EVA-02: its size (B); or another encoder's name")
+    rows.add_argument('--geometry', nargs='+', choices=GEOMETRIES,
+                      help='of EVA-02: detection, segmentation, the demo (det); of others: own')
     rows.add_argument('--img-size', nargs='+', type=int, help='side of the square images (1536)')
     rows.add_argument('--mode', nargs='+', choices=MODES, help='forward, or train: forward and backward (forward)')
     how = parser.add_argument_group('settings', 'every combination is a row; with --suite they replace its own')
@@ -124,6 +125,9 @@ def cases_of(args: argparse.Namespace) -> list[tuple[str, Case]]:
     else:
         base = Case(thresholds=tuple(args.thresholds))
         cases = [('rows', case) for case in base.variants(**chosen)]
+        if not args.geometry:
+            cases = [(group, replace(case, geometry='own') if case.model in encoders.OTHERS else case)
+                     for group, case in cases]
     cases = [(group, variant) for group, case in cases for images in _images(args, case)
              for variant in case.variants(**{name: [value] for name, value in images.items()}, **settings)]
     if args.tome:

@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from apt_dense.benchmark.encoders import OTHERS, encoder
 from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, build_batch
 from apt_dense.core.checkpoint_files import load_official
 from apt_dense.core.embed import ADDED_PARAMETERS
-from apt_dense.core.eva02 import APTEVA02, PRESETS
-from apt_dense.core.position import positions_fit, resample_positions
+from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.position import positions_fit, resample_positions, table_side
+from apt_dense.core.vit import PackedViT
 
-GEOMETRIES = ('det', 'seg', 'demo')
+GEOMETRIES = ('det', 'seg', 'demo', 'own')
 MODES = ('forward', 'train')
 DTYPES = ('float32', 'bfloat16', 'float16')
 DETECTION_THRESHOLDS = (2.0, 2.0, 0.3)  # the paper's, fine to coarse
@@ -26,9 +28,10 @@ class Case:
     """One row of a benchmark.
 
     Attributes:
-        model: 'Ti', 'S', 'B' or 'L'.
-        geometry: 'det', windows of 32 cells with some global blocks; 'seg', full attention, a class token, four
-            outputs; 'demo', the small detector of the demo: windows of 8 cells.
+        model: 'Ti', 'S', 'B' or 'L' of EVA-02, or another name of ``encoders.OTHERS``.
+        geometry: of EVA-02: 'det', windows of 32 cells with some global blocks; 'seg', full attention, a class token,
+            four outputs; 'demo', the small detector of the demo: windows of 8 cells.  Other encoders have 'own', the
+            attention that they were trained with and one output.
         img_size: side of the square images in pixels.
         kept: wanted kept-token fraction of each image of the batch, on synthetic images.  (1.0, ...) is 'no reduction':
             APT with thresholds of -1, where scoring and layout really run.
@@ -84,7 +87,13 @@ class Case:
         depth = f' first {self.depth} blocks' if self.depth else ''
         names = {Path(photo).name for photo in self.photos}
         photo = f' {names.pop()}' if len(names) == 1 else ''
-        return f'EVA-02-{self.model}{depth} {self.geometry} {self.img_size}{photo}'
+        geometry = '' if self.model in OTHERS else f' {self.geometry}'
+        return f'{self.encoder_name}{depth}{geometry} {self.img_size}{photo}'
+
+    @property
+    def encoder_name(self) -> str:
+        """Family and size."""
+        return self.model if self.model in OTHERS else f'EVA-02-{self.model}'
 
     @property
     def on_gpu(self) -> bool:
@@ -92,10 +101,18 @@ class Case:
         return torch.device(self.device).type == 'cuda'
 
     def arguments(self, dense: bool) -> dict[str, object]:
-        """The arguments of APTEVA02 for this row's dense or APT model."""
-        arguments = dict(PRESETS[self.model], img_size=self.img_size, attn_backend=self.backend, with_cp=self.with_cp,
+        """The arguments of the encoder's family for this row's dense or APT model.
+
+        Raises:
+            ValueError: for an unknown model, or a geometry that it does not have.
+        """
+        if (self.model in OTHERS) != (self.geometry == 'own'):
+            raise ValueError(f'{self.model} has no geometry {self.geometry!r}: EVA-02 has det, seg and demo, other '
+                             'encoders have own')
+        family, preset = encoder(self.model)
+        arguments = dict(preset, img_size=self.img_size, attn_backend=self.backend, with_cp=self.with_cp,
                          compiled=self.compiled)
-        depth = arguments['depth']
+        depth = arguments.get('depth') or family.default_arguments()['depth']
         if self.geometry == 'seg':
             arguments |= dict(global_block_indexes=range(depth), window_size=0, with_cls_token=True,
                               pretrain_img_size=self.img_size,
@@ -104,13 +121,14 @@ class Case:
             arguments |= dict(window_size=8, pretrain_img_size=self.img_size)
         arguments['depth'] = min(self.depth or depth, depth)
         for name in ('global_block_indexes', 'out_indices'):
-            arguments[name] = [index for index in arguments.get(name, ()) if index < arguments['depth']]
+            indexes = arguments.get(name, family.default_arguments()[name] if family is not APTEVA02 else ())
+            arguments[name] = [index for index in indexes if 0 <= index < arguments['depth']]
         arguments['out_indices'] = arguments['out_indices'] or [-1]
         if not dense:
             arguments |= dict(num_scales=len(self.thresholds) + 1, thresholds=self.apt_thresholds)
         return arguments
 
-    def build_model(self, dense: bool, checkpoint: str | Path | None = None) -> APTEVA02:
+    def build_model(self, dense: bool, checkpoint: str | Path | None = None) -> PackedViT:
         """The dense or the APT model on the device; they share their weights, random or of a checkpoint.
 
         What APT adds starts as in training: ZeroMLP at zero, unless the checkpoint has it.
@@ -119,12 +137,12 @@ class Case:
             ValueError: if the checkpoint's backbone is not this row's.
         """
         torch.manual_seed(0)
-        model = APTEVA02(**self.arguments(dense))
+        model = encoder(self.model)[0](**self.arguments(dense))
         torch.manual_seed(1)  # again: what APT adds has used up random numbers
-        for parameter in (model.pos_embed, *model.patch_embed.proj.parameters(), *model.blocks.parameters()):
-            nn.init.normal_(parameter, std=0.02)
-        if model.cls_token is not None:
-            nn.init.normal_(model.cls_token, std=0.02)
+        prefix = (model.cls_token, model.reg_token)
+        for parameter in (model.pos_embed, *model.patch_embed.proj.parameters(), *model.blocks.parameters(), *prefix):
+            if parameter is not None:
+                nn.init.normal_(parameter, std=0.02)
         if checkpoint:
             load_backbone(model, checkpoint)
         train = self.mode == 'train'
@@ -134,7 +152,10 @@ class Case:
     def build_input(self) -> Tensor:
         """The batch (B, 3, S, S), normalised, on the device, in the dtype of the forward pass."""
         kept = (NO_REDUCTION_KEPT,) * self.batch if self.no_reduction else self.kept
-        batch = build_batch(self.img_size, kept, self.photos, len(self.thresholds) + 1)
+        family, preset = encoder(self.model)
+        chooser = family.build_chooser(**preset)
+        batch = build_batch(self.img_size, kept, self.photos, len(self.thresholds) + 1, chooser.patch_size,
+                            chooser.img_mean, chooser.img_std)
         return batch.to(self.device, torch.float32 if self.mode == 'train' else getattr(torch, self.dtype))
 
     def autocast(self) -> AbstractContextManager:
@@ -153,7 +174,7 @@ class Case:
             yield from dataclasses.replace(self, **{name: value}).variants(**dict(rest))
 
 
-def load_backbone(model: APTEVA02, checkpoint: str | Path) -> None:
+def load_backbone(model: PackedViT, checkpoint: str | Path) -> None:
     """Load the ``backbone.*`` entries of a checkpoint; those that only APT has may be absent, or too many.
 
     A position table of another grid is resampled.
@@ -165,9 +186,11 @@ def load_backbone(model: APTEVA02, checkpoint: str | Path) -> None:
     state = {name.removeprefix('backbone.'): value for name, value in state.items() if name.startswith('backbone.')}
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     state = {name: value for name, value in state.items() if name in wanted or name not in ADDED_PARAMETERS}
-    table, own = state.get('pos_embed'), wanted['pos_embed']
-    if table is not None and table.shape != own and positions_fit(table.shape, own):
-        state['pos_embed'] = resample_positions(table, round((own[1] - 1)**0.5))
+    table, own = state.get('pos_embed'), wanted.get('pos_embed')
+    if table is not None and own is not None and table.shape != own and (
+            positions_fit(table.shape, own, model.prefix_positions)):
+        state['pos_embed'] = resample_positions(table, table_side(model.pos_embed, model.prefix_positions),
+                                                model.prefix_positions)
     bad = [name for name in wanted.keys() | state.keys()
            if not (name in ADDED_PARAMETERS and name not in state)
            and (name not in wanted or name not in state or state[name].shape != wanted[name])]

@@ -72,14 +72,15 @@ def synthetic_image(scales: Tensor, patch_size: int = 16, seed: int = 0) -> Tens
     return grey.where(~fine, noise).expand(3, -1, -1)
 
 
-def normalise(image: Tensor) -> Tensor:
-    """(..., 3, H, W) in 0..255 -> normalised with ImageNet's mean and deviation."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+def normalise(image: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+    """(..., 3, H, W) in 0..255 -> normalised."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
     return (image - mean) / std
 
 
 def build_batch(img_size: int, kept: Sequence[float] = (), photos: Sequence[str | Path] = (), num_scales: int = 4,
-                patch_size: int = 16) -> Tensor:
+                patch_size: int = 16, mean: Sequence[float] = IMAGENET_MEAN,
+                std: Sequence[float] = IMAGENET_STD) -> Tensor:
     """One image for each of ``photos``, or else for each kept fraction of ``kept``: (B, 3, S, S), normalised.
 
     Photographs are as a detector sees them: the longest side resized to S, padded after normalisation.
@@ -89,9 +90,10 @@ def build_batch(img_size: int, kept: Sequence[float] = (), photos: Sequence[str 
     """
     if photos:
         from apt_dense.calibration.images import load_image, resize_longest, to_input  # takes more than torch
-        return torch.cat([to_input(resize_longest(load_image(path), img_size, 'pillow'), img_size) for path in photos])
+        return torch.cat([to_input(resize_longest(load_image(path), img_size, 'pillow'), img_size, mean, std)
+                          for path in photos])
     side = img_size // patch_size
     return normalise(torch.stack([
         synthetic_image(synthetic_scales(fraction, side, side, num_scales, seed), patch_size, seed)
         for seed, fraction in enumerate(kept)
-    ]))
+    ]), mean, std)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
 from apt_dense.benchmark.cases import Case
-from apt_dense.core.eva02 import APTEVA02
+from apt_dense.core.vit import PackedViT
 
 STAGES = ('score', 'layout', 'embed', 'blocks', 'expand', 'other', 'backward')  # expand: of older files
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -122,7 +122,7 @@ def seconds_of_pass(case: Case, model: nn.Module, x: Tensor) -> float:
     return sum(marks.seconds().values())
 
 
-def seconds_of_stages(case: Case, model: APTEVA02, x: Tensor) -> dict[str, float]:
+def seconds_of_stages(case: Case, model: PackedViT, x: Tensor) -> dict[str, float]:
     """Seconds of each stage of one pass: score, layout, embed, blocks, backward, and other, the rest.
 
     What activation checkpointing recomputes counts for its own stage, not for backward.
@@ -149,7 +149,7 @@ def seconds_of_stages(case: Case, model: APTEVA02, x: Tensor) -> dict[str, float
     return marks.seconds()
 
 
-def profile(case: Case, model: APTEVA02, x: Tensor, num_rows: int = 25) -> str:
+def profile(case: Case, model: PackedViT, x: Tensor, num_rows: int = 25) -> str:
     """torch's table of the operators that take the most time themselves in one pass, after one that does not count."""
     seconds_of_pass(case, model, x)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if case.on_gpu else [])]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from apt_dense.benchmark.cases import Case
 from apt_dense.benchmark.measure import STAGES
 from apt_dense.benchmark.run import Row
 from apt_dense.core.files import write_atomically
@@ -257,7 +258,7 @@ def _constants(group: str, rows: Sequence[Row]) -> str:
     parts = dict(pixels=f'{first["case"]["img_size"]} px', batch=f'batch {first["batch"]}',
                  kept=f'{100 * first["kept"]:.0f} % kept')
     shared = ', '.join(text for name, text in parts.items() if name != group)
-    return f'EVA-02-{first["case"]["model"]}, {MODE_NAMES[first["case"]["mode"]]}\n{shared}'
+    return f'{Case(first["case"]["model"]).encoder_name}, {MODE_NAMES[first["case"]["mode"]]}\n{shared}'
 
 
 def _plot_growth(axis, group: str, rows: Sequence[Row]) -> None:

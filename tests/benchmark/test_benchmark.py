@@ -350,3 +350,22 @@ def test_needs_torch_only():
     words = ['--model', 'Ti', '--geometry', 'demo', '--img-size', '256', '--depth', '1', '--repeats', '1']
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script, *words], capture_output=True, text=True)
     assert done.returncode == 0 and '| EVA-02-Ti first 1 blocks demo 256 | forward |' in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(('model', 'img_size', 'prefix'), [('DINOv3-S', 256, 5), ('SAM3', 336, 0), ('CLIP-L', 336, 1)])
+def test_other_encoders(model, img_size, prefix):
+    """Each by its own patch size, normalisation and rows before the patches; dense and APT share their weights."""
+    case = Case(model, 'own', img_size, kept=(0.6, 0.3), depth=2)
+    row = run_case(case, 1, 0, memory=False, stages=False)
+    assert row['kept'] == pytest.approx(0.45, abs=0.01) and row['title'] == f'{model} first 2 blocks {img_size}'
+    apt = case.build_model(dense=False)
+    assert apt.num_prefix == prefix and len(apt.blocks) == 2
+    assert row['apt']['ideal'] == pytest.approx(ideal_speedup(apt, apt.make_layout(case.build_input())))
+
+
+def test_encoders_and_their_geometries():
+    cases = cases_of(parse_args(['--model', 'DINOv3-L', 'B']))
+    assert [(case.model, case.geometry) for _, case in cases] == [('DINOv3-L', 'own'), ('B', 'det')]
+    for model, geometry in (('DINOv3-L', 'det'), ('B', 'own')):
+        with pytest.raises(ValueError, match=f'{model} has no geometry .{geometry}.: EVA-02 has det, seg and demo'):
+            Case(model, geometry).arguments(True)
