@@ -21,7 +21,8 @@ setup(
     # configs/ and tools/, where mmengine and OpenMMLab's mim look for those of a package; what needs a clone stays out.
     package_data={'apt_dense': ['.mim/configs/**/*.py', '.mim/tools/**/*.py', '.mim/tools/*.sh']},
     exclude_package_data={'apt_dense': ['.mim/tools/setup_env.sh', '.mim/tools/benchmark/benchmark_docs.py',
-                                        '.mim/tools/demo/draw_overview.py', '.mim/tools/demo/draw_pictures.py',
+                                        '.mim/tools/demo/draw_overview.py', '.mim/tools/demo/draw_encoders.py',
+                                        '.mim/tools/demo/draw_pictures.py',
                                         '.mim/tools/analysis_tools/model_zoo.py', '.mim/tools/docs/*',
                                         '.mim/tools/fault_drill/*',
                                         '.mim/tools/experiments/*', '.mim/tools/experiments/configs/*']},

@@ -36,9 +36,10 @@ KEPT = (1.0, 0.7, 0.5)
 # Dense and APT (short fine-tuning): box mAP on COCO, mIoU on ADE20K.  The dense figures are those of EVA-02's model
 # cards, the others of the APT paper, which has none for the base model on ADE20K.
 PUBLISHED = {
-    'b_coco': ('58.93', '58.79'), 'l_coco': ('62.28', '62.07'),
-    'b_ade20k_512': ('55.25', None), 'l_ade20k_512': ('59.77', '59.70'), 'l_ade20k_640': ('60.05', '60.01'),
+    'eva02_b_coco': ('58.93', '58.79'), 'eva02_l_coco': ('62.28', '62.07'), 'eva02_b_ade20k_512': ('55.25', None),
+    'eva02_l_ade20k_512': ('59.77', '59.70'), 'eva02_l_ade20k_640': ('60.05', '60.01'),
 }
+FAMILIES = ('eva02', 'dinov3', 'dinov2', 'mae')
 KINDS = {'': 'short, added parameters', 'entire': 'short, entire model', 'full': 'full, from pre-training',
          '24gb': 'short, on 24 GB'}
 HEADINGS = ('config', 'training', 'px', 'parameters', 'trained', 'published', 'G multiply-adds at 1', '0.7', '0.5',
@@ -55,24 +56,32 @@ class Row(NamedTuple):
     @classmethod
     def of(cls, path: Path) -> 'Row | None':
         """None for the demos' configs."""
-        found = re.fullmatch(rf'(apt_)?eva02_({"|".join(PUBLISHED)})(?:_(\w+))?', path.stem)
+        families = '|'.join(FAMILIES)
+        shape = rf'(apt_)?((?:{families})_[bl]_(?:coco|ade20k)(?:_\d+)?)(?:_(\w+))?'
+        found = re.fullmatch(shape, path.stem)
         return found and cls(path, bool(found[1]), found[2], found[3] or '')
 
     @property
     def training(self) -> str:
-        return KINDS[self.kind] if self.apt else 'dense twin'
+        if not self.apt:
+            return 'dense twin'
+        # The added parameters alone are EVA-02's.
+        return KINDS[self.kind or ('' if self.model.startswith('eva02') else 'entire')]
 
     @property
     def published(self) -> str:
         """Nothing for what the papers do not have: they fine-tune for the short time, at the official size."""
-        value = None if self.kind in ('full', '24gb') else PUBLISHED[self.model][self.apt]
+        value = None if self.kind in ('full', '24gb') else PUBLISHED.get(self.model, (None, None))[self.apt]
         return '' if value is None else f'{value} {"mAP" if "coco" in self.model else "mIoU"}'
 
 
 def rows() -> Iterator[Row]:
     """Of all configs: by model, the dense twin first."""
     found = filter(None, map(Row.of, (ROOT / 'configs').glob('*.py')))
-    yield from sorted(found, key=lambda row: (list(PUBLISHED).index(row.model), row.apt, list(KINDS).index(row.kind)))
+    known = list(PUBLISHED)
+    yield from sorted(found, key=lambda row: (
+        known.index(row.model) if row.model in known else len(known), FAMILIES.index(row.model.split('_')[0]),
+        row.model, row.apt, list(KINDS).index(row.kind)))
 
 
 def count_multiply_adds(backbone: PackedViT, size_px: int, kept: float) -> int:
