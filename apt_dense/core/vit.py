@@ -218,7 +218,7 @@ class PackedViT(nn.Module):
 
     def forward_layout(self, x: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:
         """``forward`` with patches that are chosen already."""
-        return tuple(layout.expand(rows) for rows in self._forward_rows(x, layout, self.out_indices))
+        return tuple(layout.expand(self._normed(rows)) for rows in self.block_rows(x, layout, self.out_indices))
 
     def forward_tokens(self, x: Tensor, layout: TokenLayout | None = None) -> tuple[Tensor, TokenLayout]:
         """The last block's tokens, after the last norm, without expansion.
@@ -231,10 +231,19 @@ class PackedViT(nn.Module):
             (T, C), the prefix rows before each image's patches, and the layout that says which row is what.
         """
         layout = self.make_layout(x) if layout is None else layout
-        return self._forward_rows(x, layout, frozenset([len(self.blocks) - 1]))[0], layout
+        return self._normed(self.block_rows(x, layout, frozenset([len(self.blocks) - 1]))[0]), layout
 
-    def _forward_rows(self, x: Tensor, layout: TokenLayout, wanted: frozenset[int]) -> list[Tensor]:
-        """The packed outputs (T, C) of the wanted blocks, after the last norm."""
+    def block_rows(self, x: Tensor, layout: TokenLayout, wanted: frozenset[int]) -> list[Tensor]:
+        """The packed outputs of some blocks, before the last norm.
+
+        Args:
+            x: as for ``forward``.
+            layout: its patches.
+            wanted: numbers of blocks; -1 is what enters the first.
+
+        Returns:
+            (T, C) for each of them, in ascending order.
+        """
         self.last_layout = layout
         recompute = self.with_cp and torch.is_grad_enabled()
         x = checkpoint(self.embed, x, layout, use_reentrant=False, preserve_rng_state=False) if recompute else (
@@ -249,7 +258,10 @@ class PackedViT(nn.Module):
             outputs = self.graphs(lambda packed: self._run_blocks(packed, factors, wanted, False), inputs,
                                   list(self.blocks.parameters()), x.is_cuda and (inputs.whole or (
                                       takes_lengths_from_device(query, self.blocks[0].attn.backend))))
-        return outputs if self.norm is None else [self.norm(output) for output in outputs]
+        return outputs
+
+    def _normed(self, rows: Tensor) -> Tensor:
+        return rows if self.norm is None else self.norm(rows)
 
     def _rope_tables(self, layout: TokenLayout, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
         """The turns inside windows and in the image; None for those that no block needs."""
@@ -258,8 +270,9 @@ class PackedViT(nn.Module):
 
     def _run_blocks(self, inputs: PackedInputs, factors: Sequence[BranchFactors], wanted: frozenset[int],
                     recompute: bool) -> list[Tensor]:
-        """The packed outputs of the wanted blocks."""
-        x, outputs = inputs.x, []
+        """The packed outputs of the wanted blocks, see ``block_rows``."""
+        x = inputs.x
+        outputs = [x] if -1 in wanted else []
         for index, block in enumerate(self.blocks):
             local = self.window_size > 0 and index not in self.global_blocks
             runs, rope = (inputs.windows, inputs.local_rope) if local else (inputs.images, inputs.global_rope)
