@@ -25,6 +25,7 @@ MAY_USE = {
     'apt_dense/core': ('flash', 'tools'),  # inside functions only: test_import.py
     'apt_dense/__init__.py': (),
     'apt_dense/demo': ('demo', 'mm'),
+    'apt_dense/hf': ('hf',),
     'apt_dense/mm/inference': ('mm', 'images', 'supervision'),
     'apt_dense/mm': ('mm', 'gpu'),  # the latter where a GPU is, inside a function
     'apt_dense': ('images', 'tools'),

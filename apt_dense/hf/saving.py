@@ -1,0 +1,47 @@
+"""Loading what ``adapt`` added to a model."""
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from apt_dense.core.checkpoint_files import listed, load_official
+from apt_dense.hf.adapting import AddedParts
+
+
+def load_added(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> None:
+    """Load the parameters that APT added, of a model that ``save_pretrained`` wrote.
+
+    ``from_pretrained`` opens such a folder as the model that it was before ``adapt``, and says that it leaves these out.
+
+    Args:
+        model: adapted, as the saved one was.
+        source: the folder, one of its files, or a state dict.
+
+    Raises:
+        ValueError: if the model is not adapted; or if one of its added parameters is missing, or has another shape.
+    """
+    added = {f'{name}.{part}'.lstrip('.'): parameter for name, module in model.named_modules()
+             if isinstance(module, AddedParts) for part, parameter in module.named_parameters()}
+    if not added:
+        raise ValueError(f'{type(model).__name__} has no added parameters: call apt_dense.hf.adapt first, with more than '
+                         "one scale and another detail_branch than 'none'")
+    stored = source if isinstance(source, Mapping) else _read(Path(source))
+    wrong = [f'{name} is missing' if name not in stored else f'{name} is {tuple(stored[name].shape)} there and '
+             f'{tuple(parameter.shape)} here' for name, parameter in added.items()
+             if name not in stored or stored[name].shape != parameter.shape]
+    if wrong:
+        there = [name for name in stored if '.apt.' in f'.{name}']
+        raise ValueError(f'the added parameters do not fit: {listed(wrong)}. The source has {listed(there) or "none"}: '
+                         'adapt the model as the saved one was')
+    with torch.no_grad():
+        for name, parameter in added.items():
+            parameter.copy_(stored[name])
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, or of the weights in a folder."""
+    files = [path] if path.is_file() else sorted([*path.glob('*.safetensors'), *path.glob('pytorch_model*.bin')])
+    if not files:
+        raise ValueError(f'{path} holds no .safetensors file: give the folder that save_pretrained wrote')
+    return {name: tensor for file in files for name, tensor in load_official(file)[0].items()}
