@@ -2,7 +2,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from apt_dense.core.layout import TokenLayout
@@ -24,8 +23,8 @@ def adapt(model: nn.Module, num_scales: int, thresholds: Sequence[float], *, sub
     """Give the vision encoders of a transformers model packed tokens of adaptive size, in place.
 
     The model keeps its class, its own parameters under their names, and its outputs' types and shapes: a token's row is
-    repeated over the cells that it covers.  With thresholds of -1 nothing is merged, and the outputs are what they were,
-    to rounding.  What APT adds to an encoder, ``encoder.apt``, is registered with it; see ``packed_encoders`` for more.
+    repeated over the cells that it covers.  With thresholds of -1 nothing is merged, and the outputs are what they
+    were, to rounding.  What APT adds to an encoder is registered with it, as ``encoder.apt``.
 
     Args:
         model: that is, or holds, such encoders; all of them are adapted.
@@ -52,8 +51,8 @@ def adapt(model: nn.Module, num_scales: int, thresholds: Sequence[float], *, sub
     built = []
     for name, (encoder, family) in encoders.items():
         if 'apt' in encoder._modules:
-            raise ValueError(f'{name or "the model"} is adapted already: set packed_encoders(model)[{name!r}].thresholds'
-                             ', or load the model again for other scales')
+            raise ValueError(f'{name or "the model"} is adapted already: set packed_encoders(model)[{name!r}]'
+                             '.thresholds, or load the model again for other scales')
         mean, std = (family.mean, family.std) if image_processor is None else _normalisation(image_processor)
         settings = dict(num_scales=num_scales, thresholds=thresholds, img_mean=mean, img_std=std, **options)
         try:
@@ -126,7 +125,8 @@ def _encoders(model: nn.Module, submodule: str | None) -> dict[str, tuple[nn.Mod
     for module in below.values():
         reason = reason_against(module)
         if reason is not None:
-            raise ValueError(f'{type(module).__name__} cannot have packed tokens: {reason}. Supported are {supported()}')
+            raise ValueError(f'{type(module).__name__} cannot have packed tokens: {reason}. Supported are '
+                             f'{supported()}')
     names = sorted({type(module).__name__ for module in below.values() if isinstance(module, PreTrainedModel)})
     raise ValueError(f'{type(modules[submodule or ""]).__name__} holds no vision encoder that can be packed, it has '
                      f'{names or "no module of transformers"}. Supported are {supported()}')

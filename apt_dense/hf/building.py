@@ -60,7 +60,8 @@ def _check_place(encoder: nn.Module) -> None:
     devices = sorted({str(parameter.device) for parameter in encoder.parameters()})
     hooked = any(hasattr(module, '_hf_hook') for module in encoder.modules())
     if len(devices) > 1 or hooked:
-        raise ValueError(f'the encoder {type(encoder).__name__} is on {devices}{", with hooks of accelerate" * hooked}: '
+        hooks = ', with hooks of accelerate' if hooked else ''
+        raise ValueError(f'the encoder {type(encoder).__name__} is on {devices}{hooks}: '
                          "packed tokens need it on one device, without offloading, as by device_map={'': 0}")
 
 
@@ -71,7 +72,7 @@ def _sizes(encoder: nn.Module, family: Family) -> dict[str, Any]:
     side, _ = projection.kernel_size
     if set(projection.kernel_size) | set(projection.stride) != {side} or projection.in_channels != 3:
         raise ValueError(f'{type(encoder).__name__} has patches of {projection.kernel_size} px at steps of '
-                         f'{projection.stride}, of {projection.in_channels} channels: wanted squares side by side of 3')
+                         f'{projection.stride}, of {projection.in_channels} channels: wanted squares of 3')
     dims, inner = projection.out_channels, attention.q_proj.out_features
     if inner != dims:
         raise ValueError(f'the heads of {type(encoder).__name__} have {inner} channels together, wanted its width, '

@@ -84,7 +84,8 @@ REASONS: Mapping[str, str] = {
     **dict.fromkeys(('hiera', 'sam2_hiera_det_model', 'pvt', 'pvt_v2', 'segformer', 'levit', 'groupvit_vision_model'),
                     _POOLING),
     **dict.fromkeys(('convnext', 'convnextv2', 'dinov3_convnext'), 'it is a convolutional network, without tokens'),
-    'vit_mae': 'it drops and shuffles patches at random: open the checkpoint as ViTModel, whose weights are the same'}
+    'vit_mae': 'it drops and shuffles patches at random: open the checkpoint as ViTModel, whose weights are the '
+               "same, and give adapt the checkpoint's image_processor"}
 
 
 def family_of(module: nn.Module) -> Family | None:

@@ -91,8 +91,8 @@ class PackedForward:
             flag = ' and interpolate_pos_encoding=True' if takes == 'flag' and size == wanted else ''
             raise ValueError(
                 f'the image is {size[0]}x{size[1]} px, and with num_scales={packed.num_scales} over patches of '
-                f'{packed.patch_size} px the sides must be multiples of {divisor} px: resize or pad to {height}x{width}, '
-                f"by the image processor's size (and crop_size){flag}; or use fewer scales")
+                f'{packed.patch_size} px the sides must be multiples of {divisor} px: resize or pad to '
+                f"{height}x{width}, by the image processor's size (and crop_size){flag}; or use fewer scales")
 
 
 @functools.cache
@@ -118,8 +118,8 @@ def _check_training(encoder: nn.Module) -> None:
         return
     drops = [name for name, module in encoder.named_modules() if _drops(module)]
     if drops:
-        raise ValueError(f'{type(encoder).__name__} is in training, with dropout in {drops[:3]}, which packed tokens do '
-                         "not have: load the model with the config's dropout rates at 0; drop_path_rate is supported")
+        raise ValueError(f'{type(encoder).__name__} is in training, with dropout in {drops[:3]}, which packed tokens '
+                         "do not have: load the model with the config's dropout rates at 0; drop_path_rate is supported")
     config = encoder.config
     moves = [name for name in ('pos_embed_shift', 'pos_embed_jitter', 'pos_embed_rescale')
              if getattr(config, name, None) is not None]

@@ -71,7 +71,7 @@ def model_output(encoder: nn.Module, family: Family, rows: Rows, asked: frozense
 
 
 def backbone_output(encoder: nn.Module, family: Family, rows: Rows, asked: frozenset[int] | None) -> Any:
-    """The output of a ...Backbone class: a map for each of its stages, of which 'stem' is what enters the first block."""
+    """The output of a ...Backbone class: a map for each of its stages; 'stem' is what enters the first block."""
     stages = [index for index, name in enumerate(encoder.stage_names) if name in encoder.out_features]
     states = rows.of_blocks((asked or frozenset()) | set(stages))
     config, is_dinov3 = encoder.config, family.packed == 'APTDINOv3'

@@ -12,7 +12,7 @@ from apt_dense.hf.adapting import AddedParts
 def load_added(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> None:
     """Load the parameters that APT added, of a model that ``save_pretrained`` wrote.
 
-    ``from_pretrained`` opens such a folder as the model that it was before ``adapt``, and says that it leaves these out.
+    ``from_pretrained`` opens such a folder as the model before ``adapt``, and reports these as unexpected.
 
     Args:
         model: adapted, as the saved one was.
@@ -24,8 +24,8 @@ def load_added(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> N
     added = {f'{name}.{part}'.lstrip('.'): parameter for name, module in model.named_modules()
              if isinstance(module, AddedParts) for part, parameter in module.named_parameters()}
     if not added:
-        raise ValueError(f'{type(model).__name__} has no added parameters: call apt_dense.hf.adapt first, with more than '
-                         "one scale and another detail_branch than 'none'")
+        raise ValueError(f'{type(model).__name__} has no added parameters: call apt_dense.hf.adapt first, with more '
+                         "than one scale and another detail_branch than 'none'")
     stored = source if isinstance(source, Mapping) else _read(Path(source))
     wrong = [f'{name} is missing' if name not in stored else f'{name} is {tuple(stored[name].shape)} there and '
              f'{tuple(parameter.shape)} here' for name, parameter in added.items()

@@ -26,8 +26,8 @@ class Ties:
         weight = other._parameters.get('weight')
         if type(other) is not type(own) or type(weight) is not nn.Parameter or type(weight.data) is not Tensor or not (
                 weight.is_floating_point()):
-            raise ValueError(f'{path} is a {type(other).__name__}, wanted a plain {type(own).__name__}: adapt the model '
-                             'before its layers are quantised, sharded, parametrised or replaced, by PEFT say')
+            raise ValueError(f'{path} is a {type(other).__name__}, wanted a plain {type(own).__name__}: adapt the '
+                             'model before its layers are quantised, sharded, parametrised or replaced, by PEFT say')
         if isinstance(own, nn.LayerNorm):
             own.eps = other.eps
         for name in ('weight', 'bias'):
