@@ -118,8 +118,9 @@ def _check_training(encoder: nn.Module) -> None:
         return
     drops = [name for name, module in encoder.named_modules() if _drops(module)]
     if drops:
-        raise ValueError(f'{type(encoder).__name__} is in training, with dropout in {drops[:3]}, which packed tokens '
-                         "do not have: load the model with the config's dropout rates at 0; drop_path_rate is supported")
+        raise ValueError(f'{type(encoder).__name__} is in training, with dropout in {drops[:3]}, which packed '
+                         "tokens do not have: load the model with the config's dropout rates at 0; drop_path_rate is "
+                         'supported')
     config = encoder.config
     moves = [name for name in ('pos_embed_shift', 'pos_embed_jitter', 'pos_embed_rescale')
              if getattr(config, name, None) is not None]
