@@ -56,6 +56,7 @@ class PackedForward:
         given.setdefault('output_attentions', getattr(config, 'output_attentions', False))
         interpolates = given.pop('interpolate_pos_encoding', None)
         _check_arguments(type(self.encoder).__name__, given)
+        self.ties.hold()
         self._check_image(image, interpolates)
         _check_training(self.encoder)
         output = self._run(image, selected_states(asked, self.packed))
@@ -63,7 +64,6 @@ class PackedForward:
 
     def _run(self, image: Tensor, asked: frozenset[int] | None) -> Any:
         encoder, packed = self.encoder, self.packed
-        self.ties.hold()
         packed.with_cp = encoder.training and any(
             getattr(layer, 'gradient_checkpointing', False) for layer in self.family.layers_of(encoder))
         layout = packed.make_layout(image)  # before the cast: half precision would round grey levels
@@ -77,6 +77,10 @@ class PackedForward:
         if image is None or image.ndim != 4:
             raise ValueError(f'{name} got pixel_values {None if image is None else tuple(image.shape)}, wanted '
                              '(B, 3, H, W)')
+        device = packed.patch_embed.proj.weight.device
+        if image.device != device:
+            raise ValueError(f'{name} is on {device}, and got an image on {image.device}: move one of them; on several '
+                             'GPUs use DistributedDataParallel, nn.DataParallel does not copy packed encoders')
         size, wanted = tuple(image.shape[2:]), configured_size(self.encoder)
         takes = self.family.takes
         if interpolates and takes == 'configured':

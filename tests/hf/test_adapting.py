@@ -255,6 +255,8 @@ def test_images_that_do_not_fit_are_refused_with_the_size_that_does():
         model(torch.randn(3, 64, 64))
     with pytest.raises(ValueError, match='got pixel_values None'):
         model()
+    with pytest.raises(ValueError, match='ViTModel is on cpu, and got an image on meta: move one'):
+        model(torch.randn(2, 3, 96, 96, device='meta'))
 
 
 def test_sam3_takes_its_own_size_in_whole_windows():

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.hf.models import FLAG, STAGES, build, sam3, smooth_and_busy, transformers
+from tests.hf.models import FLAG, MLP, STAGES, build, randomised, sam3, smooth_and_busy, transformers
 
 transformers()
 from apt_dense import hf  # noqa: E402
@@ -14,11 +14,13 @@ CASES = [
     ('DINOv3ViTBackbone', dict(STAGES, return_class_token=True), {}),
     ('DINOv3ViTBackbone', dict(STAGES, apply_layernorm=False), {}),
     ('DINOv3ViTBackbone', dict(STAGES, reshape_hidden_states=False), {}),
-    ('Dinov2Model', {}, {}), ('Dinov2ForImageClassification', dict(use_swiglu_ffn=True, qkv_bias=False), {}),
+    ('Dinov2Model', dict(output_hidden_states=True), {}),
+    ('Dinov2ForImageClassification', dict(use_swiglu_ffn=True, qkv_bias=False), {}),
     ('Dinov2Backbone', STAGES, {}), ('Dinov2Backbone', dict(STAGES, apply_layernorm=False), {}),
     ('Dinov2WithRegistersModel', {}, {}), ('Dinov2WithRegistersForImageClassification', {}, {}),
     ('Dinov2WithRegistersBackbone', dict(STAGES, reshape_hidden_states=False), {}),
-    ('ViTModel', {}, FLAG), ('ViTForImageClassification', dict(layer_norm_eps=1e-3), FLAG),
+    ('ViTModel', {}, FLAG), ('ViTModel', dict(return_dict=False), FLAG),
+    ('ViTForImageClassification', dict(layer_norm_eps=1e-3), FLAG),
     ('CLIPVisionModel', {}, FLAG), ('CLIPVisionModelWithProjection', dict(hidden_act='gelu'), FLAG)]
 
 
@@ -124,3 +126,17 @@ def test_patches_are_chosen_before_the_image_is_rounded():
     assert torch.equal(encoder.last_layout.scales, wanted)
     with pytest.raises(ValueError, match='give the image in float32'):
         model(image.bfloat16())
+
+
+@torch.no_grad()
+def test_a_language_model_that_looks_through_clip():
+    """LLaVA asks for one hidden state, by its number from the end."""
+    t = transformers()
+    language = dict(model_type='llama', vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+                    num_attention_heads=2, num_key_value_heads=2)
+    model = randomised(t.LlavaForConditionalGeneration(t.LlavaConfig(
+        text_config=language, vision_config=dict(MLP, model_type='clip_vision_model'), image_token_index=7))).eval()
+    call = dict(input_ids=torch.tensor([[1, *[7] * 16, 2]]), pixel_values=torch.randn(1, 3, 64, 64))
+    wanted = model(**call).logits
+    assert (hf.adapt(model, 3, (-1, -1))(**call).logits - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert list(hf.packed_encoders(model)) == ['model.vision_tower']
