@@ -11,6 +11,7 @@ from apt_dense.hf.families import Family
 
 with from_extra('hf'):
     from transformers.modeling_outputs import BackboneOutput, BaseModelOutput, BaseModelOutputWithPooling
+    from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTBackboneOutput
 
 
 class Rows:
@@ -84,7 +85,6 @@ def backbone_output(encoder: nn.Module, family: Family, rows: Rows, asked: froze
     hidden = _hidden_states(family, rows, states, asked)
     if not is_dinov3:
         return BackboneOutput(feature_maps=tuple(maps), hidden_states=hidden)
-    from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTBackboneOutput
     tokens = tuple(tokens) if getattr(config, 'return_class_token', False) else None
     return DINOv3ViTBackboneOutput(feature_maps=tuple(maps), cls_tokens=tokens, hidden_states=hidden)
 

@@ -54,7 +54,7 @@ class Ties:
                                    'goes on with what it found: put other layers in before, or not at all')
         for other, name, own, own_name in self._parameters:
             parameter = self._of(other, name)
-            if own._parameters.get(own_name) is not parameter:
+            if own._parameters[own_name] is not parameter:
                 own._parameters[own_name] = parameter
         for other, name, own, own_name, shape in self._views:
             own.__dict__[own_name] = self._of(other, name).view(shape)

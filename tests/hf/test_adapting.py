@@ -98,6 +98,8 @@ def test_normalisation_is_the_familys_or_the_image_processors():
         assert chooser.img_mean == pytest.approx((127.5, 102, 76.5)) and chooser.img_std == pytest.approx((51,) * 3)
     processor.do_normalize = False
     assert hf.adapt(build('ViTModel'), 2, (-1,), image_processor=processor).apt.packed.chooser.img_std == (255,) * 3
+    processor.do_rescale = False
+    assert hf.adapt(build('ViTModel'), 2, (-1,), image_processor=processor).apt.packed.chooser.img_std == (1,) * 3
     with pytest.raises(ValueError, match='does not normalise by image_mean and image_std alone'):
         hf.adapt(build('ViTModel'), 2, (-1,), image_processor=SimpleNamespace())
 
