@@ -213,6 +213,24 @@ def test_changed_layers_are_refused_before_and_after():
         model(torch.randn(1, 3, 64, 64))
 
 
+@pytest.mark.parametrize('weight', [torch.zeros(32, 32, dtype=torch.int8), torch.zeros(32, 32).as_subclass(
+    type('Sharded', (torch.Tensor,), {}))], ids=['quantised', 'sharded'])
+def test_weights_of_another_kind_are_refused(weight):
+    model = build('ViTModel')
+    model.layers[0].attention.q_proj.weight = nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(ValueError, match='layers.0.attention.q_proj .* before its layers are quantised, sharded'):
+        hf.adapt(model, 2, (-1,))
+
+
+def test_a_class_of_ones_own():
+    """It is what it builds on, unless it has a forward pass of its own, which packed tokens would not follow."""
+    kind = transformers_package.ViTModel
+    same, other = type('Same', (kind,), {}), type('Other', (kind,), {'forward': lambda self, x: x})
+    assert list(hf.packed_encoders(hf.adapt(same(build('ViTModel').config), 2, (-1,)))) == ['']
+    with pytest.raises(ValueError, match=r"Other holds no vision encoder that can be packed, it has \['Other'\]"):
+        hf.adapt(other(build('ViTModel').config), 2, (-1,))
+
+
 def test_an_encoder_on_two_devices_or_with_hooks_is_refused():
     model = build('ViTModel')
     model.layers[2].to('meta')

@@ -100,6 +100,18 @@ def test_other_noise_in_training_is_refused(kind, settings, reason):
         model.train()(image)
 
 
+@pytest.mark.parametrize('kind', ['CLIPVisionModel', 'Dinov2Model'])
+def test_training_after_inference_mode(kind):
+    model, image = adapted(kind), smooth_and_busy(64, 64)
+    wanted = gradients(model, image)
+    with torch.inference_mode():
+        first = model(image)[0]
+    got = gradients(model, image)
+    with torch.inference_mode():
+        assert torch.equal(model(image)[0], first)
+    assert all(grad is None or torch.allclose(got[name], grad) for name, grad in wanted.items())
+
+
 def test_a_mode_forgets_what_was_kept_of_parameters():
     """Averages of weights are written through ``.data``, which no version counts."""
     model, image = adapted('ViTModel'), smooth_and_busy(64, 64)
