@@ -22,6 +22,8 @@ IMPLEMENTATIONS = {
 PACKAGES = ('flash_attn', 'flash_attn_interface', 'torch.nn.attention.varlen')
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256  # of both CUDA kernels
+EXTRA_CHANNELS = 8  # of proportional attention
+LEAST_SIZE = 1e-20  # that a row counts as, so that its logarithm has a gradient
 WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -60,6 +62,27 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str =
         if _is_batch(q, runs):
             backend = 'sdpa'
     return _FUNCTIONS[backend](q, k, v, runs)
+
+
+def proportional_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, sizes: Tensor, backend: str = 'auto') -> Tensor:
+    """``varlen_attention`` that counts each key as often as the tokens that its row holds.
+
+    log(size) is added to the logits by one more channel, of the keys, so that the fused kernels serve: they take no
+    bias.  They want a multiple of eight channels, so eight are added.
+
+    Args:
+        sizes: (T,), at least 0.
+
+    Source: ToMe's proportional attention.
+    """
+    heads, dims = q.shape[1:]
+    wide = dims + EXTRA_CHANNELS
+    one = q.new_ones(len(q), heads, 1)
+    bias = (sizes.clamp(min=LEAST_SIZE).log() * wide**0.5).to(k.dtype)[:, None, None].expand(-1, heads, 1)
+    # The kernels divide by the root of the width.
+    q, k = torch.cat([q * (wide / dims)**0.5, one], -1), torch.cat([k, bias], -1)
+    q, k, v = (F.pad(part, (0, wide - part.shape[-1])) for part in (q, k, v))
+    return varlen_attention(q, k, v, runs, backend)[..., :dims]
 
 
 def takes_lengths_from_device(q: Tensor, backend: str) -> bool:

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apt_dense.core.attention import varlen_attention
+from apt_dense.core.attention import proportional_attention, varlen_attention
 from apt_dense.core.derived import ProductWeights
 from apt_dense.core.layers import BranchFactors, DropPath, LayerScale, add_branch
+from apt_dense.core.reduction import Step
 from apt_dense.core.rope import apply_rope
 from apt_dense.core.runs import Runs
 
@@ -24,10 +25,15 @@ class BlockTokens:
         runs: which attend among themselves in this block.
         rope: their turns, complex (T, head_dim / 2); None for a model without.
         factors: of drop path, see ``draw_drop_path``.
+        sizes: (T,) float32, how often attention counts each row; None for once.
+        reduce: what happens between attention and MLP, see ``reduction``: it is called with what the block knows of an
+            ``Attended``.
     """
     runs: Runs
     rope: Tensor | None = None
     factors: BranchFactors = (None, None)
+    sizes: Tensor | None = None
+    reduce: Callable[..., Step] | None = None
 
 
 class Attention(nn.Module):
@@ -59,12 +65,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(T, C) -> turned queries, turned keys and values, (T, heads, head_dim) each."""
+        q, k, v = self.unturned(x)
+        return *self.turn(q, k, rope), v
+
+    def unturned(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, C) -> queries, keys and values, (T, heads, head_dim) each."""
         layers = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (self._linear(x, layer.weight, bias).unflatten(-1, (self.num_heads, -1))
-                   for layer, bias in zip(layers, self.biases(), strict=True))
-        if rope is not None:
-            q, k = (apply_rope(part, rope, self.rope_halves).to(v.dtype) for part in (q, k))
-        return q, k, v
+        return tuple(self._linear(x, layer.weight, bias).unflatten(-1, (self.num_heads, -1))
+                     for layer, bias in zip(layers, self.biases(), strict=True))
+
+    def turn(self, q: Tensor, k: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Queries and keys by their positions."""
+        if rope is None:
+            return q, k
+        return tuple(apply_rope(part, rope, self.rope_halves).to(part.dtype) for part in (q, k))
 
     def project(self, attended: Tensor) -> Tensor:
         """(T, heads, head_dim), the values after attention -> (T, C)."""
@@ -102,18 +116,40 @@ class Block(nn.Module):
         self.ls2 = None if layer_scale is None else LayerScale(embed_dims, layer_scale)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, tokens: BlockTokens) -> Tensor:
-        """(T, C) -> (T, C)."""
+    def forward(self, x: Tensor, tokens: BlockTokens) -> Tensor | tuple[Tensor, Step]:
+        """(T, C) -> (T, C); with ``tokens.reduce`` fewer rows, and what became of those that were."""
+        if tokens.reduce is not None:
+            return self._forward_reduced(x, tokens)
         before, after = _compiled_parts() if self.compiled else (_before_attention, _after_attention)
         rope = tokens.rope
         q, k, v = before(self, x, torch.view_as_real(rope) if self.compiled and rope is not None else rope)
-        attended = varlen_attention(q, k, v, tokens.runs, self.attn.backend)
+        attended = self._attend(q, k, v, tokens)
         return after(self, x, attended, *tokens.factors)
+
+    def _forward_reduced(self, x: Tensor, tokens: BlockTokens) -> tuple[Tensor, Step]:
+        normed = self.norm1(x)
+        q, unturned, v = self.attn.unturned(normed)
+        q, k = self.attn.turn(q, unturned, tokens.rope)
+        attended = self.attn.project(self._attend(q, k, v, tokens))
+        x = add_branch(x, attended, tokens.factors[0], self.ls1)
+        step = tokens.reduce(x=x, normed=normed, queries=q, keys=k, unturned_keys=unturned)
+        factor = None if tokens.factors[1] is None else tokens.factors[1][step.rows]
+        return add_branch(step.x, self.mlp(self.norm2(step.x)), factor, self.ls2), step
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, tokens: BlockTokens) -> Tensor:
+        if tokens.sizes is not None:
+            return proportional_attention(q, k, v, tokens.runs, tokens.sizes, self.attn.backend)
+        return varlen_attention(q, k, v, tokens.runs, self.attn.backend)
 
     @property
     def weights_per_token(self) -> int:
         """Multiply-adds of the linear layers for one token."""
         return sum(layer.weight.numel() for layer in self.modules() if isinstance(layer, nn.Linear))
+
+    @property
+    def mlp_weights_per_token(self) -> int:
+        """Of these, those of the MLP."""
+        return sum(layer.weight.numel() for layer in self.mlp.modules() if isinstance(layer, nn.Linear))
 
     @property
     def last_weights_per_token(self) -> int:

@@ -2,6 +2,7 @@
 from dataclasses import dataclass
 
 from apt_dense.core.layout import TokenLayout
+from apt_dense.core.reduced import rows_by_block
 from apt_dense.core.vit import PackedViT
 
 # An attention backward pass by a fused kernel: the scores once more, then the gradients of values, of probabilities, of
@@ -20,7 +21,7 @@ class MultiplyAdds:
         patches: the patch embedding of all cells, and of the coarse patches of the resized images.
         details: the 2 x 2 convolutions and the ZeroMLP of the coarse patches.
         linears: queries, keys, values, output projection and MLP of all blocks.
-        attention: scores and weighted sums of all blocks, 2 n**2 C for a run of n tokens.
+        attention: scores and weighted sums of all blocks, 2 n**2 C for a run of n tokens; what a reduction compares.
         last_linears: the part of ``linears`` that ends the blocks, the last of the MLP.
     """
     patches: int
@@ -71,12 +72,13 @@ def multiply_adds(model: PackedViT, layout: TokenLayout) -> MultiplyAdds:
         details = outputs * 4 * dims**2
         if embed.zero_mlp is not None:
             details += sum(counts[1:]) * dims**2
-    depth = len(model.blocks)
-    linears = layout.num_tokens * sum(block.weights_per_token for block in model.blocks)
-    num_global = depth if not model.window_size else len(model.global_blocks)
-    attention = 2 * dims * (num_global * sum(n * n for n in layout.images.lengths) +
-                            (depth - num_global) * sum(n * n for n in layout.windows.lengths))
-    last_linears = layout.num_tokens * sum(block.last_weights_per_token for block in model.blocks)
+    linears = last_linears = attention = 0
+    for index, (block, rows) in enumerate(zip(model.blocks, rows_by_block(model, layout), strict=True)):
+        local = model.window_size > 0 and index not in model.global_blocks
+        mlp = block.mlp_weights_per_token
+        linears += sum(rows.windows) * (block.weights_per_token - mlp) + sum(rows.left) * mlp
+        last_linears += sum(rows.left) * block.last_weights_per_token
+        attention += 2 * dims * sum(n * n for n in (rows.windows if local else rows.images)) + rows.reduction
     return MultiplyAdds(patches, details, linears, attention, last_linears)
 
 

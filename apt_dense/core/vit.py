@@ -18,6 +18,8 @@ from apt_dense.core.layout import TokenLayout
 from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.order import check_grid
 from apt_dense.core.position import resample_table, tile_table
+from apt_dense.core.reduced import reduced_blocks
+from apt_dense.core.reduction import EViT, Random, Reduction, build_reduction
 from apt_dense.core.rope import Rotary, check_anchor, rope_table
 
 RESAMPLINGS = ('bicubic', 'bicubic_antialias', 'tiled')
@@ -71,6 +73,7 @@ class PackedViT(nn.Module):
         max_tokens, max_tokens_per, img_mean, img_std: see ``PatchChooser``.
         graph_tokens: without gradients, pad the tokens to multiples of this number, and run the blocks as one CUDA
             graph for each, see ``BlockGraphs``; None for none.  Not run on a GPU yet; for one or two images at 512 px.
+        reduction: tokens merged or dropped on the way, as ``dict(type='ToMe', kept=0.7)``, see ``build_reduction``.
 
     Attributes:
         chooser: the ``PatchChooser`` that lays the tokens out.
@@ -92,7 +95,8 @@ class PackedViT(nn.Module):
                  rope_anchor: str = 'corner', pos_anchor: str = 'interpolated', attn_backend: str = 'auto',
                  compiled: bool = False, with_cp: bool = False, max_tokens: int | None = None,
                  max_tokens_per: str = 'image', img_mean: Sequence[float] = IMAGENET_MEAN,
-                 img_std: Sequence[float] = IMAGENET_STD, graph_tokens: int | None = None):
+                 img_std: Sequence[float] = IMAGENET_STD, graph_tokens: int | None = None,
+                 reduction: Mapping | None = None):
         super().__init__()
         if not isinstance(depth, int) or depth < 1:
             raise ValueError(f'depth={depth!r} must be a whole number from 1 on')
@@ -139,6 +143,7 @@ class PackedViT(nn.Module):
         self.norm_pre = nn.LayerNorm(embed_dims, eps=norm_eps) if pre_norm else None
         self.blocks = nn.ModuleList(make_block(drop_path_rate * index / max(depth - 1, 1)) for index in range(depth))
         self.norm = nn.LayerNorm(embed_dims, eps=norm_eps) if final_norm else None
+        self.reduction = None if reduction is None else self._build_reduction(reduction)
         self.last_layout: TokenLayout | None = None
         self._init_parameters()
 
@@ -251,6 +256,9 @@ class PackedViT(nn.Module):
         local, whole = self._rope_tables(layout, torch.promote_types(x.dtype, torch.float32))
         inputs = PackedInputs(x, layout.windows, layout.images, local, whole)
         factors = draw_drop_path([block.drop_path for block in self.blocks], layout.images, product_dtype(x))
+        if self.reduction is not None:
+            steps = reduced_blocks(self, inputs, layout, factors, recompute)
+            return [state.spread(rows) for index, rows, state in steps if index in wanted]
         if self.graphs is None or torch.is_grad_enabled() or any(factor is not None for factor, _ in factors):
             outputs = self._run_blocks(inputs, factors, wanted, recompute)
         else:
@@ -259,6 +267,15 @@ class PackedViT(nn.Module):
                                   list(self.blocks.parameters()), x.is_cuda and (inputs.whole or (
                                       takes_lengths_from_device(query, self.blocks[0].attn.backend))))
         return outputs
+
+    def _build_reduction(self, config: Mapping) -> Reduction:
+        if self.graphs is not None:
+            raise ValueError('graph_tokens and reduction: a graph has one number of rows, choose one of the two')
+        reduction = build_reduction(config, len(self.blocks), self.embed_dims, self.head_dim)
+        if isinstance(reduction, EViT) and (self.cls_token is None or self.window_size):
+            raise ValueError("reduction.type='EViT' goes by the class token's attention to the whole image: it needs "
+                             "with_cls_token=True and window_size=0, use 'ToMe' here")
+        return reduction
 
     def _normed(self, rows: Tensor) -> Tensor:
         return rows if self.norm is None else self.norm(rows)
@@ -285,8 +302,16 @@ class PackedViT(nn.Module):
         return outputs
 
     def make_layout(self, x: Tensor) -> TokenLayout:
-        """(B, 3, H, W), normalised -> the layout of its tokens; see ``PatchChooser.layout``."""
-        return self.chooser.layout(x)
+        """(B, 3, H, W), normalised -> the layout of its tokens; see ``PatchChooser.layout``.
+
+        The layout of a model that keeps base patches at random is that of all of them.
+        """
+        layout = self.chooser.layout(x)
+        if not isinstance(self.reduction, Random):
+            return layout
+        self.reduction.wanted = layout.windows.lengths
+        return TokenLayout.dense(layout.batch_size, layout.height, layout.width, layout.window_size, layout.num_scales,
+                                 layout.num_prefix, layout.starts.device)
 
     def embed(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """(B, 3, H, W) and its layout -> (T, C): embedded patches with positions, prefix rows included."""
@@ -342,7 +367,7 @@ def layer_of(name: str, depth: int, prefix: str = '') -> int:
     """The layer of a parameter of a ``PackedViT`` with so many blocks, by its name below ``prefix``.
 
     0: positions, rows before the patches, patch embedding and a norm before the first block.  N + 1: block N.
-    depth + 1: the last norm.
+    depth + 1: the last norm, and what a reduction learns.
 
     Raises:
         ValueError: for a name that is none of these, or a block that is not there.
@@ -350,7 +375,7 @@ def layer_of(name: str, depth: int, prefix: str = '') -> int:
     inner = name.removeprefix(prefix)
     if FIRST_LAYER.fullmatch(inner) or inner in ADDED_PARAMETERS:
         return 0
-    if LAST_NORM.fullmatch(inner):
+    if LAST_NORM.fullmatch(inner) or inner.startswith('reduction.'):
         return depth + 1
     block = BLOCK.match(inner)
     if block is None:

@@ -44,6 +44,28 @@ DETECTOR = {
 EVERY_THIRD = [f'{name}p{level}' for name in ('', 'rpn_logits_', 'rpn_deltas_') for level in (2, 3, 4, 5, 6)]
 
 
+# Token reductions in one file: of each run the rows after the last block, logits, where rows went, sizes, gradients.
+REDUCTIONS = {
+    'tome_vit': ('r8_prop', 'r8', 'sched_prop', 'decr_prop', 'cap_prop'),
+    'evit_vit': ('keep70', 'keep70_fuse', 'row_fuse', 'arg60_fuse'),
+    'dtem_vit': ('r8', 'sched', 'cap', 'train_once', 'train_soft')}
+REDUCED = ('logits', 'block5', 'dest', 'idx', 'size', 'class_token_after_block', 'grad/')
+
+
+def cut_reductions(source: Path, target: Path) -> None:
+    """Write reductions.npz: in/uint8_bhwc, NAME/meta and NAME/RUN/... of the three files."""
+    kept = {}
+    for name, runs in REDUCTIONS.items():
+        full = np.load(source / f'{name}.npz')
+        kept[f'{name}/meta'] = full['meta']
+        image = kept.setdefault('in/uint8_bhwc', full['in/uint8_bhwc'])  # all have the same
+        assert np.array_equal(image, full['in/uint8_bhwc'])
+        kept |= {f'{name}/{run}/{key}': full[f'out/{run}/{key}'] for run in runs for key in
+                 (key.removeprefix(f'out/{run}/') for key in full.files if key.startswith(f'out/{run}/'))
+                 if key.startswith(REDUCED)}
+    np.savez_compressed(target / 'reductions.npz', **kept)
+
+
 def cut_detector(source: Path, target: Path) -> None:
     """Write det_small.npz: io0/, top100/, softnms/ and maskness/ hold the outputs of the file of that name."""
     weights, first = np.load(source / 'det_small_weights.npz'), np.load(source / 'det_small_io0.npz')
@@ -66,6 +88,7 @@ def cut_detector(source: Path, target: Path) -> None:
 
 
 def main(source: Path, target: Path) -> None:
+    cut_reductions(source, target)
     cut_detector(source, target)
     for name, prefixes in FILES.items():
         full = np.load(source / f'{name}.npz')

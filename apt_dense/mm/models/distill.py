@@ -10,7 +10,7 @@ from apt_dense.core.checkpoint_files import load_official
 from apt_dense.mm.errors import DataError, LaunchError
 from apt_dense.mm.models.unloaded import unloaded
 
-DENSE = dict(num_scales=1, thresholds=(), max_tokens=None, init_cfg=None, with_cp=False)
+DENSE = dict(num_scales=1, thresholds=(), max_tokens=None, init_cfg=None, with_cp=False, reduction=None)
 
 
 class DistillMixin(nn.Module):
