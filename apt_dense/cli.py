@@ -1,7 +1,7 @@
 """The command ``apt-dense``: the project's tools by name, wherever the package is installed."""
-import runpy
 import sys
 from pathlib import Path
+from types import ModuleType
 
 TOOLS = Path(__file__).parent / '.mim/tools'
 # Name -> tool and what it does.
@@ -36,9 +36,21 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f'error: apt-dense has no command {name!r}\n\n{_help()}', file=sys.stderr)
         return 2
-    sys.argv = [f'apt-dense {name}', *arguments[1:]]
-    runpy.run_path(str(TOOLS / COMMANDS[name][0]), run_name='__main__')
+    _run(name, arguments[1:])
     return 0
+
+
+def _run(name: str, arguments: list[str]) -> None:
+    """Run a tool's script as the main module, which says ``apt-dense NAME`` of itself in usage and examples.
+
+    runpy would set ``sys.argv[0]``, which argparse shows, to the script's path.
+    """
+    tool = COMMANDS[name][0]
+    source = (TOOLS / tool).read_text(encoding='utf-8').replace(f'python tools/{tool}', f'apt-dense {name}')
+    main = ModuleType('__main__')
+    main.__file__ = str(TOOLS / tool)
+    sys.argv, sys.modules['__main__'] = [f'apt-dense {name}', *arguments], main
+    exec(compile(source, main.__file__, 'exec'), main.__dict__)
 
 
 def _help() -> str:
