@@ -2,6 +2,7 @@
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -70,3 +71,39 @@ def _sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_folder(folder: str | Path, option: str = 'the folder') -> None:
+    """Check that files can be written into a folder, before there is anything to write; nothing is left behind.
+
+    Args:
+        folder: need not be there.
+        option: what names it, for the message.
+
+    Raises:
+        ValueError: if it cannot be made, or takes no files.
+    """
+    folder, made = Path(folder), []
+    try:
+        for each in reversed([folder, *folder.parents]):
+            if not each.exists():
+                each.mkdir()
+                made.append(each)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f'{option} {folder} takes no files: {error.strerror}. Choose another folder') from error
+    finally:
+        for each in reversed(made):
+            each.rmdir()
+
+
+def check_target(file: str | Path, option: str = 'the file') -> None:
+    """Check that a file can be written, or written over; see ``check_folder``.
+
+    Raises:
+        ValueError: if it is a folder, or its own takes no files.
+    """
+    if Path(file).is_dir():
+        raise ValueError(f'{option} {file} is a folder: give the name of a file')
+    check_folder(Path(file).parent, f'the folder of {option} {file},')

@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from apt_dense.core.files import write_atomically
+from apt_dense.core.files import check_folder, check_target, write_atomically
 
 
 def test_atomic_writing(tmp_path):
@@ -43,3 +43,18 @@ def test_an_interruption_leaves_what_was_there(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_atomically(tmp_path / 'a.txt', interrupted)
     assert [path.name for path in tmp_path.iterdir()] == ['a.txt'] and (tmp_path / 'a.txt').read_text() == 'old'
+
+
+def test_a_folder_is_checked_and_left_as_it_is(tmp_path):
+    check_folder(tmp_path / 'new/below')
+    check_target(tmp_path / 'other/file.json')
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'file').write_text('content')
+    for folder in (tmp_path / 'file', tmp_path / 'file/below', '/proc/no'):
+        with pytest.raises(ValueError, match=rf'^--out {folder} takes no files: .*Choose another folder'):
+            check_folder(folder, '--out')
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(ValueError, match='folder is a folder: give the name of a file'):
+        check_target(tmp_path / 'folder')
+    check_target(tmp_path / 'file')
+    assert (tmp_path / 'file').read_text() == 'content'
