@@ -1,5 +1,6 @@
 """From patch scores to a patch size for every cell."""
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -98,7 +99,10 @@ def count_tokens(scales: Tensor) -> Tensor:
 
 
 def check_thresholds(thresholds: Sequence[float], num_scales: int) -> None:
-    """Raise ValueError unless there are ``num_scales - 1`` thresholds, none of them NaN."""
+    """Raise ValueError unless there are ``num_scales - 1`` thresholds, numbers and none of them NaN."""
+    if isinstance(thresholds, str) or not isinstance(thresholds, Iterable) or any(
+            not isinstance(one, (Real, Tensor)) for one in thresholds):
+        raise ValueError(f'thresholds={thresholds!r} are no numbers: give {num_scales - 1}, fine to coarse')
     if len(thresholds) != num_scales - 1:
         raise ValueError(f'got {len(thresholds)} thresholds {tuple(thresholds)} for {num_scales} scales: give '
                          f'{num_scales - 1}, fine to coarse, one for each scale above the base patch')

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from apt_dense import select_scales
-from apt_dense.core.quadtree import count_tokens, fit_budgets, share_budget
+from apt_dense.core.quadtree import check_thresholds, count_tokens, fit_budgets, share_budget
 from tests import oracle
 
 GRIDS = [(8, 12), (16, 8), (13, 20), (1, 3), (5, 2)]
@@ -68,6 +68,12 @@ def test_wrong_number_of_thresholds():
 def test_nan_threshold():
     with pytest.raises(ValueError, match=r'thresholds \(2, nan\) contain a NaN'):
         select_scales(random_scores(8, 12, 3), (2, float('nan')))
+
+
+@pytest.mark.parametrize('thresholds', ['ab', 3, None, (1, 'a')])
+def test_thresholds_that_are_no_numbers(thresholds):
+    with pytest.raises(ValueError, match='are no numbers: give 2, fine to coarse'):
+        check_thresholds(thresholds, 3)
 
 
 def test_shapes_that_do_not_belong_together():
