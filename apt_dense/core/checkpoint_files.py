@@ -9,6 +9,8 @@ from torch import Tensor
 
 from apt_dense.extras import install_command
 
+ZIP = b'PK\x03\x04'  # what a file of torch.save begins with
+PICKLE = b'\x80'  # and one of its old format
 WRAPPERS = ('model', 'model_ema', 'state_dict', 'module')
 
 
@@ -28,7 +30,7 @@ def load_official(path: str | Path, wrapper: str | None = None) -> tuple[dict[st
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f'{path} does not exist')
+        raise ValueError(f'{path} {"is a folder: give a file" if path.is_dir() else "does not exist"}')
     content = _read_safetensors(path) if path.suffix == '.safetensors' else read_pickle(path)
     if not isinstance(content, Mapping):
         raise ValueError(f'{path} holds a {type(content).__name__}, wanted a dict of tensors')
@@ -71,11 +73,23 @@ def read_pickle(path: Path) -> object:
         if names:
             raise ValueError(f'{path} holds more than plain data and is not loaded, because that could run code: '
                              f'{listed(names)}. Ask its author for a file with tensors only') from error
-        raise ValueError(f'{path} is damaged, or holds more than plain data, and is not loaded: '
-                         f'{str(error).splitlines()[0]}') from error
+        raise ValueError(f'{path} cannot be read as a checkpoint: {_what_is_wrong(path)}') from error
     except Exception as error:  # bytes that are no pickle make the reader fail in any way
-        raise ValueError(f'{path} cannot be read as a checkpoint: {type(error).__name__} '
-                         f'{"".join(str(error).splitlines()[:1])}') from error
+        raise ValueError(f'{path} cannot be read as a checkpoint: {_what_is_wrong(path)}') from error
+
+
+def _what_is_wrong(path: Path) -> str:
+    """With a file that torch cannot read, and what to do."""
+    with open(path, 'rb') as file:
+        start = file.read(len(ZIP))
+    if not start:
+        return 'it is empty. Copy or download it again'
+    if start == ZIP:
+        return 'it is damaged, or its end is missing. Copy or download it again'
+    if start[:1] == PICKLE:
+        return ('it is damaged, or holds more than plain data, and is not loaded, because that could run code. Copy or '
+                'download it again, or ask its author for a file with tensors only')
+    return 'it is another kind of file. Give a .pth, .pt or .safetensors file'
 
 
 def _unsafe_names(path: Path) -> list[str]:
