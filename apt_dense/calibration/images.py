@@ -31,16 +31,31 @@ def load_image(path: Path) -> Image.Image:
     """
     try:
         image = Image.open(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f'{path} cannot be read as an image: {error}') from error
+    return to_rgb(image, path)
+
+
+def to_rgb(image: Image.Image, name: object) -> Image.Image:
+    """An image of any mode as RGB, turned as its EXIF says.
+
+    Args:
+        name: for the errors.
+
+    Raises:
+        ValueError: as ``load_image``.
+    """
+    try:
         # Of 16-bit colours Pillow gives the upper 8 bits only, and tells it nowhere else.
-        deep = any(';16' in str(tile[3]) for tile in image.tile) and not image.mode.startswith('I')
+        deep = any(';16' in str(tile[3]) for tile in getattr(image, 'tile', ())) and not image.mode.startswith('I')
         image = ImageOps.exif_transpose(image)
         if image.mode[0] not in 'IF':
             image = image.convert('RGB')
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{path} cannot be read as an image: {error}') from error
+        raise ValueError(f'{name} cannot be read as an image: {error}') from error
     if deep:
-        _check_range(256 * int(np.asarray(image).max()) + 255, path)  # at most; the lower 8 bits are lost
-    return image if image.mode == 'RGB' else Image.fromarray(to_eight_bits(np.asarray(image), path)).convert('RGB')
+        _check_range(256 * int(np.asarray(image).max()) + 255, name)  # at most; the lower 8 bits are lost
+    return image if image.mode == 'RGB' else Image.fromarray(to_eight_bits(np.asarray(image), name)).convert('RGB')
 
 
 def to_eight_bits(values: np.ndarray, name: object, bits: int | None = None) -> np.ndarray:

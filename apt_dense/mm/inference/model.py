@@ -1,6 +1,7 @@
 """A trained model that predicts pictures."""
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import cv2
@@ -67,7 +68,7 @@ class Model:
 
         Args:
             source: a path of a picture, a folder (with those below it) or a video; an array (H, W, 3) in RGB or (H, W),
-                of 8 or 16 bits; a PIL image; or a list of them.
+                of 8 or 16 bits; a PIL image; or a list or generator of them.
             batch_size: pictures that a detector gets at once.  A segmentor gets one after the other.
 
         Returns:
@@ -85,7 +86,7 @@ class Model:
         Args:
             on_bad: called with the error of what cannot be read, which is then left out; by default it is raised.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
             raise DataError(f'batch_size={batch_size!r} must be a whole number from 1 on')
         read = self._read_all(pictures_of(source, on_bad), on_bad)
         while batch := list(itertools.islice(read, batch_size if self.task == 'det' else 1)):
@@ -129,7 +130,10 @@ class Model:
         given = dict(img_path=picture.name) if picture.array is None else dict(img=picture.array[..., ::-1])
         try:
             return self._transforms(dict(given, img_id=0, seg_fields=[], reduce_zero_label=False))
-        except (OSError, AssertionError, ValueError, cv2.error) as error:  # mmcv asserts that an image was decoded
+        except (AssertionError, cv2.error) as error:  # mmcv asserts that an image was decoded
+            raise DataError(f'{picture.name} cannot be read as a picture, or is damaged: give a JPEG, PNG, WebP, TIFF '
+                            'or BMP file') from error
+        except (OSError, ValueError) as error:
             raise DataError(f'{picture.name} cannot be read as a picture: {error}') from error
 
     def _tokens(self, layouts: list[TokenLayout], sizes_px: list[tuple[int, int]]) -> list[Tokens]:

@@ -12,6 +12,7 @@ from PIL import Image
 from apt_dense.core.layout import TokenLayout
 from apt_dense.drawing.patches import draw_patches
 from apt_dense.extras import from_extra
+from apt_dense.mm.errors import DataError
 from apt_dense.mm.inference.sources import Picture
 
 with from_extra('mm'):
@@ -117,7 +118,12 @@ class Result:
         Args:
             path: where to write it too; the folder is made if it is not there.
             min_score: of the boxes that are drawn.
+
+        Raises:
+            DataError: for a path whose ending is not one of a picture.
         """
+        if path is not None and Path(path).suffix.lower() not in Image.registered_extensions():
+            raise DataError(f'{path} has no ending of a picture: give .png or .jpg')
         options = dict(draw_gt=False, show=False)
         if self.boxes is not None:
             options['pred_score_thr'] = min_score

@@ -6,13 +6,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from torch import Tensor
 
-from apt_dense.calibration.images import VIDEO_SUFFIXES, find_images, load_image
+from apt_dense.calibration.images import VIDEO_SUFFIXES, find_images, load_image, to_rgb
 from apt_dense.mm.data.load_picture import as_picture
 from apt_dense.mm.errors import DataError
 
-WANTED = 'a path of a picture, a folder or a video, an array (H, W, 3) in RGB, a PIL image, or a list of them'
+WANTED = ('a path of a picture, a folder or a video, an array (H, W, 3) in RGB, a PIL image, or a list or generator of '
+          'them')
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def pictures_of(source: Any, on_bad: Callable[[DataError], object] | None = None
         DataError: without ``on_bad``, for a path that is not there, a folder without a picture, a video that cannot be
             read, an array that is no picture, or another type.
     """
-    for index, one in enumerate(source if isinstance(source, Sequence) and not isinstance(source, str) else [source]):
+    for index, one in enumerate(source if _many(source) else [source]):
         try:
             yield from _one(one, index)
         except DataError as error:
@@ -52,19 +54,34 @@ def pictures_of(source: Any, on_bad: Callable[[DataError], object] | None = None
 
 def _one(source: Any, index: int) -> Iterator[Picture]:
     if isinstance(source, Image.Image):
-        yield Picture(f'array {index}', np.asarray(ImageOps.exif_transpose(source).convert('RGB')))
+        yield Picture(f'array {index}', _as_array(source, f'array {index}'))
     elif isinstance(source, np.ndarray):
         yield Picture(f'array {index}', _checked_array(source, f'array {index}'))
     elif isinstance(source, (str, Path)):
         if '://' in str(source):
             raise DataError(f'{source} is an address: download it, and give the file')
+        if not str(source):
+            raise DataError(f'got an empty path, wanted {WANTED}')
         path = Path(source).expanduser()
         if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
             yield from _frames(path)
             return
         yield from (Picture(str(found)) for found in _files(path))
     else:
-        raise DataError(f'got {type(source).__name__} to predict, wanted {WANTED}')
+        hint = ': tensor.permute(1, 2, 0).numpy() of a tensor (3, H, W)' if isinstance(source, Tensor) else ''
+        raise DataError(f'got {type(source).__name__} to predict, wanted {WANTED}{hint}')
+
+
+def _many(source: Any) -> bool:
+    """Whether a source holds others: a list, a tuple, a generator."""
+    return isinstance(source, (Sequence, Iterator)) and not isinstance(source, (str, bytes, bytearray))
+
+
+def _as_array(image: Image.Image, name: str) -> np.ndarray:
+    try:
+        return np.asarray(to_rgb(image, name))
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _checked_array(array: np.ndarray, name: str) -> np.ndarray:
@@ -104,7 +121,9 @@ def count_pictures(source: Any) -> int | None:
     Raises:
         DataError: for a path that is not there, or a folder without a picture.
     """
-    if isinstance(source, Sequence) and not isinstance(source, str):
+    if isinstance(source, Iterator):
+        return None
+    if _many(source):
         counts = [count_pictures(one) for one in source]
         return None if None in counts else sum(counts)
     if not isinstance(source, (str, Path)):

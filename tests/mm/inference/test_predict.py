@@ -84,6 +84,32 @@ def test_every_kind_of_source(task, models, folder):
     assert same(model.predict(deep)[0], wanted[0])
 
 
+@pytest.mark.parametrize('mode', ['L', 'I;16', 'I', 'F', 'P', '1', 'LA', 'CMYK'])
+def test_pil_images_are_what_their_files_are(mode, models, folder, tmp_path):
+    """Deep ones too, whose values Pillow's own conversion cuts off at 255."""
+    image = Image.open(folder / 'a.png')
+    if mode in ('I;16', 'I'):
+        values = np.asarray(image.convert('L')).astype(np.uint16) * 257
+        image = Image.fromarray(values if mode == 'I;16' else values.astype(np.int32))
+    else:
+        image = image.convert('L' if mode == 'F' else 'RGB').convert(mode)
+    assert image.mode == mode
+    path = tmp_path / ('a.tif' if mode == 'CMYK' else 'a.png')
+    kind = dict(F=np.uint8, I=np.uint16).get(mode)
+    (Image.fromarray(np.asarray(image).astype(kind)) if kind else image).save(path)
+    assert same(models['seg'].predict(image)[0], models['seg'].predict(path)[0])
+
+
+def test_generators(models, folder):
+    paths = [folder / name for name in NAMES]
+    wanted = models['seg'].predict(paths)
+    for source in ((path for path in paths), iter(paths), map(str, paths)):
+        found = models['seg'].predict(source)
+        assert len(found) == 3 and all(map(same, found, wanted))
+    assert models['det'].predict([]) == models['det'].predict(iter([])) == []
+    assert len(models['det'].predict(paths, batch_size=np.int64(2))) == 3
+
+
 @pytest.mark.parametrize('task', TASKS)
 @pytest.mark.parametrize('orientation', [3, 6, 8])
 def test_pictures_that_exif_turns(task, orientation, models, tmp_path):
