@@ -12,6 +12,7 @@ segmentor sees it twice, and the count is halved: the batch norm behind UPerHead
 value a channel.
 """
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -21,12 +22,13 @@ import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
 from apt_dense.calibration.images import load_image, resize, to_input
 from apt_dense.extras import from_extra
-from apt_dense.mm.data.inputs import resampling_of
+from apt_dense.mm.cli.config_files import read_config
+from apt_dense.mm.cli.launch import run_tool, scope_of
+from apt_dense.mm.data.inputs import chooser_of, resampling_of
 
 with from_extra('mm'):
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
-    from mmengine.config import Config
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, init_default_scope
     from mmengine.structures import InstanceData, PixelData
@@ -125,11 +127,12 @@ def main() -> None:
     parser.add_argument('--size', type=int, default=1536, help='px, side of the square (1536)')
     parser.add_argument('--batch-size', type=int, nargs='+', default=[1, 2, 4], help='images (1 2 4)')
     args = parser.parse_args()
-    cfg = Config.fromfile(args.config)
-    init_default_scope(cfg.default_scope)
+    cfg, image = read_config(args.config), load_image(args.image)
+    init_default_scope(scope_of(cfg))
+    chooser_of(cfg)  # there is a backbone with patches
     cfg.model.backbone.img_size = args.size
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
-    image = resize(load_image(args.image), (args.size, args.size), resampling_of(cfg))
+    image = resize(image, (args.size, args.size), resampling_of(cfg))
     chooser = model.backbone.chooser
     x = to_input(image, args.size, chooser.img_mean, chooser.img_std)
     batch = 2 if cfg.default_scope == 'mmseg' else 1
@@ -151,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_tool(main))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from apt_dense.calibration.images import RESAMPLINGS, find_images, load_image, resize, to_input
 from apt_dense.calibration.token_counts import load_token_counts
+from apt_dense.core.files import check_target
 from apt_dense.extras import from_extra
 from apt_dense.mm.data.samplers import balanced_steps
 
@@ -73,11 +74,10 @@ def augment(image: Image.Image, size: int, ratio: float, resampling: str, rng: n
 def count_draws(args: argparse.Namespace) -> np.ndarray:
     """(images, draws) tokens of random crops of the photographs, padded to the square."""
     with from_extra('mm'):
-        from mmengine.config import Config
-
         import apt_dense.mm  # noqa: F401  registers the backbone
+        from apt_dense.mm.cli.config_files import read_config
         from apt_dense.mm.data.inputs import chooser_of, resampling_of
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     chooser, resampling = chooser_of(cfg), args.resampling or resampling_of(cfg)
     print(f'resampling by {resampling}')
     rng = np.random.default_rng(args.seed)
@@ -159,6 +159,7 @@ def run(args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
     try:
+        check_target(args.out, '--out')
         run(args)
     except ValueError as error:
         print(f'simulate_token_balance: {error}', file=sys.stderr)

@@ -18,10 +18,11 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from apt_dense.mm import compat
 from apt_dense.mm.cli import loading
+from apt_dense.mm.cli.config_files import find_config, read_config
 from apt_dense.mm.cli.device import set_local_rank
 from apt_dense.mm.cli.failures import user_message
 from apt_dense.mm.cli.precision import set_float32_precision
-from apt_dense.mm.cli.start import check_checkpoint, described, start_processes
+from apt_dense.mm.cli.start import check_checkpoint, start_processes
 from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing, leftovers, signals
 from apt_dense.mm.models.normalisation import check_model_normalisation
@@ -106,22 +107,18 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config that the command names and put the common options into it.
 
     Args:
-        args: has config, cfg_options, launcher, work_dir and local_rank.
+        args: has config (a file, or the name of one of this project's), cfg_options, launcher, work_dir and local_rank.
 
     Raises:
         LaunchError: if the config or one of its bases cannot be read, an option does not fit it or is read by nothing,
             or a launcher's environment is missing.
     """
-    if not os.path.isfile(args.config):
-        raise LaunchError(f'config {described(args.config)} does not exist: the configs are in configs/')
+    find_config(args.config)
     set_local_rank(args.launcher, args.local_rank)
     if args.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise LaunchError('--launcher pytorch without torchrun (RANK is not set): start with tools/dist_train.sh or '
                           'tools/dist_test.sh')
-    try:
-        cfg = Config.fromfile(args.config)
-    except OSError as error:  # a missing base, or a type of file that mmengine does not read
-        raise LaunchError(f'config {args.config}: {error}') from error
+    cfg = read_config(args.config)
     warnings = merge_options(cfg, args.cfg_options or {}, strict=not getattr(args, 'no_check', False))
     if not rank_of(args.launcher):
         print(''.join(f'warning: {text}\n' for text in warnings), end='', file=sys.stderr)

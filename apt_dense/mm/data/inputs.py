@@ -162,7 +162,9 @@ def chooser_of(cfg: Config, num_scales: int | None = None) -> PatchChooser:
     Raises:
         ValueError: if the backbone packs no tokens, or one of its settings is wrong.
     """
-    arguments = dict(cfg.model.backbone)
+    arguments = dict((cfg.get('model') or {}).get('backbone') or {})
+    if not arguments:
+        raise ValueError(f'{cfg.filename} has no model with a backbone: give a config of a model')
     kind = arguments.pop('type')
     arguments.pop('init_cfg', None)
     family = MODELS.get(kind) or object

@@ -1,5 +1,4 @@
 """From a name, a config or a checkpoint to a model that predicts."""
-import difflib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +6,11 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.config.utils import ConfigParsingError
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-import apt_dense
 from apt_dense.calibration.images import find_images
 from apt_dense.calibration.shares import thresholds_for
 from apt_dense.core.checkpoint_files import load_official, read_pickle
@@ -22,18 +19,19 @@ from apt_dense.core.eva02_keys import looks_official
 from apt_dense.core.vit import PackedViT
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat
+from apt_dense.mm.cli.config_files import CONFIGS, find_config, read_config
 from apt_dense.mm.cli.loading import refuse_gaps, watch_next_load
 from apt_dense.mm.data.inputs import ConfigInputs
-from apt_dense.mm.errors import DataError
+from apt_dense.mm.errors import DataError, LaunchError
 from apt_dense.mm.inference.calibrating import score_all
 from apt_dense.mm.inference.model import Model
+from apt_dense.mm.inference.options import check_options, find_device
 from apt_dense.mm.inference.saved_config import config_of
 
 with from_extra('mm'):
     from mmdet.visualization.palette import get_palette
 
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
-CONFIGS = Path(apt_dense.__file__).parent / '.mim/configs'
 # What users of mmdetection mean by a detector's predictions; the published test setting keeps every box of any score.
 USUAL_TEST = dict(score_thr=0.05, max_per_img=100, nms=dict(type='nms', iou_threshold=0.5))
 NUM_SCALES = {'det': 4, 'seg': 3}  # where thresholds are wanted of a config that has none
@@ -75,14 +73,16 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
             result.draw(f'found/{Path(result.name).name}')
     """
     compat.filter_library_warnings()
-    _check_options(kept, calibrate_on, thresholds)
+    check_options(kept, calibrate_on, thresholds, max_tokens)
+    device = find_device(device)
+    thresholds = None if thresholds is None else tuple(thresholds)
     cfg, weights = _find_config(str(config_or_checkpoint), None if weights is None else str(weights))
     _check_task(cfg)
     _import_modules(cfg, str(config_or_checkpoint))
     _set_for_prediction(cfg, as_published)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         _set_patches(cfg, kept, calibrate_on, thresholds, max_tokens)
-        model = MODELS.build(cfg.model)
+        model = _build(cfg, str(config_or_checkpoint))
         metainfo = DATASETS.build({**_leaf(cfg.test_dataloader.dataset), 'lazy_init': True}).metainfo
     found = {} if weights is None else _load(model, weights)
     if weights is None:
@@ -90,21 +90,8 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
         warnings.warn(f'{config_or_checkpoint} without weights: they are random numbers, and so is what it predicts. '
                       'Give a checkpoint as weights', stacklevel=2)
     model.dataset_meta = _classes(cfg, {**metainfo, **found}, weights)
-    model.to(_device(device)).eval()
+    model.to(device).eval()
     return Model(model, cfg)
-
-
-def _check_options(kept: float | None, calibrate_on: Any, thresholds: Sequence[float] | None) -> None:
-    if kept is None:
-        if calibrate_on is not None:
-            raise DataError('calibrate_on without kept: say which share of the tokens to keep, kept=0.7')
-        return
-    if thresholds is not None:
-        raise DataError('kept finds thresholds: give it or thresholds, not both')
-    if calibrate_on is None and kept != 1:
-        raise DataError(f'kept={kept} needs pictures to find thresholds with: calibrate_on=FOLDER')
-    if not 0 < kept <= 1:
-        raise DataError(f'kept={kept} is no share of the tokens: give a number in (0, 1]')
 
 
 def _find_config(source: str, weights: str | None) -> tuple[Config, str | None]:
@@ -113,24 +100,25 @@ def _find_config(source: str, weights: str | None) -> tuple[Config, str | None]:
     if path.suffix in CHECKPOINT_SUFFIXES:
         if weights is not None:
             raise DataError(f'{source} and {weights} are both checkpoints: give one, or a config first')
-        if not path.is_file():
-            raise DataError(f'checkpoint {source} does not exist (in {Path.cwd()})')
+        _check_checkpoint(source)
         return _config_of_checkpoint(path), str(path)
-    if weights is not None and not Path(weights).expanduser().is_file():
-        raise DataError(f'checkpoint {weights} does not exist (in {Path.cwd()})')
-    if path.suffix != '.py':
-        path = CONFIGS / f'{source}.py'
-        if not path.is_file():
-            names = sorted(file.stem for file in CONFIGS.glob('*.py'))
-            near = difflib.get_close_matches(source, names, 3, 0.3) or names
-            raise DataError(f'{source!r} is no config of this project, no config file (.py) and no checkpoint '
-                            f'({", ".join(CHECKPOINT_SUFFIXES)}): did you mean {" or ".join(near)}?')
-    if not path.is_file():
-        raise DataError(f'config {source} does not exist (in {Path.cwd()})')
+    if weights is not None:
+        _check_checkpoint(weights)
     try:
-        return Config.fromfile(path, import_custom_modules=False), weights
-    except (SyntaxError, ConfigParsingError, OSError, KeyError) as error:
-        raise DataError(f'{source} cannot be read as a config: {error}') from error
+        find_config(source, CONFIGS)
+    except LaunchError as error:
+        raise DataError(f'{error} (a checkpoint ends in {", ".join(CHECKPOINT_SUFFIXES)})') from error
+    try:
+        return read_config(source, CONFIGS, import_custom_modules=False), weights
+    except LaunchError as error:
+        raise DataError(str(error)) from error
+
+
+def _check_checkpoint(path: str) -> None:
+    if Path(path).expanduser().is_dir():
+        raise DataError(f'checkpoint {path} is a folder: give a file of it, such as iter_3000.pth')
+    if not Path(path).expanduser().is_file():
+        raise DataError(f'checkpoint {path} does not exist (in {Path.cwd()})')
 
 
 def _import_modules(cfg: Config, source: str) -> None:
@@ -198,6 +186,9 @@ def _check_task(cfg: Config) -> None:
         raise DataError(f'{cfg.filename or "the config"} has model {model.get("type")} on backbone '
                         f'{model.get("backbone", {}).get("type")}: wanted a detector with a roi_head or a segmentor '
                         'with a decode_head on a backbone that packs tokens, such as APTEVA02')
+    if 'roi_head' in model and not (model.get('test_cfg') or {}).get('rcnn'):
+        raise DataError(f'{cfg.filename or "the config"} has no model.test_cfg.rcnn, which says which boxes are kept: '
+                        'add it')
     if not cfg.get('test_dataloader'):
         raise DataError(f'{cfg.filename or "the config"} has no test_dataloader, whose pipeline prepares the pictures: '
                         'add one')
@@ -248,6 +239,13 @@ def _calibrate(cfg: Config, kept: float, source: Any) -> tuple[float, ...]:
         raise DataError(f'kept={kept}: {error}') from error
 
 
+def _build(cfg: Config, source: str) -> nn.Module:
+    try:
+        return MODELS.build(cfg.model)
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f'{source}: its model cannot be built: {" ".join(str(error).split())}') from error
+
+
 def _leaf(dataset: dict) -> dict:
     """A dataset's config without wrappers around it."""
     inner = dataset.get('dataset') or next(iter(dataset.get('datasets', ())), None)
@@ -292,16 +290,3 @@ def _classes(cfg: Config, metainfo: dict[str, Any], weights: str | None) -> dict
         raise DataError(f'{weights or cfg.filename} names {len(classes)} classes, and the head has num_classes='
                         f'{head.num_classes}: set metainfo=dict(classes=...) of the test dataset')
     return {**metainfo, 'palette': metainfo.get('palette') or get_palette('random', len(classes))}
-
-
-def _device(name: str) -> torch.device:
-    if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DataError(f"device={name!r} is none: 'auto', 'cpu', 'cuda', 'cuda:1'") from error
-    if device.type == 'cuda' and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise DataError(f'device={name!r}, and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs: choose '
-                        "another, or 'auto'")
-    return device

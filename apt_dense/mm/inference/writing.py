@@ -23,7 +23,7 @@ class PredictionWriter:
     segmentation ``labels/NAME.png``, the label of each pixel.  Pictures of one name get numbers.
 
     Args:
-        folder: made if it is not there.
+        folder: made with the first result, if it is not there.
         task, classes: of the model.
         min_score: of the boxes that are drawn; the JSON has all.
         draw: draw at all.
@@ -34,9 +34,7 @@ class PredictionWriter:
 
     def __init__(self, folder: Path, task: str, classes: tuple[str, ...], min_score: float = 0.3, draw: bool = True):
         self.folder, self.task, self.min_score, self.draw = folder, task, min_score, draw
-        if (folder / 'predictions.json').exists():
-            raise DataError(f'{folder} has predictions already: choose another folder, or remove it')
-        folder.mkdir(parents=True, exist_ok=True)
+        check_unused(folder)
         self._content: dict[str, list[dict[str, Any]]] = dict(images=[], annotations=[], categories=[
             dict(id=index, name=name) for index, name in enumerate(classes, start=1)])
         self._taken: set[str] = set()
@@ -47,12 +45,15 @@ class PredictionWriter:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._end_video()
+        if not self._content['images']:
+            return
         if self.task == 'seg':
             del self._content['annotations']
         write_atomically(self.folder / 'predictions.json', json.dumps(self._content) + '\n')
 
     def add(self, result: Result) -> None:
         """Write one result."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         video, frame = _video_of(result)
         name = self._free_name(result.name if video is None else f'{Path(video).stem}_{frame:06d}')
         number = len(self._content['images']) + 1
@@ -97,6 +98,12 @@ class PredictionWriter:
         if self._video is not None:
             self._video[1].release()
             self._video = None
+
+
+def check_unused(folder: Path) -> None:
+    """Raise DataError if a folder has predictions already."""
+    if (folder / 'predictions.json').exists():
+        raise DataError(f'{folder} has predictions already: choose another folder, or remove it')
 
 
 def open_video(path: Path, like: str, size: tuple[int, int]) -> cv2.VideoWriter:

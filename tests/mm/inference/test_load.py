@@ -150,10 +150,10 @@ def test_a_config_in_a_checkpoint_is_data_not_code(tmp_path, checkpoints):
 @pytest.mark.parametrize(('arguments', 'message'), [
     (('apt_eva02_l_cocoo',), r"'apt_eva02_l_cocoo' is no config of this project.*did you mean apt_eva02_l_coco"),
     (('missing.pth',), 'checkpoint missing.pth does not exist'),
-    (('missing.py',), 'config missing.py does not exist'),
+    (('missing.py',), r'config missing.py \(in .*\) does not exist'),
     (('apt_eva02_l_coco', 'missing.pth'), 'checkpoint missing.pth does not exist'),
     (('text.pth',), 'text.pth cannot be read as a checkpoint'),
-    (('text.py',), 'text.py cannot be read as a config'),
+    (('text.py',), 'config text.py cannot be read, mend it: SyntaxError'),
     (('bare.pth',), 'bare.pth holds no config: give the config first'),
     (('bare.pth', 'bare.pth'), 'are both checkpoints'),
     (('resnet.py',), 'wanted a detector with a roi_head or a segmentor with a decode_head on APTEVA02'),
