@@ -22,7 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a tool, as ``python tools/TOOL.py`` would.
 
     Returns:
-        2 for an unknown command; else the tool's own status, by which it exits.
+        2 for an unknown command, or where a package of its extra is missing; else the tool's own status, by which it
+        exits.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ('-h', '--help'):
@@ -36,7 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f'error: apt-dense has no command {name!r}\n\n{_help()}', file=sys.stderr)
         return 2
-    _run(name, arguments[1:])
+    try:
+        _run(name, arguments[1:])
+    except ModuleNotFoundError as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):  # from_extra's, whose message says all
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        return 2
     return 0
 
 

@@ -8,8 +8,11 @@ import os
 import sys
 from pathlib import Path
 
+from apt_dense.core.files import check_folder
 from apt_dense.mm.cli import launch
+from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.preflight import draw, rules, run
+from apt_dense.mm.preflight.datasets import SPLITS
 from apt_dense.mm.preflight.findings import MENDED, STOP, WARN
 from apt_dense.mm.preflight.options import OptionsAction
 
@@ -39,6 +42,10 @@ def main() -> None:
         return
     args.launcher, args.work_dir, args.local_rank = 'none', None, 0
     cfg = launch.load_config(args)
+    if not any(cfg.get(key) for key in ('model', *(f'{split}_dataloader' for split in SPLITS))):
+        raise LaunchError(f'{args.config} has neither a model nor a dataset: there is nothing to check')
+    if args.out_dir and args.num_pictures > 0:
+        check_folder(args.out_dir, '--out-dir')
     report = run.check(cfg, deep=args.deep)
     for line in report.counts:
         print(line)

@@ -21,6 +21,7 @@ from torch import Tensor
 from apt_dense.benchmark.inputs import normalise
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.export import FixedEncoder
+from apt_dense.core.files import check_target
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
@@ -57,6 +58,7 @@ def open_encoder(args: argparse.Namespace) -> tuple[APTEVA02, FixedEncoder]:
     """The model's backbone, and the same with fixed shapes."""
     if args.out.suffix not in FORMATS:
         raise DataError(f'{args.out} ends in {args.out.suffix!r}: choose one of {", ".join(FORMATS)}')
+    check_target(args.out)
     model = load(args.model, args.weights, 'cpu', thresholds=args.thresholds)
     backbone = model.module.backbone
     size_px = tuple(args.size or [model.cfg.model.backbone.get('img_size', 1536)] * 2)

@@ -7,13 +7,14 @@
 
 Written into --out: each picture with what was found, NAME.png (NAME.mp4 for a video); predictions.json in COCO's
 layout, with each picture's tokens; for segmentation labels/NAME.png, the label of each pixel.  A picture that cannot be
-read is named, the others go on, and the exit status is 1.
+read is named, the others go on, and the exit status is 1; 2 if none can be read, and nothing is written.
 """
 import argparse
 import sys
 import time
 from pathlib import Path
 
+from apt_dense.core.files import check_folder
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
@@ -24,7 +25,7 @@ with from_extra('mm'):
     from apt_dense.mm.errors import DataError
     from apt_dense.mm.inference import load
     from apt_dense.mm.inference.sources import count_pictures
-    from apt_dense.mm.inference.writing import PredictionWriter
+    from apt_dense.mm.inference.writing import PredictionWriter, check_unused
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,11 +46,18 @@ def parse_args() -> argparse.Namespace:
     patches.add_argument('--calibrate-on', nargs='+', metavar='INPUT', help='pictures like those to be predicted')
     patches.add_argument('--thresholds', type=float, nargs='+', help='fine to coarse')
     patches.add_argument('--max-tokens', type=int, help='the most of an image')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error(f'--batch-size {args.batch_size}: wanted 1 or more')
+    if not 0 <= args.min_score <= 1:
+        parser.error(f'--min-score {args.min_score:g} is no score: give a number from 0 to 1')
+    return args
 
 
 def main() -> int:
     args = parse_args()
+    check_folder(args.out, '--out')
+    check_unused(args.out)
     total = count_pictures(args.inputs)
     model = load(args.model, args.weights, args.device, args.kept, calibrate_on=args.calibrate_on,
                  thresholds=args.thresholds, max_tokens=args.max_tokens, as_published=args.as_published)
@@ -63,6 +71,8 @@ def main() -> int:
             done, tokens, cells = done + 1, tokens + result.tokens.num_tokens, cells + result.tokens.num_cells
     for error in failed:
         print(f'predict: {error}', file=sys.stderr)
+    if not done:
+        return 2
     rate = done / (time.perf_counter() - start)
     print(f'{done} pictures, {rate:.2f} a second with reading and writing; {tokens / max(cells, 1):.1%} of the tokens '
           f'kept -> {args.out}')

@@ -24,7 +24,8 @@ from apt_dense.calibration.report import Scored, describe, draw
 from apt_dense.calibration.thresholds import Family, ScoreMaps, find_thresholds, quantile_family, ratio_family
 from apt_dense.calibration.token_counts import write_token_counts
 from apt_dense.core.chooser import PatchChooser
-from apt_dense.core.files import write_atomically
+from apt_dense.core.files import check_folder, check_target, write_atomically
+from apt_dense.core.quadtree import check_thresholds
 from apt_dense.core.scorers import SCORERS
 from apt_dense.extras import from_extra
 
@@ -99,6 +100,10 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
                 parser.error(f'--{name.replace("_", "-")} has no meaning with {what}')
     if args.images and args.resampling is None:
         args.resampling = 'opencv' if args.fit == 'crop' else 'pillow'
+    if args.kept is not None and not 0 < args.kept <= 1:
+        parser.error(f'--kept {args.kept:g} is no share of the tokens: give a number in (0, 1]')
+    if args.max_tokens is not None and args.max_tokens < 1:
+        parser.error(f'--max-tokens {args.max_tokens}: wanted 1 or more')
     if args.num_images is not None and args.num_images < 1:
         parser.error(f'--num-images {args.num_images}: wanted 1 or more')
     if args.save_tokens and args.num_images:
@@ -227,6 +232,11 @@ def snippet(args: argparse.Namespace, source: Any, family: Family, thresholds: t
 
 
 def run(args: argparse.Namespace) -> int:
+    check_folder(args.out_dir, '--out-dir')
+    if args.save_tokens:
+        check_target(args.save_tokens, '--save-tokens')
+    if args.thresholds:
+        check_thresholds(args.thresholds, args.num_scales)
     source = open_source(args)
     scored = score_images(source, args.num_images, args.num_workers)
     for error in scored.errors:

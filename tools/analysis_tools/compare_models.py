@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_dense.benchmark.run import environment
-from apt_dense.core.files import write_atomically
+from apt_dense.core.files import check_folder, write_atomically
 from apt_dense.drawing.panels import Panel, join_panels
 from apt_dense.extras import from_extra
 
@@ -170,6 +170,7 @@ def draw_kept(path: Path, first: Tested, second: Tested) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
+    check_folder(args.out_dir, '--out-dir')
     first, second = open_both(args)
     for tested in (first, second):
         test(tested, args.min_score)

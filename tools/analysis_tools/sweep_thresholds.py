@@ -28,7 +28,7 @@ from apt_dense.benchmark.measure import Marks, interleave, keep_freed_memory
 from apt_dense.benchmark.run import device_name, environment
 from apt_dense.calibration.images import find_images
 from apt_dense.calibration.shares import thresholds_for
-from apt_dense.core.files import write_atomically
+from apt_dense.core.files import check_folder, write_atomically
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
@@ -256,6 +256,7 @@ def draw(path: Path, settings: Sequence[Setting], metric: str, title: str) -> No
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
+    check_folder(args.out_dir, '--out-dir')
     if args.threads:
         torch.set_num_threads(args.threads)
     keep_freed_memory()

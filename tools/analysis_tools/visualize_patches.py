@@ -32,6 +32,7 @@ from apt_dense.calibration.inputs import BackboneInput
 from apt_dense.calibration.shares import thresholds_for
 from apt_dense.calibration.thresholds import ScoreMaps
 from apt_dense.core.chooser import PatchChooser
+from apt_dense.core.files import check_folder
 from apt_dense.core.scorers import SCORERS
 from apt_dense.drawing.variants import Variant, draw_variants
 from apt_dense.extras import from_extra
@@ -52,7 +53,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('images', nargs='+', type=Path, metavar='INPUT',
                         help='images, folders with those below them, videos')
-    parser.add_argument('--config', help='pipeline, padding, windows, thresholds and scorer of this config')
+    parser.add_argument('--config', help='pipeline, padding, windows, thresholds and scorer of this config, a file or '
+                        'the name of one of this project')
     parser.add_argument('--thresholds', type=float, nargs='*', action='append',
                         help="fine to coarse; may be given several times (default: the config's, or 2 2 0.3)")
     parser.add_argument('--kept', type=float, nargs='+', default=[],
@@ -73,8 +75,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what does not go together, and fill in the defaults."""
-    if args.config and not Path(args.config).is_file():
-        parser.error(f'config {args.config} does not exist (in {Path.cwd()})')
     for name in ('img_size', 'resampling', 'patch_size'):
         if args.config and getattr(args, name) is not None:
             parser.error(f'--{name.replace("_", "-")} has no meaning with --config, which has its own')
@@ -119,11 +119,11 @@ def bare_source(args: argparse.Namespace) -> tuple[list[Variant], Prepare]:
 def config_source(args: argparse.Namespace) -> tuple[list[Variant], Prepare]:
     """The choosers of the config, one for each scorer, and the inputs that the config makes of an image."""
     with from_extra('mm'):
-        from mmengine.config import Config
-
         import apt_dense.mm  # noqa: F401
+        from apt_dense.mm.cli.config_files import read_config
         from apt_dense.mm.data.inputs import ConfigInputs, chooser_of
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
+    chooser_of(cfg)  # there is one
     backbone = cfg.model.backbone
     if args.thresholds is not None:
         backbone.update(thresholds=args.thresholds[0], num_scales=len(args.thresholds[0]) + 1)
@@ -164,7 +164,7 @@ def read_all(paths: Sequence[Path], on_bad: Callable[[ValueError], object]) -> I
     """Name and file, or name 'VIDEO#12' and frame, of all that is given.
 
     Args:
-        on_bad: called with the error of a video that cannot be read, or a folder without an image.
+        on_bad: called with the error of what is not there, a video that cannot be read, or a folder without an image.
     """
     for path in paths:
         try:
@@ -173,7 +173,7 @@ def read_all(paths: Sequence[Path], on_bad: Callable[[ValueError], object]) -> I
                     from apt_dense.mm.inference.sources import pictures_of
                 yield from ((frame.name, Image.fromarray(frame.array)) for frame in pictures_of(path))
             else:
-                yield from ((str(file), file) for file in (find_images([path]) if path.is_dir() else [path]))
+                yield from ((str(file), file) for file in find_images([path]))
         except ValueError as error:
             on_bad(error)
 
@@ -247,6 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
         failed.append(error)
 
     try:
+        check_folder(args.out_dir, '--out-dir')
         choosers, prepare = config_source(args) if args.config else bare_source(args)
         variants = find_variants(args, choosers, prepare)
     except ValueError as error:

@@ -18,7 +18,7 @@ import torch
 from apt_dense.core.checkpoint_files import load_official
 from apt_dense.core.conversion import Conversion, convert
 from apt_dense.core.eva02_keys import TASKS
-from apt_dense.core.files import write_atomically
+from apt_dense.core.files import check_target, write_atomically
 from apt_dense.extras import from_extra
 
 
@@ -37,12 +37,12 @@ def read_config(config: str) -> tuple[dict, dict]:
     """Names and shapes of a config's model, which takes no memory; its dataset's classes and palette."""
     import torch
     with from_extra('mm'):
-        from mmengine.config import Config
         from mmengine.registry import DATASETS, MODELS, DefaultScope
 
     from apt_dense.mm import compat
+    from apt_dense.mm.cli.config_files import read_config as read_any
     compat.filter_library_warnings()
-    cfg = Config.fromfile(config)
+    cfg = read_any(config)
     cfg.model.pop('trainable', None)  # it logs what is trained
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
         with torch.device('meta'):
@@ -74,6 +74,7 @@ def main() -> None:
         raise ValueError(f'SRC and DST are the same file, {args.source}')
     if args.target.exists() and not args.force:
         raise ValueError(f'{args.target} exists: remove it, or replace it with --force')
+    check_target(args.target)
     state_dict, entry, others = load_official(args.source, args.weights)
     shapes, classes = read_config(args.config) if args.config else (None, {})
     conversion = convert(state_dict, args.task, shapes)
