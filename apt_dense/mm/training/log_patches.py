@@ -19,6 +19,7 @@ from apt_dense.drawing.variants import draw_variants
 from apt_dense.extras import from_extra
 from apt_dense.mm.data.load_picture import LoadImageFromFile, as_picture
 from apt_dense.mm.errors import LaunchError
+from apt_dense.mm.training.histograms import add_histogram
 from apt_dense.mm.training.hooks import backbone_of
 
 with from_extra('mm'):
@@ -33,10 +34,11 @@ class LogPatchesHook(Hook):
 
     For image i of them, ``patches_i`` is the patch grid with the scores of each patch size, and ``predictions_i`` truth
     beside prediction, as ``pred_score_thr`` lets them through.  Of all validation images, ``val_tokens_16px`` and so on
-    are the shares of the tokens of each patch size (padding included), scalars like those of the log, and
-    ``tokens_by_size`` is a picture of them.  The images are the same each time, evenly spread over those that the first
-    process validates; they are taken as they pass by, so that nothing is computed twice, and the training is the same
-    as without.
+    are the shares of the tokens of each patch size (padding included), scalars like those of the log;
+    ``tokens_by_size`` is a picture of them, and ``tokens_by_scale`` a histogram in TensorBoard and W&B: 0 is a base
+    patch, 1 one of twice its side, and so on.  The images are the same each time, evenly spread over those that the
+    first process validates; they are taken as they pass by, so that nothing is computed twice, and the training is the
+    same as without.
 
     Args:
         num_images: how many.
@@ -121,6 +123,7 @@ class LogPatchesHook(Hook):
             runner.message_hub.update_scalar(f'val/val_tokens_{patch_size << scale}px', share)
         if dist.get_rank() == 0:
             runner.visualizer.add_image('tokens_by_size', draw_bars(shares, patch_size), step=runner.iter)
+            add_histogram(runner.visualizer, 'tokens_by_scale', counts.tolist(), runner.iter)
 
 
 def draw_bars(shares: Sequence[float], patch_size: int) -> np.ndarray:

@@ -1,6 +1,8 @@
 """LogPatchesHook: what stands in the backends after validations, and that the training is the same."""
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,8 +56,14 @@ def test_what_is_logged(task, tiny_config, coco_root, tmp_path):
     shares = [[line[f'val_tokens_{side}px'] for side in (16, 32, 64)] for line in lines if 'val_tokens_16px' in line]
     assert len(shares) >= 2 and all(sum(share) == pytest.approx(1) and min(share) >= 0 for share in shares)
     (events,) = (tmp_path / 'work').rglob('events.out*')
-    accumulator = EventAccumulator(str(events), size_guidance=dict(images=0)).Reload()
+    accumulator = EventAccumulator(str(events), size_guidance=dict(images=0, histograms=0)).Reload()
     assert [event.step for event in accumulator.Images('patches_1')] == [2, 6]
+    histograms = accumulator.Histograms('tokens_by_scale')
+    assert [event.step for event in histograms] == [2, 6]
+    for event, share in zip(histograms, (shares[0], shares[-1]), strict=True):
+        value = event.histogram_value
+        assert value.bucket_limit == [0.5, 1.5, 2.5] and value.num == sum(value.bucket) > 0
+        assert [count / value.num for count in value.bucket] == pytest.approx(share)
 
 
 def test_the_training_is_the_same(tiny_config, coco_root, tmp_path):
@@ -74,6 +82,46 @@ def test_a_dense_model_has_grids_without_scores(coco_root, tmp_path, tiny_config
     runner = train(cfg)
     assert runner.message_hub.get_scalar('val/val_tokens_16px').current() == 1
     assert list((tmp_path / 'work').rglob('vis_image/patches_0_2.png'))
+
+
+class FakeWandb(ModuleType):
+    """What mmengine's backend and the histogram call of W&B, with the checks that W&B makes itself."""
+
+    def __init__(self):
+        super().__init__('wandb')
+        self.logged, self.config, self.run = [], SimpleNamespace(update=lambda *_, **__: None), SimpleNamespace(
+            log_code=lambda **_: None)
+
+    def init(self, dir):
+        assert Path(dir).is_dir()
+
+    def Image(self, image):
+        assert image.ndim == 3 and image.dtype == np.uint8
+        return 'image'
+
+    def Histogram(self, np_histogram):
+        counts, edges = np_histogram
+        assert len(edges) == len(counts) + 1
+        return counts
+
+    def log(self, values, commit):
+        self.logged.append(values)
+
+    def join(self):
+        pass
+
+
+def test_weights_and_biases(tiny_config, coco_root, tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    cfg = config('det', tiny_config, coco_root, tmp_path, num_images=1)
+    cfg.visualizer.vis_backends = [dict(type='WandbVisBackend')]
+    cfg.visualizer.name = 'of this test'
+    train(cfg)
+    names = [name for values in wandb.logged for name in values]
+    assert {'patches_0', 'predictions_0', 'tokens_by_size', 'tokens_by_scale', 'loss', 'val_tokens_16px'} <= set(names)
+    histograms = [values['tokens_by_scale'] for values in wandb.logged if 'tokens_by_scale' in values]
+    assert len(histograms) == 3 and all(len(counts) == 3 and counts.sum() > 0 for counts in histograms)
 
 
 def test_bars():
