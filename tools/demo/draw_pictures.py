@@ -24,6 +24,7 @@ CONFIG = ROOT / 'configs/apt_eva02_ti_demo_det.py'
 SCENES = ('000002', '000007', '000011', '000037')  # of the demo's validation data
 PHOTOS = ('astronaut.png', 'chelsea.png', 'coffee.png', 'rocket.jpg', 'ihc.png', 'motorcycle_left.png',
           'hubble_deep_field.jpg', 'retina.jpg')
+FEWER, COMPARED = (5, 5, 4.5), '04_*'  # thresholds, and which of the scenes that then differ most
 HEIGHT_PX, GAP_PX = 240, 8
 
 
@@ -91,6 +92,12 @@ def main() -> None:
         Image.open(folder / 'thresholds.png').save(args.out_dir / 'thresholds.png', optimize=True)
         run('analysis_tools/sweep_thresholds.py', args.checkpoint, '--kept', 0.9, 0.7, 0.5, '--out-dir', folder)
         Image.open(folder / 'sweep.png').save(args.out_dir / 'sweep.png', optimize=True)
+        run('analysis_tools/compare_models.py', args.checkpoint, args.checkpoint, '--thresholds-b', *FEWER,
+            '--out-dir', folder / 'comparison')
+        save(opened(folder / 'comparison/different', COMPARED)[0], args.out_dir / 'compare.jpg')
+        Image.open(folder / 'comparison/kept.png').save(args.out_dir / 'compare_kept.png', optimize=True)
+        run('analysis_tools/simulate_token_balance.py', *photos, '--config', 'apt_eva02_b_ade20k_512', '--num-crops',
+            100, '--out', args.out_dir / 'token_balance.png')
         run('check_data.py', CONFIG, '--out-dir', folder / 'checked', '--num-pictures', 2)
         save(beside([opened(folder / 'checked', 'train*')]), args.out_dir / 'check_data.jpg')
         run('test.py', CONFIG, args.checkpoint, '--show-dir', folder / 'test', '--work-dir', folder / 'work')
