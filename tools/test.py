@@ -2,6 +2,7 @@
 import argparse
 import sys
 
+from apt_dense.core.files import check_folder, check_target
 from apt_dense.mm.cli import launch, outputs, precision, start
 from apt_dense.mm.cli.dataset_files import check_dataset_files
 from apt_dense.mm.preflight.configs_kinds import check_settings
@@ -26,9 +27,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_outputs(args: argparse.Namespace, work_dir: str) -> None:
+    """Check before a test, which may take hours, that what it finds can be written."""
+    check_folder(work_dir, '--work-dir')
+    if args.show_dir:
+        check_folder(args.show_dir, '--show-dir')
+    if args.out:
+        (check_target if args.out.endswith(outputs.PICKLES) else check_folder)(args.out, '--out')
+
+
 def main() -> None:
     args = parse_args()
     cfg = launch.load_config(args)
+    if not launch.rank_of(args.launcher):
+        check_outputs(args, cfg.work_dir)
     check_settings(cfg, 'test')
     start.set_tested(cfg, args.checkpoint, 'the second argument')
     if args.show or args.show_dir:

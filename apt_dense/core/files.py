@@ -4,6 +4,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -87,7 +88,7 @@ def check_folder(folder: str | Path, option: str = 'the folder') -> None:
     try:
         for each in reversed([folder, *folder.parents]):
             if not each.exists():
-                each.mkdir()
+                each.mkdir(exist_ok=True)
                 made.append(each)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -95,7 +96,8 @@ def check_folder(folder: str | Path, option: str = 'the folder') -> None:
         raise ValueError(f'{option} {folder} takes no files: {error.strerror}. Choose another folder') from error
     finally:
         for each in reversed(made):
-            each.rmdir()
+            with suppress(OSError):  # another process writes into it by now
+                each.rmdir()
 
 
 def check_target(file: str | Path, option: str = 'the file') -> None:

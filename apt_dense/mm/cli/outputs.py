@@ -8,6 +8,7 @@ from apt_dense.mm.cli.launch import LaunchError, scope_of
 from apt_dense.mm.data.output_names import LABEL_MAPS, common_folder
 from apt_dense.mm.preflight.datasets import datasets_of, steps_of
 
+PICKLES = ('.pkl', '.pickle')  # of a detector's predictions
 VISUALIZATION = {
     'mmdet': ('DetVisualizationHook', 'DetLocalVisualizer'),
     'mmseg': ('SegVisualizationHook', 'SegLocalVisualizer'),
@@ -54,7 +55,7 @@ def set_output(cfg: Config, out: str) -> None:
             they would overwrite the data.
     """
     if scope_of(cfg) == 'mmdet':
-        if not out.endswith(('.pkl', '.pickle')):
+        if not out.endswith(PICKLES):
             raise LaunchError(f'--out {out}: the predictions of a detector are written to a file named *.pkl')
         cfg.test_evaluator = [*_metrics(cfg), dict(type='DumpDetResults', out_file_path=out)]
         return
