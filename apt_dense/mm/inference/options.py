@@ -1,5 +1,7 @@
 """The options of ``apt_dense.load``, checked before anything is read."""
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Collection, Sequence
+from itertools import pairwise
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,17 @@ from apt_dense.mm.errors import DataError
 
 
 def check_options(kept: Any, calibrate_on: Any, thresholds: Any, max_tokens: Any) -> None:
-    """Check what says which patches merge, see ``load``.
+    """Check what says which patches merge, see ``load``; warn of thresholds in the wrong order.
 
     Raises:
         DataError: for a value of another kind or out of range, or values that contradict each other.
     """
-    if thresholds is not None and not (isinstance(thresholds, Iterable) and all(map(_is_number, thresholds))):
+    if thresholds is not None and not (isinstance(thresholds, Collection) and all(map(_is_number, thresholds))):
         raise DataError(f'thresholds={thresholds!r} are no numbers: give one for each size of merged patches, fine to '
                         'coarse: (5.75, 4.0)')
+    if thresholds is not None and any(coarse > fine for fine, coarse in pairwise(thresholds)):
+        warnings.warn(f'thresholds {tuple(thresholds)} rise, and they run fine to coarse: that of a larger patch is '
+                      'seldom the larger one', stacklevel=3)
     if max_tokens is not None and not (isinstance(max_tokens, Integral) and _is_number(max_tokens) and max_tokens > 0):
         raise DataError(f'max_tokens={max_tokens!r} must be a whole number from 1 on, or None')
     if kept is None:

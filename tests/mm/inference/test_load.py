@@ -183,6 +183,11 @@ def test_options_that_make_no_sense(options, message, checkpoints):
         apt_dense.load(checkpoints['det'], **options)
 
 
+def test_thresholds_in_the_wrong_order_are_told(checkpoints):
+    with pytest.warns(UserWarning, match=r'thresholds \(1, 2\) rise, and they run fine to coarse'):
+        assert apt_dense.load(checkpoints['det'], thresholds=(1, 2)).thresholds == (1, 2)
+
+
 def test_weights_of_another_task_and_labels_that_do_not_fit(checkpoints, dense_det, tmp_path):
     config, _ = dense_det
     with pytest.raises(DataError, match='does not fit the config'):
