@@ -1,4 +1,6 @@
 """Pictures of any depth and number of channels, from files and from arrays."""
+from collections.abc import Iterable
+
 import cv2
 import mmcv.transforms
 import numpy as np
@@ -56,6 +58,19 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         results['img'] = image.astype(np.float32) if self.as_float else image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
+
+
+def load_as(steps: Iterable[object], path: str) -> np.ndarray:
+    """The picture that a pipeline loads, before its other steps: (H, W, 3) uint8, BGR.
+
+    Args:
+        steps: of the pipeline; where none of them is a ``LoadImageFromFile``, that as it is.
+
+    Raises:
+        ValueError: as ``LoadImageFromFile``.
+    """
+    step = next((one for one in steps if isinstance(one, LoadImageFromFile)), None) or LoadImageFromFile()
+    return as_picture(step(dict(img_path=path))['img'], path, bits=16)
 
 
 def as_picture(image: np.ndarray, name: str, bits: int | None = None) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A trained model that predicts pictures."""
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from apt_dense.core.layout import TokenLayout
 from apt_dense.mm.data.inputs import slide_windows, test_transforms
+from apt_dense.mm.data.load_picture import load_as
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.inference.results import Grid, Result, Tokens
 from apt_dense.mm.inference.sources import Picture, pictures_of
@@ -156,6 +158,7 @@ class Model:
         return [Tokens(grids)]
 
     def _result(self, picture: Picture, sample: BaseDataElement, tokens: Tokens) -> Result:
+        picture = replace(picture, load=self._pixels)
         common = dict(name=picture.name, size=tuple(sample.ori_shape), classes=self.classes, tokens=tokens,
                       _picture=picture, _sample=sample.cpu(), _visualizer=self._drawer())
         if self.task == 'seg':
@@ -166,6 +169,10 @@ class Model:
         masks = found.masks if 'masks' in found else None
         return Result(boxes=found.bboxes.numpy(), scores=found.scores.numpy(), labels=found.labels.numpy(),
                       masks=None if masks is None else np.asarray(masks, bool), **common)
+
+    def _pixels(self, path: str) -> np.ndarray:
+        """A file as the pipeline loads it: (H, W, 3) uint8, RGB."""
+        return np.ascontiguousarray(load_as(self._transforms.transforms, path)[..., ::-1])
 
     def _drawer(self) -> Any:
         """The config's visualiser, made once; it writes nothing by itself."""

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from apt_dense.calibration.images import VIDEO_SUFFIXES, find_images, load_image, to_rgb
+from apt_dense.calibration.images import VIDEO_SUFFIXES, find_images, to_rgb
 from apt_dense.mm.data.load_picture import as_picture
 from apt_dense.mm.errors import DataError
 
@@ -24,13 +24,15 @@ class Picture:
     Attributes:
         name: its path; of a video's frame 'VIDEO#12', counted from 0; of an array 'array 0', counted in its list.
         array: (H, W, 3) uint8, RGB; None for a file, which the model's own pipeline reads.
+        load: what reads such a file, path -> (H, W, 3) uint8, RGB.
     """
     name: str
     array: np.ndarray | None = None
+    load: Callable[[str], np.ndarray] | None = None
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8, RGB, turned as the camera says (EXIF), as the model sees it."""
-        return np.asarray(load_image(Path(self.name))) if self.array is None else self.array
+        return self.load(self.name) if self.array is None else self.array
 
 
 def pictures_of(source: Any, on_bad: Callable[[DataError], object] | None = None) -> Iterator[Picture]:

@@ -17,7 +17,7 @@ from apt_dense.core.vit import PackedViT
 from apt_dense.drawing.panels import font_of
 from apt_dense.drawing.variants import draw_variants
 from apt_dense.extras import from_extra
-from apt_dense.mm.data.load_picture import LoadImageFromFile, as_picture
+from apt_dense.mm.data.load_picture import load_as
 from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.training.histograms import add_histogram
 from apt_dense.mm.training.hooks import backbone_of
@@ -83,7 +83,7 @@ class LogPatchesHook(Hook):
         if batch_idx in self._batches and dist.get_rank() == 0:
             number, sample = self._batches.index(batch_idx), outputs[0]
             self._draw_patches(runner, number, tuple(data_batch['inputs'][0].shape[-2:]))
-            picture = as_picture(self._load(runner, sample.img_path), sample.img_path, bits=16)
+            picture = self._load(runner, sample.img_path)
             state = np.random.get_state()  # mmdetection's visualiser draws from it, and so does the augmentation
             runner.visualizer.add_datasample(f'predictions_{number}', picture[..., ::-1], data_sample=sample,
                                              step=runner.iter, **self.options)
@@ -102,13 +102,11 @@ class LogPatchesHook(Hook):
 
     @staticmethod
     def _load(runner: Runner, path: str) -> np.ndarray:
-        """The picture as the validation pipeline loads it, BGR."""
+        """The picture as the validation pipeline loads it, (H, W, 3) uint8, BGR."""
         dataset = runner.val_dataloader.dataset
         while hasattr(dataset, 'dataset'):
             dataset = dataset.dataset
-        steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
-        step = next((one for one in steps if isinstance(one, LoadImageFromFile)), None) or LoadImageFromFile()
-        return step(dict(img_path=path))['img']
+        return load_as(getattr(getattr(dataset, 'pipeline', None), 'transforms', ()), path)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         if self._handle is None:

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_masks
 
 import apt_dense
 from apt_dense.mm.errors import DataError
+from apt_dense.mm.inference import Model
 from tests.mm.inference.conftest import NAMES, picture
 
 TASKS = ('det', 'seg')
@@ -98,6 +99,20 @@ def test_pil_images_are_what_their_files_are(mode, models, folder, tmp_path):
     kind = dict(F=np.uint8, I=np.uint16).get(mode)
     (Image.fromarray(np.asarray(image).astype(kind)) if kind else image).save(path)
     assert same(models['seg'].predict(image)[0], models['seg'].predict(path)[0])
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_a_picture_of_few_bits_is_drawn_as_it_is_predicted(task, checkpoints, folder, tmp_path):
+    """The config says how many of 16 bits count; nothing else reads such a file."""
+    eight = np.asarray(Image.open(folder / 'a.png').convert('L'))
+    Image.fromarray(eight.astype(np.uint16) << 4).save(tmp_path / 'deep.png')
+    Image.fromarray(eight).save(tmp_path / 'plain.png')
+    model = apt_dense.load(checkpoints[task])
+    model.cfg.test_dataloader.dataset.pipeline[0].bits = 12
+    model = Model(model.module, model.cfg)
+    deep, plain = (model.predict(tmp_path / name)[0] for name in ('deep.png', 'plain.png'))
+    assert same(deep, plain) and deep.draw() == plain.draw() and deep.pixels() == plain.pixels()
+    assert deep.draw_patches() == plain.draw_patches()
 
 
 def test_generators(models, folder):
