@@ -76,19 +76,16 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
     check_options(kept, calibrate_on, thresholds, max_tokens)
     device = find_device(device)
     thresholds = None if thresholds is None else tuple(thresholds)
-    cfg, weights = _find_config(str(config_or_checkpoint), None if weights is None else str(weights))
+    source = str(config_or_checkpoint)
+    cfg, weights = _find_config(source, None if weights is None else str(weights))
     _check_task(cfg)
-    _import_modules(cfg, str(config_or_checkpoint))
+    _import_modules(cfg, source)
     _set_for_prediction(cfg, as_published)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         _set_patches(cfg, kept, calibrate_on, thresholds, max_tokens)
-        model = _build(cfg, str(config_or_checkpoint))
+        model = _build(cfg, source)
         metainfo = DATASETS.build({**_leaf(cfg.test_dataloader.dataset), 'lazy_init': True}).metainfo
-    found = {} if weights is None else _load(model, weights)
-    if weights is None:
-        _draw_weights(model)
-        warnings.warn(f'{config_or_checkpoint} without weights: they are random numbers, and so is what it predicts. '
-                      'Give a checkpoint as weights', stacklevel=2)
+    found = _draw_weights(model, source) if weights is None else _load(model, weights)
     model.dataset_meta = _classes(cfg, {**metainfo, **found}, weights)
     model.to(device).eval()
     return Model(model, cfg)
@@ -270,8 +267,10 @@ def _load(model: nn.Module, path: str) -> dict[str, Any]:
     return {key.lower(): value for key, value in (_meta_of(path).get('dataset_meta') or {}).items()}
 
 
-def _draw_weights(model: nn.Module) -> None:
-    """Random weights, without mmengine's line in the log for each parameter."""
+def _draw_weights(model: nn.Module, source: str) -> dict[str, Any]:
+    """Random weights, without mmengine's line in the log for each parameter, and a warning; they name no classes."""
+    warnings.warn(f'{source} without weights: they are random numbers, and so is what it predicts. Give a checkpoint '
+                  'as weights', stacklevel=3)
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel('WARNING')
@@ -279,6 +278,7 @@ def _draw_weights(model: nn.Module) -> None:
         model.init_weights()
     finally:
         logger.setLevel(level)
+    return {}
 
 
 def _classes(cfg: Config, metainfo: dict[str, Any], weights: str | None) -> dict[str, Any]:
