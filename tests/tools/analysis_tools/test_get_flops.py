@@ -85,7 +85,7 @@ def test_get_flops_of_a_folder(written, tmp_path, capsys):
 def test_other_backbones_are_refused(written):
     cfg = Config.fromfile(written('apt_eva02_ti_demo_det'))
     cfg.model.backbone = dict(type='mmdet.ResNet', depth=18)
-    with pytest.raises(launch.LaunchError, match='wanted APTEVA02'):
+    with pytest.raises(launch.LaunchError, match='wanted one that packs tokens'):
         flops.open_inputs(cfg, None)
 
 
