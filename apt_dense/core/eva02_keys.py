@@ -4,14 +4,14 @@ The names on the right-hand side are those of this project's models under mmengi
 decode_head, auxiliary_head.
 """
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from apt_dense.core.checkpoint_files import listed
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.pyramid import SimpleFeaturePyramid
+from apt_dense.core.renaming import without_ddp_prefix
 
 # (pattern, new name), or None for what has no counterpart here on purpose.  RoPE tables are computed, not stored.
 _ROPE = (r'.*\brope\w*\.freqs_(cos|sin)', None)
@@ -110,13 +110,6 @@ def describe_other(names: Iterable[str], prefix: str = '') -> str:
                  f'{", ".join(lacking_layers(names, prefix))}')
     return described + (". These names are timm's: take the file of EVA-02's authors"
                         if any('.mlp.fc1_g.' in name for name in names) else '')
-
-
-def without_ddp_prefix(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Strip the 'module.' that data-parallel wrappers put before every name."""
-    if state_dict and all(name.startswith('module.') for name in state_dict):
-        return {name.removeprefix('module.'): tensor for name, tensor in state_dict.items()}
-    return state_dict
 
 
 def names_of_parts(names: Iterable[str], task: str) -> dict[str, set[str]]:
