@@ -72,8 +72,8 @@ def _place(conversion: Conversion, name: str, new_name: str, tensor: Tensor) -> 
     conversion.mapped[name] = new_name
 
 
-def fit(conversion: Conversion, target: Mapping[str, torch.Size], optional: Iterable[str] = (), prefix: int = 1
-        ) -> None:
+def fit(conversion: Conversion, target: Mapping[str, torch.Size], optional: Iterable[str] = (), prefix: int = 1,
+        what: str = 'the config') -> None:
     """Resample to the target's shapes; raise for everything else that does not fit.
 
     Args:
@@ -81,6 +81,7 @@ def fit(conversion: Conversion, target: Mapping[str, torch.Size], optional: Iter
         target: names -> shapes of the model that will load it.
         optional: names that are dropped where the target lacks them.
         prefix: entries of the position table before those of the cells.
+        what: the target, for the error.
 
     Raises:
         ValueError: naming what has no place, what is lacking, and shapes that differ.
@@ -102,11 +103,11 @@ def fit(conversion: Conversion, target: Mapping[str, torch.Size], optional: Iter
     # Absent parts, and what APT adds to the dense model, start from their own values.
     may_lack = (*(f'backbone.{name}' for name in ADDED_PARAMETERS), *(f'{part}.' for part in conversion.absent))
     lacking = sorted(name for name in target if name not in state and not name.startswith(may_lack))
-    problems = [f'{len(names)} {what}: {listed(names)}' for names, what in (
+    problems = [f'{len(names)} {problem}: {listed(names)}' for names, problem in (
         (left, 'keys have no place in the model'), (lacking, 'parameters of the model are not in the file'),
         (wrong, 'shapes differ')) if names]
     if problems:
-        raise ValueError(f'the file does not fit the config. {"; ".join(problems)}')
+        raise ValueError(f'the file does not fit {what}. {"; ".join(problems)}')
 
 
 def resample_projection(conversion: Conversion, patch_size: int) -> None:
