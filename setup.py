@@ -37,7 +37,7 @@ setup(
         'tools': TOOLS,  # the other tools; those that read configs need 'mm' too
         'flash': ['flash-attn>=2.5'],
         'demo': [*IMAGES, 'gradio>=6', 'starlette'],  # apt-dense demo
-        'hf': ['transformers>=5.24'],  # apt_dense.hf
+        'hf': ['transformers>=5.24', 'huggingface_hub', 'safetensors'],  # apt_dense.hf; from_pretrained of a name
         'supervision': ['supervision'],  # Result.to_supervision
         'gpu': ['torchvision'],  # RoIAlign and NMS there; of the release that belongs to torch's
         'export': ['onnx', 'onnxscript', 'onnxruntime'],  # tools/export.py, to ONNX

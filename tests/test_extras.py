@@ -22,7 +22,7 @@ UNPINNED = {'flash-attn', 'gradio', 'starlette', 'torchvision'}
 LOCAL = {'apt_dense', 'tests', 'tools', *(path.stem for path in (ROOT / 'tools').rglob('*.py'))}
 # Where code lies -> the extras that it may take from; the first that fits counts.
 MAY_USE = {
-    'apt_dense/core': ('flash', 'tools'),  # inside functions only: test_import.py
+    'apt_dense/core': ('flash', 'tools', 'hf'),  # inside functions only: test_import.py
     'apt_dense/__init__.py': (),
     'apt_dense/demo': ('demo', 'mm'),
     'apt_dense/hf': ('hf',),
@@ -32,7 +32,7 @@ MAY_USE = {
     'configs': ('mm',),
     'tools/export.py': ('mm', 'export'),
     'tools': ('mm', 'images', 'tools'),
-    'tests': ('mm', 'test'),
+    'tests': ('mm', 'test', 'hf'),
 }
 
 

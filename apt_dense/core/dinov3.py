@@ -1,4 +1,6 @@
 """APTDINOv3: DINOv3's vision transformers."""
+from pathlib import Path
+
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLP, SwiGLU
 from apt_dense.core.rope import Rotary
@@ -66,3 +68,9 @@ class APTDINOv3(PackedViT):
             ValueError: for an unknown name.
         """
         return from_presets(cls, PRESETS, name, overrides)
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, **overrides) -> 'APTDINOv3':
+        """A model with published weights, in eval mode; see ``load_pretrained``."""
+        from apt_dense.core.pretrained import load_pretrained  # which knows all families
+        return load_pretrained(cls, path_or_name, overrides)

@@ -1,4 +1,6 @@
 """APTViT: the plain vision transformer and its relatives: MAE, AugReg, DeiT, DINOv2, CLIP's image encoder."""
+from pathlib import Path
+
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLP, SwiGLU
 from apt_dense.core.normalisation import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD
@@ -79,3 +81,9 @@ class APTViT(PackedViT):
             ValueError: for an unknown name; it lists those that there are.
         """
         return from_presets(cls, PRESETS, name, overrides)
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, **overrides) -> 'APTViT':
+        """A model with published weights, in eval mode; see ``load_pretrained``."""
+        from apt_dense.core.pretrained import load_pretrained  # which knows all families
+        return load_pretrained(cls, path_or_name, overrides)

@@ -1,5 +1,6 @@
 """APTSAM3: the image encoder of SAM 3."""
 from collections.abc import Sequence
+from pathlib import Path
 
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLP
@@ -56,3 +57,9 @@ class APTSAM3(PackedViT):
             ValueError: for an unknown name.
         """
         return from_presets(cls, PRESETS, name, overrides)
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, **overrides) -> 'APTSAM3':
+        """A model with published weights, in eval mode; see ``load_pretrained``."""
+        from apt_dense.core.pretrained import load_pretrained  # which knows all families
+        return load_pretrained(cls, path_or_name, overrides)

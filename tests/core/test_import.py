@@ -8,9 +8,10 @@ import apt_dense
 
 PACKAGE = Path(apt_dense.__file__).parent
 # Only inside functions: they may be missing.
-OPTIONAL = {'attention.py': 'flash_attn', 'checkpoint_files.py': 'safetensors', '__init__.py': 'apt_dense'}
+OPTIONAL = {'attention.py': 'flash_attn', 'checkpoint_files.py': 'safetensors', '__init__.py': 'apt_dense',
+            'pretrained.py': 'huggingface_hub'}
 UNWANTED = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'timm', 'cv2', 'torchvision', 'detectron2', 'flash_attn',
-            'safetensors'}
+            'safetensors', 'huggingface_hub', 'transformers'}
 
 
 def test_importing_the_package_loads_torch_only():
