@@ -10,6 +10,7 @@ COMMANDS = {
     'patches': ('analysis_tools/visualize_patches.py', 'draw the patches that are chosen, count the tokens'),
     'calibrate': ('analysis_tools/calibrate_thresholds.py', 'find thresholds for a share of the tokens'),
     'convert': ('model_converters/eva02_to_mm.py', 'convert an official EVA-02 checkpoint'),
+    'convert-vit': ('model_converters/vit_to_mm.py', 'convert a ViT, DINOv2, DINOv3, CLIP or SAM 3'),
     'check': ('check_data.py', 'check a config and its data'),
     'export': ('export.py', "export a model's encoder: torch.export, ONNX"),
     'demo': ('demo/serve_page.py', 'a page to play with, in the browser'),
@@ -61,7 +62,7 @@ def _run(name: str, arguments: list[str]) -> None:
 
 
 def _help() -> str:
-    lines = [f'  {name:10} {what}' for name, (_, what) in COMMANDS.items()]
+    lines = [f'  {name:11} {what}' for name, (_, what) in COMMANDS.items()]
     return '\n'.join(['usage: apt-dense COMMAND ...', '', *lines, '', 'apt-dense COMMAND --help says more.'])
 
 
