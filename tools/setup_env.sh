@@ -61,7 +61,8 @@ missing_pins() {
 import re, sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-MODULES = {'mmengine': 'mmengine', 'mmdet': 'mmdet', 'mmsegmentation': 'mmseg', 'mmcv-lite': 'mmcv', 'torch': 'torch'}
+MODULES = {'mmengine': 'mmengine', 'mmdet': 'mmdet', 'mmsegmentation': 'mmseg', 'mmcv-lite': 'mmcv', 'torch': 'torch',
+           'torchvision': 'torchvision'}
 def installed(name, wanted):
     if name in MODULES:
         return find_spec(MODULES[name]) is not None
@@ -123,6 +124,16 @@ install_torchvision() {
     problem=$("$VENV/bin/python" -c 'import torchvision' 2>&1) || say "WARNING: torchvision does not load beside" \
         "torch $release (${problem##*$'\n'}): detectors will not run on a GPU. Install the torchvision of this" \
         "torch from where torch came from"
+}
+
+# What only tests compare with, in a folder that nothing else looks into: see requirements-oracles.txt.
+install_oracles() {
+    local missing folder=$VENV/oracles
+    missing=$(PYTHONPATH=$folder missing_pins requirements-oracles.txt)
+    [ -n "$missing" ] || return 0
+    say "installing" $missing "for the tests"
+    # shellcheck disable=SC2086  # one word a package
+    "${PIP[@]}" install -qq --no-deps --upgrade --target "$folder" $missing
 }
 
 check_compiler() {
@@ -279,6 +290,7 @@ main() {
     fi
     install_torchvision
     install_openmmlab
+    install_oracles
     if ! "$VENV/bin/python" -c 'import importlib.metadata as m; m.version("apt-dense")' 2>/dev/null; then
         "${PIP[@]}" install -qq --no-deps --no-build-isolation --editable .
     fi

@@ -179,6 +179,27 @@ def test_a_torchvision_that_does_not_load(tmp_path):
     assert 'WARNING: torchvision does not load beside torch 2.13.0 (OSError: libcudart): detectors will not run' in text
 
 
+@pytest.mark.parametrize(('there', 'expected'), [
+    ([], 'timm==1.0.31 torchvision==0.28.0'), (['venv/oracles'], ''), (['venv/lib'], 'timm==1.0.31')])
+def test_what_tests_compare_with_has_a_folder_of_its_own(tmp_path, there, expected):
+    """... but for a torchvision that the environment has, whatever its version."""
+    for place in there:
+        (tmp_path / place / 'torchvision').mkdir(parents=True)
+        (tmp_path / place / 'torchvision/__init__.py').touch()
+    if 'venv/oracles' in there:
+        metadata = tmp_path / 'venv/oracles/timm-1.0.31.dist-info'
+        metadata.mkdir()
+        (metadata / 'METADATA').write_text('Metadata-Version: 2.1\nName: timm\nVersion: 1.0.31\n')
+    (tmp_path / 'venv/bin').mkdir(parents=True)
+    python = tmp_path / 'venv/bin/python'
+    python.write_text(f'#!/bin/sh\nPYTHONPATH=$PYTHONPATH:{tmp_path}/venv/lib exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    status, text = shell(f'PIP=(echo pip)\ncd {ROOT}\ninstall_oracles', tmp_path)
+    installed = f'pip install -qq --no-deps --upgrade --target {tmp_path}/venv/oracles {expected}'
+    assert status == 0
+    assert [line for line in text.splitlines() if not line.startswith('[setup]')] == [installed] * bool(expected)
+
+
 def test_a_compiled_mmcv_stands_in_for_the_lite_one(tmp_path):
     """... and a fork for a stock package; another version of a fork does not stand for the one that is wanted."""
     packages = tmp_path / 'venv/lib'
