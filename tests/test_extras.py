@@ -31,6 +31,7 @@ MAY_USE = {
     'apt_dense': ('images', 'tools'),
     'configs': ('mm',),
     'tools/export.py': ('mm', 'export'),
+    'tools/benchmark/benchmark_encoders.py': ('hf',),
     'tools': ('mm', 'images', 'tools'),
     'tests': ('mm', 'test', 'hf'),
 }
