@@ -17,9 +17,9 @@ _libraries = []  # definitions are gone with their library
 def published(name: str) -> ModuleType:
     """A library, or skip the test.
 
-    timm imports torchvision at once.  PyPI's is built for CUDA: beside a torch for CPUs its compiled part does not
-    load, and its Python part stops where it describes two operators that are not there.  They are declared here,
-    without being defined; then the Python part loads, which is all that timm needs.
+    timm and transformers' SAM 3 import torchvision.  PyPI's is built for CUDA: beside a torch for CPUs its compiled
+    part does not load, and its Python part stops where it describes two operators that are not there.  They are
+    declared here, without being defined; then the Python part loads, which is all that these need.
     """
     if FOLDER.is_dir() and str(FOLDER) not in sys.path:
         sys.path.append(str(FOLDER))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import apt_dense
 from tests.core.packed import tokens_of_blocks
 from tests.core.toys import randomise
+from tests.hf.models import sam3
 from tests.published import published
 
 SIZES = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
@@ -96,7 +97,7 @@ def their_tokens(model: nn.Module, x: Tensor, norm: nn.Module) -> list[Tensor]:
 
 
 def compare(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
-    assert len(ours) == len(theirs) == SIZES['num_hidden_layers'] + 1
+    assert len(ours) == len(theirs) > SIZES['num_hidden_layers']
     for mine, wanted in zip(ours, theirs, strict=True):
         assert wanted.std() > 0.1
         torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=0)
@@ -134,3 +135,13 @@ def test_sam3(grid: tuple[int, int], global_blocks: tuple[int, ...], tmp_path: P
         ours = apt_dense.APTSAM3.from_pretrained(tmp_path, **scales)
         assert ours.window_size == 8 and ours.global_blocks == set(global_blocks)
         compare(tokens_of_blocks(ours, x), wanted)
+
+
+def test_the_encoder_of_a_whole_sam3(tmp_path: Path, transformers: ModuleType):
+    theirs = sam3()
+    theirs.save_pretrained(tmp_path)
+    x = torch.randn(2, 3, 112, 112)
+    wanted = [output.flatten(1, 2) for output in their_tokens(theirs.vision_encoder.backbone, x, nn.Identity())]
+    ours = apt_dense.APTSAM3.from_pretrained(tmp_path, num_scales=3, thresholds=(-1, -1))
+    assert ours.window_size == 4 and ours.global_blocks == {1, 3}
+    compare(tokens_of_blocks(ours, x), wanted)

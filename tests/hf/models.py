@@ -1,11 +1,11 @@
 """Small models of transformers with random weights, for the tests of apt_dense.hf."""
-import importlib
-import importlib.util
 from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
+
+from tests.published import published
 
 SIZES = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=64, patch_size=16)
 MLP = dict(SIZES, intermediate_size=64)
@@ -13,26 +13,11 @@ TEXT = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_atten
             max_position_embeddings=8, projection_dim=32, bos_token_id=0, eos_token_id=1)
 STAGES = dict(out_features=['stem', 'stage1', 'stage3'])
 FLAG = dict(interpolate_pos_encoding=True)
-_SCHEMAS = []  # alive as long as the process
 
 
 def transformers() -> ModuleType:
-    """The package; skips the test where it is missing.
-
-    SAM 3 imports torchvision.  Its wheel on PyPI is for CUDA: beside a CPU build of torch its compiled operators do not
-    load, and the import of its Python part fails at the first one's name.  Two schemas are enough for it.
-    """
-    package = pytest.importorskip('transformers')
-    if importlib.util.find_spec('torchvision') is not None and not _SCHEMAS:
-        try:
-            importlib.import_module('torchvision')
-        except RuntimeError:
-            library = torch.library.Library('torchvision', 'DEF')
-            for name in ('nms', 'qnms'):
-                library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-            _SCHEMAS.append(library)
-            importlib.import_module('torchvision')
-    return package
+    """The package; skips the test where it is missing.  (SAM 3 imports torchvision.)"""
+    return published('transformers')
 
 
 def build(kind: str, **settings) -> nn.Module:
