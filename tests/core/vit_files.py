@@ -1,8 +1,15 @@
-"""State dicts of ``PackedViT``'s names as other libraries have them: made up, for every layout that is converted."""
+"""State dicts of ``PackedViT``'s names as other libraries have them: made up, for every layout that is converted.
+
+    python tests/core/vit_files.py dinov3_l.safetensors
+
+makes a file of random weights in the layout of transformers' DINOv3-L, at full size.
+"""
 import re
+import sys
 from collections.abc import Callable
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from apt_dense import APTSAM3, APTDINOv3, APTViT
@@ -248,3 +255,6 @@ FILES = {
     'hf_sam3': (sam3, 'sam3', hf_sam3),
     'meta_sam3': (sam3, 'sam3', meta_sam3),
 }
+
+if __name__ == '__main__':
+    save_file(hf_dinov3(random_state(APTDINOv3.from_preset('L'))), sys.argv[1])
