@@ -12,8 +12,10 @@ from mmengine.runner import load_checkpoint
 from safetensors.torch import save_file
 
 from apt_dense import APTDINOv3, APTViT
+from apt_dense.converting import read_config
+from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.core.vit_conversion import convert_vit
-from tests.core.vit_files import DEPTH, FILES, fused_qkv, hf_dinov3, random_state
+from tests.core.vit_files import DEPTH, FILES, fused_qkv, hf_dinov2, hf_dinov3, hf_vit, random_state
 from tests.locations import TOOLS
 from tests.mm.conftest import CONFIGS
 
@@ -126,6 +128,27 @@ def test_files_of_each_kind(layout, tmp_path, convert):
         wanted = convert_vit(file).state_dict
         assert content['meta']['family'] == family and content['state_dict'].keys() == wanted.keys()
         assert all(torch.equal(tensor, wanted[key]) for key, tensor in content['state_dict'].items())
+
+
+# Config -> family, published size, and what makes a file of it.
+CONFIGS_OF = {
+    'dinov3_b_coco_1024': (APTDINOv3, 'B', hf_dinov3), 'apt_dinov3_l_coco_1536': (APTDINOv3, 'L', hf_dinov3),
+    'apt_dinov3_b_ade20k_640': (APTDINOv3, 'B', hf_dinov3), 'dinov3_l_ade20k_512': (APTDINOv3, 'L', hf_dinov3),
+    'apt_dinov2_l_ade20k_512': (APTViT, 'dinov2_l', hf_dinov2), 'mae_l_ade20k_512': (APTViT, 'mae_l', hf_vit),
+    'apt_mae_l_ade20k_512': (APTViT, 'mae_l', hf_vit)}
+
+
+@pytest.mark.parametrize('name', CONFIGS_OF)
+def test_published_sizes_fit_the_configs(name):
+    """By their shapes alone, which take no memory."""
+    family, preset, write = CONFIGS_OF[name]
+    shapes, _ = read_config(str(CONFIGS / f'{name}.py'))
+    with torch.device('meta'):
+        file = write(family.from_preset(preset).state_dict())
+    conversion = convert_vit(file, target_shapes=shapes)
+    assert {key: tensor.shape for key, tensor in conversion.state_dict.items()} == {
+        key: shape for key, shape in shapes.items() if key.startswith('backbone.') and key.removeprefix('backbone.')
+        not in ADDED_PARAMETERS}
 
 
 # ---- what is refused: one line, status 2, and no file ----
