@@ -66,6 +66,8 @@ def read_pickle(path: Path) -> object:
     Raises:
         ValueError: if it is damaged, or holds more than plain data.
     """
+    if _is_program(path):
+        raise ValueError(f'{path} is a TorchScript program, which is not run. Give a file of its state dict')
     try:
         return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -90,6 +92,17 @@ def _what_is_wrong(path: Path) -> str:
         return ('it is damaged, or holds more than plain data, and is not loaded, because that could run code. Copy or '
                 'download it again, or ask its author for a file with tensors only')
     return 'it is another kind of file. Give a .pth, .pt or .safetensors file'
+
+
+def _is_program(path: Path) -> bool:
+    """True for what torch.jit.save has written."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith('/constants.pkl') for name in archive.namelist())
+    except zipfile.BadZipFile:  # is_zipfile looks at the end alone
+        return False
 
 
 def _unsafe_names(path: Path) -> list[str]:

@@ -93,3 +93,13 @@ def test_files_that_are_something_else(content, tmp_path):
     (tmp_path / 'other.pth').write_bytes(content)
     with pytest.raises(ValueError, match=r'other\.pth (is damaged|cannot be read as a checkpoint|holds)'):
         load_official(tmp_path / 'other.pth')
+
+
+def test_a_program(tmp_path, recwarn):
+    """OpenAI's files of CLIP are such; torch would say how to run them."""
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'clip.pt')
+    recwarn.clear()
+    with pytest.raises(ValueError, match=r'clip\.pt is a TorchScript program, which is not run\. Give a file of its '
+                                         r'state dict$'):
+        load_official(tmp_path / 'clip.pt')
+    assert not recwarn.list
