@@ -11,7 +11,7 @@ from apt_dense.core.checkpoint_files import listed, load_official
 WEIGHT_FILES = ('model.safetensors.index.json', 'model.safetensors', 'pytorch_model.bin.index.json',
                 'pytorch_model.bin', 'open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
 INDEX = '.index.json'
-CONFIG, PREPROCESSING = 'config.json', 'preprocessor_config.json'
+CONFIG, PREPROCESSING, PROCESSOR = 'config.json', 'preprocessor_config.json', 'processor_config.json'
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Checkpoint:
         state_dict: names -> tensors.
         entry, others: see ``load_official``.
         config: of the model, as config.json has it; empty if there is none.
-        preprocessing: the same of preprocessor_config.json.
+        preprocessing: of images, as preprocessor_config.json has it, or processor_config.json in its image_processor.
     """
     state_dict: dict[str, Tensor]
     entry: str = ''
@@ -51,7 +51,8 @@ def read_checkpoint(path: str | Path, wrapper: str | None = None) -> Checkpoint:
         checkpoint = Checkpoint(*load_official(path, wrapper))
     if path.name in WEIGHT_FILES:
         checkpoint.config = _read_json(path.with_name(CONFIG))
-        checkpoint.preprocessing = _read_json(path.with_name(PREPROCESSING))
+        checkpoint.preprocessing = _read_json(path.with_name(PREPROCESSING)) or (
+            _read_json(path.with_name(PROCESSOR)).get('image_processor', {}))
     return checkpoint
 
 

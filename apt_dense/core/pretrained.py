@@ -3,7 +3,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from apt_dense.core.checkpoint_folders import CONFIG, PREPROCESSING, WEIGHT_FILES, read_checkpoint
+from apt_dense.core.checkpoint_folders import CONFIG, PREPROCESSING, PROCESSOR, WEIGHT_FILES, read_checkpoint
 from apt_dense.core.renaming import fit
 from apt_dense.core.vit import PackedViT
 from apt_dense.core.vit_conversion import OPTIONAL, convert_vit
@@ -71,13 +71,14 @@ def locate(path_or_name: str | Path) -> Path:
         raise ValueError(f'{path_or_name} does not exist, and is no name of a model at Hugging Face, OWNER/NAME')
     with from_extra('hf'):
         from huggingface_hub import snapshot_download
-    folder = None
     for files in DOWNLOADS:
+        wanted = [CONFIG, PREPROCESSING, PROCESSOR, *files]
         try:
-            folder = Path(snapshot_download(str(path_or_name), allow_patterns=[CONFIG, PREPROCESSING, *files]))
+            folder = Path(snapshot_download(str(path_or_name), allow_patterns=wanted))
         except (OSError, ValueError) as error:
-            raise ValueError(f'{path_or_name} does not exist here, and was not fetched from Hugging Face: '
-                             f'{str(error).splitlines()[0]} Without a connection give a local folder') from error
+            reason = str(error).partition('\n')[0].rstrip('. ')
+            raise ValueError(f'{path_or_name} does not exist here, and was not fetched from Hugging Face: {reason}. '
+                             'Without a connection give a local folder') from error
         if any((folder / name).is_file() for name in WEIGHT_FILES):
             return folder
     raise ValueError(f'{path_or_name} at Hugging Face has none of {", ".join(WEIGHT_FILES)}: fetch a file and give its '

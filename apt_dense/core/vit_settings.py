@@ -6,9 +6,11 @@ from apt_dense.core.normalisation import CLIP_MEAN, CLIP_STD
 from apt_dense.core.vit_conversion import ViTConversion
 from apt_dense.core.vit_sizes import heads_of
 
-# transformers' model_type of an image encoder -> family.
+# transformers' model_type of an image encoder -> family, and what a config that leaves it out means.
 MODEL_TYPES = {'vit': 'vit', 'vit_mae': 'vit', 'deit': 'vit', 'dinov2': 'dinov2', 'dinov2_with_registers': 'dinov2',
                'dinov3_vit': 'dinov3', 'clip_vision_model': 'clip', 'sam3_vit_model': 'sam3'}
+USUAL = {'vit': dict(layer_norm_eps=1e-12), 'dinov2': dict(layer_norm_eps=1e-6), 'dinov3': dict(layer_norm_eps=1e-5),
+         'clip': dict(layer_norm_eps=1e-5, hidden_act='quick_gelu'), 'sam3': dict(layer_norm_eps=1e-6)}
 SECTIONS = ('detector_config', 'vision_config', 'backbone_config')  # where whole models keep their image encoder's
 CLIP_DEFAULTS = dict(norm_eps=1e-5, img_mean=CLIP_MEAN, img_std=CLIP_STD)
 SAM3_THETA = 10000.0  # APTSAM3's base of the rotations
@@ -20,7 +22,7 @@ def arguments_of(conversion: ViTConversion, config: Mapping, preprocessing: Mapp
     Args:
         conversion: of the file.
         config: content of config.json, as transformers or timm writes it; empty if there is none.
-        preprocessing: content of preprocessor_config.json, or empty.
+        preprocessing: of images, as preprocessor_config.json has it; or empty.
         overrides: what the user has said; it stands above all else.
 
     Raises:
@@ -70,6 +72,8 @@ def _of_transformers(config: Mapping, conversion: ViTConversion) -> dict:
     if MODEL_TYPES.get(kind, family) != family:
         raise ValueError(f'config.json is of model_type {kind!r}, and the tensors are of the family {family}: the two '
                          'do not belong together')
+    if kind in MODEL_TYPES:
+        config = USUAL[family] | dict(config)
     for name, size in (('hidden_size', 'embed_dims'), ('num_hidden_layers', 'depth')):
         if name in config and config[name] != conversion.sizes[size]:
             raise ValueError(f'config.json has {name}={config[name]}, and the tensors {conversion.sizes[size]}: the '
@@ -83,14 +87,17 @@ def _of_transformers(config: Mapping, conversion: ViTConversion) -> dict:
     if family == 'sam3':
         if rope.get('rope_theta', SAM3_THETA) != SAM3_THETA:
             raise ValueError(f'config.json has rope_theta={rope["rope_theta"]}, and APTSAM3 has {SAM3_THETA:g}')
-        arguments |= dict(window_size=config['window_size'], rope_cells=config['window_size'],
-                          global_block_indexes=tuple(config['global_attn_indexes']), img_size=config['image_size'])
+        arguments |= {ours: config[theirs] for theirs, ours in (
+            ('window_size', 'window_size'), ('window_size', 'rope_cells'), ('image_size', 'img_size'),
+            ('global_attn_indexes', 'global_block_indexes')) if theirs in config}
     return arguments
 
 
 def _activation(config: Mapping, conversion: ViTConversion) -> dict:
     """The MLP's, where the family's class leaves a choice."""
     name, family = config.get('hidden_act', 'gelu'), conversion.family
+    if family == 'clip' and 'hidden_act' not in config:
+        return {}
     if conversion.sizes.get('mlp') == 'swiglu':
         if family == 'dinov3' and name != 'silu':
             raise ValueError(f'config.json has hidden_act={name!r} in a gated MLP, and APTDINOv3 has silu')

@@ -60,6 +60,24 @@ def test_settings_of_the_config(tmp_path):
     assert APTViT.from_pretrained(tmp_path).resampling == 'bicubic'
 
 
+@pytest.mark.parametrize(('layout', 'kind', 'eps', 'activation'), [
+    ('hf_vit', 'vit', 1e-12, 'GELU'), ('hf_dinov2', 'dinov2', 1e-6, 'GELU'), ('hf_clip', 'clip_vision_model', 1e-5,
+                                                                              'QuickGELU'),
+    ('llava', 'clip_vision_model', 1e-5, 'QuickGELU')])
+def test_a_config_that_leaves_out_what_is_usual(tmp_path, layout, kind, eps, activation):
+    """transformers' defaults, as in the configs of LLaVA, whose image encoder's says nothing of them."""
+    folder(tmp_path, layout, model_type='llava', vision_config=dict(model_type=kind, num_attention_heads=4))
+    model = APTViT.from_pretrained(tmp_path)
+    assert model.norm.eps == model.blocks[0].norm1.eps == eps
+    assert type(model.blocks[0].mlp.act).__name__ == activation
+
+
+def test_sam3s_config_may_be_short(tmp_path):
+    folder(tmp_path, 'hf_sam3', model_type='sam3_vit_model', num_attention_heads=4, global_attn_indexes=[0])
+    model = APTSAM3.from_pretrained(tmp_path)
+    assert model.window_size == 24 and model.global_blocks == {0}
+
+
 def test_configs_of_other_model_types(tmp_path):
     """One of a relative counts (I-JEPA's, say), one of a language model does not."""
     folder(tmp_path, 'hf_vit', model_type='ijepa', **CONFIG)
@@ -77,6 +95,10 @@ def test_normalisation(tmp_path):
     assert model.chooser.img_mean == (127.5, 102.0, 76.5) and model.chooser.img_std == HALF_STD
     assert APTViT.from_pretrained(tmp_path, img_mean=(1, 2, 3)).chooser.img_mean == (1, 2, 3)
     (tmp_path / 'preprocessor_config.json').unlink()
+    (tmp_path / 'processor_config.json').write_text(
+        '{"image_processor": {"image_mean": [0.1, 0.1, 0.1], "image_std": [0.5, 0.5, 0.5]}}')
+    assert APTViT.from_pretrained(tmp_path).chooser.img_mean == (25.5,) * 3
+    (tmp_path / 'processor_config.json').unlink()
     folder(tmp_path, 'timm_vit', architecture='vit_base', pretrained_cfg=dict(mean=[0.2] * 3, std=[0.5] * 3))
     assert APTViT.from_pretrained(tmp_path, num_heads=4).chooser.img_mean == (51.0,) * 3
     folder(tmp_path, 'hf_clip', model_type='clip_vision_model', **CONFIG)
