@@ -156,7 +156,7 @@ def test_a_config_in_a_checkpoint_is_data_not_code(tmp_path, checkpoints):
     (('text.py',), 'config text.py cannot be read, mend it: SyntaxError'),
     (('bare.pth',), 'bare.pth holds no config: give the config first'),
     (('bare.pth', 'bare.pth'), 'are both checkpoints'),
-    (('resnet.py',), 'wanted a detector with a roi_head or a segmentor with a decode_head on a backbone that packs tokens'),
+    (('resnet.py',), 'or a segmentor with a decode_head on a backbone that packs tokens'),
 ])
 def test_what_cannot_be_opened(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
