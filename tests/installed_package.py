@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 EXTRAS = ('export', 'images', 'mm', 'supervision', 'test', 'tools')  # all but flash and gpu
 # Of no use without a clone: they install, drill or document the project itself.
 LEFT_OUT = ('setup_env.sh', 'benchmark/benchmark_docs.py', 'demo/draw_overview.py', 'demo/draw_pictures.py',
+            'demo/draw_encoders.py',
             'analysis_tools/model_zoo.py', 'docs/', 'fault_drill/', 'experiments/')
 OWN_CONFIG = """_base_ = 'apt_dense::apt_eva02_ti_demo_det.py'
 train_cfg = dict(max_iters=1)
