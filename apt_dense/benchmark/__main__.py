@@ -44,6 +44,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         '(wall)')
     parser.add_argument('--repeats', type=int, help='rounds that count (CPU 3, GPU 20)')
     parser.add_argument('--warmup', type=int, help='rounds before them (CPU 1, GPU 5)')
+    parser.add_argument('--new-images', action='store_true', help='another batch in each round, of another number of '
+                        'tokens: what a GPU does once for each number is counted')
     parser.add_argument('--threads', type=int, help='of a CPU')
     parser.add_argument('--tome', action='store_true', help='token merging too, at as many tokens; and distances')
     parser.add_argument('--checkpoint', type=Path, help='weights of the backbone, by eva02_to_mm.py; by tools/train.py '
@@ -58,6 +60,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('--suite has images of its own: leave the photographs out, or the suite')
     if args.photos and args.kept:
         parser.error('photographs keep what --thresholds let them: leave --kept out')
+    if args.photos and args.new_images:
+        parser.error('photographs are one batch: leave --new-images out')
     if args.profile and (args.json or args.plot):
         parser.error('--profile prints, and measures nothing: leave --json and --plot out')
     for option, given, extra, packages in (('PHOTO', args.photos, 'images', ('numpy', 'PIL')),
@@ -113,8 +117,8 @@ def cases_of(args: argparse.Namespace) -> list[tuple[str, Case]]:
     settings = dict(dtype=args.dtype, backend=args.backend)
     for name in ('compiled', 'with_cp', 'deterministic'):
         settings[name] = [bool(value) for value in getattr(args, name) or ()]
-    single = {name: [value] for name, value in dict(device=args.device, depth=args.depth, clock=args.clock).items()
-              if value is not None}
+    single = {name: [value] for name, value in dict(device=args.device, depth=args.depth, clock=args.clock,
+                                                    new_images=args.new_images or None).items() if value is not None}
     settings = {name: values for name, values in settings.items() if values} | single
     chosen = {name: values for name, values in chosen.items() if values}
     if args.suite:

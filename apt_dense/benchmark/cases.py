@@ -46,6 +46,8 @@ class Case:
         deterministic: under ``torch.use_deterministic_algorithms``.
         clock: on a CPU 'wall', or 'process', the processor time of this process: on a machine that others use, with one
             thread, it is far less noisy.
+        new_images: another batch in each round, of another number of tokens each time, as in use.  What a GPU does once
+            for each number of tokens, such as cuDNN's plans, is then in every round, and with one batch in none.
         depth: blocks, 0 for the model's own number; fewer blocks keep their kind, so the rest is an earlier end.
     """
     model: str = 'B'
@@ -62,6 +64,7 @@ class Case:
     with_cp: bool = False
     deterministic: bool = False
     clock: str = 'wall'
+    new_images: bool = False
     depth: int = 0
 
     @property
@@ -149,13 +152,23 @@ class Case:
         dtype = torch.float32 if train else getattr(torch, self.dtype)
         return model.train(train).to(self.device, dtype)
 
-    def build_input(self) -> Tensor:
-        """The batch (B, 3, S, S), normalised, on the device, in the dtype of the forward pass."""
+    def build_input(self, number: int = 0) -> Tensor:
+        """A batch (B, 3, S, S), normalised, on the device, in the dtype of the forward pass.
+
+        Args:
+            number: of the batch.  Synthetic images are others for each, and keep 3, -3, 6, -6, ... tokens more than
+                those of batch 0.
+
+        Raises:
+            ValueError: if a photograph cannot be read, or as many tokens cannot be kept.
+        """
         kept = (NO_REDUCTION_KEPT,) * self.batch if self.no_reduction else self.kept
         family, preset = encoder(self.model)
         chooser = family.build_chooser(**preset)
+        more = 3 * ((number + 1) // 2) * (1 if number % 2 else -1)  # tokens: whole merges of four patches
+        kept = [fraction + more / (self.img_size // chooser.patch_size)**2 for fraction in kept]
         batch = build_batch(self.img_size, kept, self.photos, len(self.thresholds) + 1, chooser.patch_size,
-                            chooser.img_mean, chooser.img_std)
+                            chooser.img_mean, chooser.img_std, number * self.batch)
         return batch.to(self.device, torch.float32 if self.mode == 'train' else getattr(torch, self.dtype))
 
     def autocast(self) -> AbstractContextManager:

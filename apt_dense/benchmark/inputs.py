@@ -80,9 +80,10 @@ def normalise(image: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequenc
 
 def build_batch(img_size: int, kept: Sequence[float] = (), photos: Sequence[str | Path] = (), num_scales: int = 4,
                 patch_size: int = 16, mean: Sequence[float] = IMAGENET_MEAN,
-                std: Sequence[float] = IMAGENET_STD) -> Tensor:
+                std: Sequence[float] = IMAGENET_STD, first_seed: int = 0) -> Tensor:
     """One image for each of ``photos``, or else for each kept fraction of ``kept``: (B, 3, S, S), normalised.
 
+    Synthetic images are of the seeds from ``first_seed`` on.
     Photographs are as a detector sees them: the longest side resized to S, padded after normalisation.
 
     Raises:
@@ -95,5 +96,5 @@ def build_batch(img_size: int, kept: Sequence[float] = (), photos: Sequence[str 
     side = img_size // patch_size
     return normalise(torch.stack([
         synthetic_image(synthetic_scales(fraction, side, side, num_scales, seed), patch_size, seed)
-        for seed, fraction in enumerate(kept)
+        for seed, fraction in enumerate(kept, first_seed)
     ]), mean, std)

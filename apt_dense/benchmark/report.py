@@ -176,6 +176,8 @@ def describe(rows: Sequence[Row]) -> str:
         parts.append(f'{"attention " if name == "backend" else ""}{" and ".join(values)}'
                      f'{" time" if name == "clock" else ""}')
     parts.append(' and '.join(dict.fromkeys(count(rounds_of(row['dense']), 'round') for row in rows)))
+    if any(row['case'].get('new_images') for row in rows):
+        parts.append('new images in each')
     return ', '.join(parts)
 
 

@@ -1,13 +1,13 @@
 """Run one case: what it measures, as plain data."""
 import dataclasses
 import datetime
+import itertools
 import platform
 import shutil
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,10 @@ def run_case(case: Case, repeats: int, warmup: int = 1, with_tome: bool = False,
 
     Returns:
         A row, for JSON: 'case'; 'title'; 'thresholds'; 'tokens' of each image, class tokens not counted, 'cells' of the
-        batch, 'kept'; for each method its 'seconds', 'multiply_adds', 'stages' and 'memory', and for APT and token
-        merging 'speedup' (the median over the rounds, with its 'speedup_range') and 'ideal', of multiply-adds;
-        'distance'; and 'paper', where the paper has such a row.
+        batch, 'kept' (of new images: tokens of the first round's, the mean of the others over the rounds); for each
+        method its 'seconds', 'multiply_adds', 'stages' and 'memory', and for APT and token merging 'speedup' (the
+        median over the rounds, with its 'speedup_range') and 'ideal', of multiply-adds; 'distance'; and 'paper', where
+        the paper has such a row.
 
     Raises:
         ValueError: for token merging in a training step, or at a fraction or a depth that it cannot reach; for a
@@ -71,9 +72,9 @@ def run_case(case: Case, repeats: int, warmup: int = 1, with_tome: bool = False,
 
 def check_tome(case: Case) -> None:
     """Raise ValueError for a row that token merging does not have."""
-    if case.mode == 'train' or case.compiled:
-        raise ValueError('token merging is compared in forward passes that are not compiled: use --mode forward, '
-                         '--compiled 0')
+    if case.mode == 'train' or case.compiled or case.new_images:
+        raise ValueError('token merging is compared in forward passes over one batch that are not compiled: use '
+                         '--mode forward, --compiled 0, and leave --new-images out')
 
 
 def _measure(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool, memory: bool,
@@ -90,35 +91,43 @@ def _measure(case: Case, repeats: int, warmup: int, with_tome: bool, stages: boo
 def _times(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool,
            checkpoint: str | Path | None) -> Row:
     """What the models do, their times and their ideal."""
-    x = case.build_input()
+    batches = [case.build_input(number) for number in range(warmup + repeats if case.new_images else 1)]
     models: dict[str, nn.Module] = {kind: case.build_model(kind == 'dense', checkpoint) for kind in ('dense', 'apt')}
-    layout = models['apt'].make_layout(x)
-    dense = dense_layout(layout)
-    tokens = [length - layout.num_prefix for length in layout.images.lengths]
+    layouts = [models['apt'].make_layout(x) for x in batches[warmup if case.new_images else 0:]]
+    dense = dense_layout(layouts[0])
+    tokens = [[length - layout.num_prefix for length in layout.images.lengths] for layout in layouts]
     settings = dataclasses.asdict(case) | dict(photos=[Path(photo).name for photo in case.photos])
     row: Row = dict(title=case.title, case=settings, batch=case.batch, device=device_name(case.device),
-                    thresholds=case.apt_thresholds, tokens=tokens, cells=layout.num_cells,
-                    kept=sum(tokens) / layout.num_cells)
-    work = {'dense': multiply_adds(models['dense'], dense), 'apt': multiply_adds(models['apt'], layout)}
+                    thresholds=case.apt_thresholds, tokens=tokens[0], cells=dense.num_cells,
+                    kept=statistics.fmean(map(sum, tokens)) / dense.num_cells)
+    work = {'dense': [multiply_adds(models['dense'], dense)],
+            'apt': [multiply_adds(models['apt'], layout) for layout in layouts]}
     if with_tome:
         models['tome'] = TokenMerging(models['dense'], row['kept'])
-        work['tome'] = models['tome'].multiply_adds(dense)
-        row['distance'] = {name: distance(models['dense'], models[name], x) for name in ('apt', 'tome')}
-    functions = {name: partial(seconds_of_pass, case, model, x) for name, model in models.items()}
+        work['tome'] = [models['tome'].multiply_adds(dense)]
+        row['distance'] = {name: distance(models['dense'], models[name], batches[0]) for name in ('apt', 'tome')}
+    functions = {name: _in_turn(seconds_of_pass, case, model, batches) for name, model in models.items()}
     seconds = interleave(functions, repeats, warmup)
+    operations = {name: statistics.mean(count.train_step(case.with_cp) if case.mode == 'train' else count.total
+                                        for count in counts) for name, counts in work.items()}
     for name, times in seconds.items():
-        operations = {key: work[key].train_step(case.with_cp) if case.mode == 'train' else work[key].total
-                      for key in ('dense', name)}
         row[name] = dict(seconds=summary(times), multiply_adds=operations[name])
         if name != 'dense':
             ratios = [base / time for base, time in zip(seconds['dense'], times, strict=True)]
             row[name] |= dict(speedup=statistics.median(ratios), speedup_range=[min(ratios), max(ratios)],
                               ideal=operations['dense'] / operations[name])
     if stages:
-        functions = {name: partial(seconds_of_stages, case, models[name], x) for name in ('dense', 'apt')}
+        functions = {name: _in_turn(seconds_of_stages, case, models[name], batches) for name in ('dense', 'apt')}
         for name, samples in interleave(functions, max(1, repeats // 3), 0).items():
             row[name]['stages'] = median_stages(samples)
     return row
+
+
+def _in_turn(measure: Callable[[Case, nn.Module, Tensor], Any], case: Case, model: nn.Module,
+             batches: Sequence[Tensor]) -> Callable[[], Any]:
+    """A function that measures the model on the next batch each time."""
+    turns = itertools.cycle(batches)
+    return lambda: measure(case, model, next(turns))
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from apt_dense.benchmark.run import code_version, run_case
 from apt_dense.benchmark.suites import PAPER, SUITES
 from apt_dense.core.attention import _kernel
 from apt_dense.core.block import _compiled_parts
-from apt_dense.core.flops import ideal_speedup
+from apt_dense.core.flops import ideal_speedup, multiply_adds
 from apt_dense.core.position import resample_positions
 from apt_dense.core.scorers import _compiled_scorer
 
@@ -207,9 +207,9 @@ def test_errors_are_one_line(capsys):
     assert capsys.readouterr().err.startswith('error: ')
     assert main(['--suite', 'paper', '--model', 'S']) == 2
     assert 'the suite paper has no row' in capsys.readouterr().err
-    for words in (['--mode', 'forward', 'train'], ['--compiled', '0', '1'], ['--suite', 'kept']):
+    for words in (['--mode', 'forward', 'train'], ['--compiled', '0', '1'], ['--suite', 'kept'], ['--new-images']):
         assert main(['--tome', *words]) == 2  # before the first row is measured
-        assert 'token merging is compared in forward passes that are not compiled' in capsys.readouterr().err
+        assert 'token merging is compared in forward passes over one batch that are not' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('arguments', [['--suite', 'paper', 'x.jpg'], ['x.jpg', '--kept', '0.5'],
@@ -369,3 +369,34 @@ def test_encoders_and_their_geometries():
     for model, geometry in (('DINOv3-L', 'det'), ('B', 'own')):
         with pytest.raises(ValueError, match=f'{model} has no geometry .{geometry}.: EVA-02 has det, seg and demo'):
             Case(model, geometry).arguments(True)
+
+
+def test_new_images_have_other_numbers_of_tokens(monkeypatch):
+    """Every method sees the same batch in a round, no batch comes twice, and the ideal is of those that count."""
+    seen = []
+    original = sys.modules['apt_dense.benchmark.run'].seconds_of_pass
+    monkeypatch.setattr('apt_dense.benchmark.run.seconds_of_pass',
+                        lambda case, model, x: (seen.append((model.num_scales, x)), original(case, model, x))[1])
+    case = replace(TINY, new_images=True)
+    row = run_case(case, 3, 1, stages=False, memory=False)
+    rounds = [dict(seen[place:place + 2]) for place in range(0, 8, 2)]
+    assert all(torch.equal(batches[1], batches[4]) for batches in rounds), 'dense and APT side by side'
+    model = case.build_model(dense=False)
+    layouts = [model.make_layout(batches[1]) for batches in rounds]
+    totals = [sum(layout.images.lengths) for layout in layouts]
+    assert totals == [230, 236, 224, 242]
+    assert row['tokens'] == [157, 79] and row['kept'] == pytest.approx(sum(totals[1:]) / 3 / 512)
+    assert row['apt']['multiply_adds'] == pytest.approx(
+        sum(multiply_adds(model, layout).total for layout in layouts[1:]) / 3)
+    assert 'new images in each' in report.describe([row]) and 'new images' not in report.describe(
+        [run_case(TINY, 1, 0, stages=False, memory=False)])
+
+
+def test_new_images_are_a_choice_of_the_command_line(capsys):
+    (_, case), = cases_of(parse_args(['--new-images']))
+    assert case.new_images and not cases_of(parse_args([]))[0][1].new_images
+    with pytest.raises(SystemExit):
+        parse_args(['x.jpg', '--new-images'])
+    assert 'photographs are one batch: leave --new-images out' in capsys.readouterr().err
+    assert main(['--new-images', '--kept', '0.9999', '--img-size', '512', '--model', 'Ti', '--depth', '1']) == 2
+    assert 'of 1024 cells' in capsys.readouterr().err
