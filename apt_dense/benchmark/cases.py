@@ -140,7 +140,8 @@ class Case:
             ValueError: if the checkpoint's backbone is not this row's.
         """
         torch.manual_seed(0)
-        model = encoder(self.model)[0](**self.arguments(dense))
+        with torch.device(self.device):  # a GPU draws the weights of L at once, a CPU in seconds
+            model = encoder(self.model)[0](**self.arguments(dense))
         torch.manual_seed(1)  # again: what APT adds has used up random numbers
         prefix = (model.cls_token, model.reg_token)
         for parameter in (model.pos_embed, *model.patch_embed.proj.parameters(), *model.blocks.parameters(), *prefix):
