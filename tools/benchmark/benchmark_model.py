@@ -78,7 +78,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--max-iter', type=int, default=50, help='batches that count (50)')
     parser.add_argument('--num-warmup', type=int, default=5, help='batches before them (5)')
     parser.add_argument('--amp', action='store_true', help='mixed precision, in inference for the backbone '
-                        'alone; bfloat16 on a CPU, else float16')
+                        'alone; bfloat16, float16 on a GPU before Ampere')
     parser.add_argument('--clock', choices=['wall', 'process'], default='wall',
                         help='CPU only; process: processor time of this process')
     parser.add_argument('--threads', type=int, help='of a CPU')
