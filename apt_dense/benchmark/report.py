@@ -45,7 +45,7 @@ def _mib(entry: dict[str, Any] | None, which: str = 'extra') -> str:
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns; the first column is text, the others are numbers."""
-    widths = [max(len(line[i]) for line in (header, *lines)) for i in range(len(header))]
+    widths = [max(2, *(len(line[i]) for line in (header, *lines))) for i in range(len(header))]
     rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
 
     def joined(cells: Sequence[str]) -> str:

@@ -1,8 +1,9 @@
-"""What the files of docs/benchmarks say about the goals of speed and memory."""
+"""What a folder of figures, such as docs/benchmarks, says about the goals of speed and memory."""
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from apt_dense.benchmark.report import markdown, mode_of
 from apt_dense.benchmark.run import Row
@@ -29,13 +30,16 @@ class Goal:
     methods: tuple[str, ...] = ()
 
 
-def table(folder: Path) -> str:
+def table(folder: Path, goals: Sequence[Goal] | None = None) -> str:
     """The goals, what the rows of the folder's NAME.json say, and whether all of them meet the goal.
 
-    Goals of which a file is not there or has no row are not met yet, or are missed already.
+    Goals of which a file is not there, has no row or leaves rows out are not met yet, or are missed already.
+
+    Args:
+        goals: GOALS if None.
     """
     lines = []
-    for goal in GOALS:
+    for goal in GOALS if goals is None else goals:
         paths = [folder / f'{name}.json' for name in goal.files]
         rows = [row for path in paths for row in _rows(path) if not goal.methods or row['method'] in goal.methods]
         figures = [goal.figure(row) for row in rows]
@@ -46,16 +50,29 @@ def table(folder: Path) -> str:
         missing = [path.stem for path in paths if not any(_rows(path))]
         if missing:
             words.append(f'{", ".join(missing)}: not measured')
+        left_out = [path.stem for path in paths if path.is_file() and _content(path).get('left_out')]
+        if left_out:
+            words.append(f'{", ".join(left_out)}: not all rows')
         is_missed = not all(goal.is_met(value, row) for (_, value, _), row in zip(figures, rows, strict=True))
-        lines.append([goal.title, goal.wanted, '; '.join(words), 'no' if is_missed else '-' if missing else 'yes'])
+        is_met = 'no' if is_missed else '-' if missing or left_out else 'yes'
+        lines.append([goal.title, goal.wanted, '; '.join(words), is_met])
     return markdown(['', 'goal', 'measured', 'met'], lines)
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    """The rows of a benchmark; of scoring, each with its time per pixel over that of apt_dense."""
-    rows = json.loads(path.read_text(encoding='utf-8'))['rows'] if path.is_file() else []
+    """The rows of a benchmark; of scoring, each with its time per pixel over that of apt_dense.
+
+    Of whole models the one that has a speed-up over the other, with its 'name'.
+    """
+    content = _content(path) if path.is_file() else {}
+    rows = content.get('rows', [])
+    yield from (result | dict(name=path.stem) for result in content.get('results', {}).values() if 'speedup' in result)
     times = {row['method']: row['seconds'] / row['img_size']**2 for row in rows if 'method' in row}
     yield from (row | dict(times_own=times[row['method']] / times['apt_dense']) if times else row for row in rows)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding='utf-8'))
 
 
 def _name(row: Row) -> str:
@@ -71,6 +88,10 @@ def _speedup(row: Row) -> tuple[str, float, str]:
 def _of_ideal(row: Row) -> tuple[str, float, str]:
     value = row['apt']['speedup'] / row['apt']['ideal']
     return _name(row), value, f'{value:.3f} (kept {row["kept"]:.1f})'
+
+
+def _whole(row: Row) -> tuple[str, float, str]:
+    return row['name'], row['speedup'], f'{row["speedup"]:.3f} (kept {row["kept"]:.2f})'
 
 
 def _scoring_percent(row: Row) -> tuple[str, float, str]:
@@ -111,4 +132,18 @@ GOALS = (
          lambda value, row: value >= 1, methods=('histc',)),
     Goal('Memory of a training step over weights and gradients, kept 0.7', 'at most 0.75 of dense', ('memory',),
          _training_memory, lambda value, row: value <= 0.75),
+)
+
+# Of the first hour on a GPU, tools/benchmark/gpu_hour.py.
+GPU_GOALS = (
+    Goal('Throughput without reduction, forward', 'at least 0.98 of dense', ('no_reduction',), _speedup,
+         lambda value, row: value >= 0.98),
+    Goal('Throughput without reduction, training', 'at least 0.98 of dense', ('no_reduction_train',), _speedup,
+         lambda value, row: value >= 0.98),
+    Goal('Speed-up over ideal, forward', 'at least 0.95', ('kept',), _of_ideal, lambda value, row: value >= 0.95),
+    Goal('Speed-up over ideal, training', 'at least 0.9', ('kept_train',), _of_ideal, lambda value, row: value >= 0.9),
+    Goal('End to end, L at 1536 px, kept 0.7', 'at least 1.30', ('whole_det',), _whole,
+         lambda value, row: value >= 1.30),
+    Goal('End to end, L at 512 px, kept 0.7', 'at least 1.15', ('whole_seg',), _whole,
+         lambda value, row: value >= 1.15),
 )

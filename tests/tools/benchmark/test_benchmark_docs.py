@@ -103,6 +103,19 @@ def test_summary_of_rows_and_of_nothing(tmp_path):
     assert cells(summary.table(tmp_path), 3)[2] == 'yes'
     (tmp_path / 'kept_l.json').write_text(json.dumps(dict(rows=[])))  # nothing fitted the GPU
     assert cells(summary.table(tmp_path), 3)[2] == '-'
+    (tmp_path / 'kept_l.json').write_text(json.dumps(dict(rows=[row('L', 1.94)], left_out=['a batch of 8'])))
+    found = summary.table(tmp_path)
+    assert cells(found, 3)[2] == '-' and cells(found, 2)[2].endswith('kept_l: not all rows')
+
+
+@pytest.mark.parametrize(('speedup', 'met'), [(1.2, ['no', 'yes']), (1.3, ['yes', 'yes']), (1.14, ['no', 'no'])])
+def test_summary_of_whole_models(tmp_path, speedup, met):
+    results = dict(apt=dict(speedup=speedup, kept=0.7), dense=dict(kept=1.0))
+    for name in ('whole_det', 'whole_seg'):
+        (tmp_path / f'{name}.json').write_text(json.dumps(dict(results=results)))
+    found = summary.table(tmp_path, summary.GPU_GOALS)
+    assert cells(found, 3) == ['-'] * 4 + met
+    assert cells(found, 2)[4:] == [f'{name}: {speedup:.3f} (kept 0.70)' for name in ('whole_det', 'whole_seg')]
 
 
 def cells(table: str, column: int) -> list[str]:
