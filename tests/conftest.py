@@ -1,17 +1,39 @@
 """Fixtures for all tests."""
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests import devices
+
 DATA = Path(__file__).parent / 'data'
 
 if not torch.cuda.is_available():
     os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')  # the tools take the CPU where torch is built for GPUs too
+
+
+# Their tensors are made on the device of APT_TEST_DEVICE, but where a test is marked own_device.
+ON_DEVICE = ('core', 'mm/models')
+
+
+def pytest_configure() -> None:
+    obstacle = devices.NAME and devices.obstacle(devices.NAME)
+    if obstacle:
+        raise pytest.UsageError(obstacle)
+
+
+@pytest.fixture(autouse=True)
+def _device(request: pytest.FixtureRequest) -> Iterator[None]:
+    folder = request.path.parent.relative_to(Path(__file__).parent).as_posix()
+    if not devices.NAME or folder not in ON_DEVICE or request.node.get_closest_marker('own_device'):
+        yield
+        return
+    with devices.whole_float32(), torch.device(devices.NAME):
+        yield
 
 
 @pytest.fixture(autouse=True)
