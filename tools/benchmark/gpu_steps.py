@@ -1,4 +1,5 @@
 """The steps of gpu_hour.py, in the order of what is learned from them."""
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ class Step:
 
     Attributes:
         name: also of its files.
-        commands: what Python runs, split at spaces; OUT in them is the folder.
+        commands: what Python runs, as a shell splits it; OUT in it is the folder.
         minutes: it is stopped after.
         needs: modules without which it is left out.
         kind: of its NAME.json: 'benchmark', 'whole', 'attention', 'setup'; '' if it writes none.
@@ -33,7 +34,7 @@ class Step:
 
     def command_lines(self, out: Path) -> list[list[str]]:
         """Its commands for this Python and this folder, which may have spaces in its name."""
-        return [[sys.executable, *(word.replace('OUT', str(out)) for word in command.split())]
+        return [[sys.executable, *(word.replace('OUT', str(out)) for word in shlex.split(command))]
                 for command in self.commands]
 
 
@@ -41,7 +42,7 @@ def steps(device: str, quick: bool) -> Iterator[Step]:
     """All steps; ``quick``: small models and sizes, to try the script."""
     dtype = 'float32' if device == 'cpu' else 'bfloat16'
     yield Step('setup', (f'tools/benchmark/check_gpu.py --device {device} --json OUT/setup.json',), 2, kind='setup')
-    yield _tests('tests_gpu', 'tests/gpu', 4)
+    yield _tests('tests_gpu', 'tests/gpu' + (' -m "not slow"' if quick else ''), 4)
     rows = '--suite gpu' if not quick else (
         f'--model Ti --geometry det seg --img-size 512 --depth 2 --device {device} --dtype {dtype}')
     rounds = '--warmup 1 --repeats 2' if quick else '--warmup 5 --repeats 15'
