@@ -145,7 +145,7 @@ def patch_random(image: Tensor, patch_size: int = 16, num_scales: int = 4, *, ch
         side_px = patch_size << scale
         shape = -(-height_px // side_px), -(-width_px // side_px)
         generators = [torch.Generator().manual_seed(int(seed) + side_px) for seed in seeds]
-        scores = torch.stack([1 - torch.rand(shape, generator=generator) for generator in generators])
+        scores = torch.stack([1 - torch.rand(shape, generator=generator, device='cpu') for generator in generators])
         maps.append(scores.to(image.device))
     return maps
 
