@@ -75,8 +75,8 @@ def steps(device: str, quick: bool) -> Iterator[Step]:
 
 
 def _tests(name: str, paths: str, minutes: float, needs: tuple[str, ...] = ()) -> Step:
-    return Step(name, (f'-m pytest -q -p no:cacheprovider {paths} --junitxml OUT/{name}.xml',), minutes,
-                ('pytest', 'numpy', *needs))
+    command = f'-m pytest -p no:cacheprovider --durations 0 --durations-min 30 {paths} --junitxml OUT/{name}.xml'
+    return Step(name, (command,), minutes, ('pytest', 'numpy', *needs))
 
 
 def _whole_models(quick: bool) -> Iterator[Step]:
