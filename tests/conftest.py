@@ -2,6 +2,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,26 @@ def pytest_configure() -> None:
         raise pytest.UsageError(obstacle)
 
 
-@pytest.fixture(autouse=True)
-def _device(request: pytest.FixtureRequest) -> Iterator[None]:
-    folder = request.path.parent.relative_to(Path(__file__).parent).as_posix()
-    if not devices.NAME or folder not in ON_DEVICE or request.node.get_closest_marker('own_device'):
+@contextmanager
+def _default_device(node: pytest.Collector | pytest.Item) -> Iterator[None]:
+    folder = node.path.parent.relative_to(Path(__file__).parent).as_posix() if node.path.suffix == '.py' else ''
+    if not devices.NAME or folder not in ON_DEVICE or node.get_closest_marker('own_device'):
         yield
         return
     with devices.whole_float32(), torch.device(devices.NAME):
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    with _default_device(collector):  # what a module of tests makes when it is imported
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with _default_device(item):
+        return (yield)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +66,8 @@ def reference() -> Callable[[str], dict]:
                 if key.endswith('meta'):
                     content[key] = json.loads(str(values))
                 else:
-                    content[key] = torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values)
+                    values = values.astype(np.float32) if values.dtype == np.float16 else values
+                    content[key] = torch.from_numpy(values).to(torch.get_default_device())
         return content
 
     return load

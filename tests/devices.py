@@ -1,9 +1,11 @@
 """The device of the tests: APT_TEST_DEVICE."""
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 
 import torch
+from torch import Tensor
 
 VARIABLE = 'APT_TEST_DEVICE'
 NAME = os.environ.get(VARIABLE, '')
@@ -35,3 +37,14 @@ def whole_float32() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def drawn_on_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compute a tensor on the CPU, whose random numbers are those that the tests know, and send it to the device."""
+    @wraps(function)
+    def wrapped(*args, **kwargs) -> Tensor:
+        device = torch.get_default_device()
+        with torch.device('cpu'):
+            found = function(*(part.cpu() if isinstance(part, Tensor) else part for part in args), **kwargs)
+        return found.to(device)
+    return wrapped

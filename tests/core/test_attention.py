@@ -12,12 +12,13 @@ from apt_dense.core.runs import Runs
 from tests import oracle
 
 VARLEN = 'torch.nn.attention.varlen'
+stand_ins = pytest.mark.own_device  # kernels of a GPU are stood in for, on a CPU
 LENGTHS = {'unequal': (5, 1, 9, 3), 'equal': (6, 6, 6), 'one_run': (7,), 'runs_of_one': (1, 1, 1), 'long': (1, 60, 2)}
 
 
 def runs_and_indexes(lengths: tuple[int, ...]) -> tuple[Runs, list[list[int]]]:
     ends = torch.tensor((0, *lengths)).cumsum(0).tolist()
-    return (Runs.from_lengths(lengths, torch.device('cpu')),
+    return (Runs.from_lengths(lengths, torch.get_default_device()),
             [list(range(begin, end)) for begin, end in zip(ends, ends[1:], strict=False)])
 
 
@@ -136,6 +137,7 @@ def fake_flash(fake_varlen, monkeypatch):
 
 @pytest.mark.parametrize(('backend', 'kernel'), [('flash_attn', 'fake_flash'), ('torch_varlen', 'fake_varlen')])
 @pytest.mark.parametrize('name', LENGTHS)
+@stand_ins
 def test_kernels_are_called_with_their_shared_arguments(name, backend, kernel, request):
     kernel = request.getfixturevalue(kernel)
     runs, indexes = runs_and_indexes(LENGTHS[name])
@@ -144,6 +146,7 @@ def test_kernels_are_called_with_their_shared_arguments(name, backend, kernel, r
     assert kernel.calls == (len(set(LENGTHS[name])) > 1)  # equal runs are one batch of plain attention
 
 
+@stand_ins
 def test_flash_attn_is_deterministic_on_request(fake_flash):
     runs, _ = runs_and_indexes((5, 1, 9, 3))
     for wanted in (True, False):
@@ -153,6 +156,7 @@ def test_flash_attn_is_deterministic_on_request(fake_flash):
 
 
 @pytest.mark.parametrize('kernel', ['fake_flash', 'fake_varlen'])
+@stand_ins
 def test_auto_takes_a_kernel_for_unequal_runs_only(kernel, request):
     kernel = request.getfixturevalue(kernel)
     varlen_attention(*qkv(18), runs_and_indexes((6, 6, 6))[0])
@@ -161,11 +165,13 @@ def test_auto_takes_a_kernel_for_unequal_runs_only(kernel, request):
     assert kernel.calls == 1
 
 
+@stand_ins
 def test_auto_prefers_flash_attn(fake_flash, fake_varlen):
     varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0])
     assert (fake_flash.calls, fake_varlen.calls) == (1, 0)
 
 
+@stand_ins
 def test_auto_takes_sdpa_on_old_gpus_and_old_torch(fake_varlen, monkeypatch):
     runs, indexes = runs_and_indexes((5, 1, 9, 3))
     parts = qkv(18)
@@ -177,6 +183,7 @@ def test_auto_takes_sdpa_on_old_gpus_and_old_torch(fake_varlen, monkeypatch):
     assert fake_varlen.calls == 0
 
 
+@stand_ins
 def test_auto_takes_sdpa_for_tensors_without_kernel(monkeypatch):
     for name in ('flash_attn', 'torch_varlen'):
         monkeypatch.setitem(attention._FUNCTIONS, name, lambda *_: pytest.fail('not for these tensors'))
@@ -196,6 +203,7 @@ def registry(fake_varlen, monkeypatch):
 
 
 @pytest.mark.parametrize(('backend', 'name'), [('fa3', 'FA3'), ('fa4', 'FA4')])
+@stand_ins
 def test_flash_attention_3_and_4_stand_behind_torchs_function(registry, fake_varlen, backend, name):
     runs, indexes = runs_and_indexes((5, 1, 9, 3))
     parts = qkv(18)
@@ -209,6 +217,7 @@ def test_flash_attention_3_and_4_stand_behind_torchs_function(registry, fake_var
 
 
 @pytest.mark.parametrize(('backend', 'package'), [('fa3', 'flash-attention-3'), ('fa4', 'flash-attn-4')])
+@stand_ins
 def test_flash_attention_3_and_4_without_their_packages(fake_varlen, monkeypatch, backend, package):
     monkeypatch.setitem(sys.modules, 'flash_attn_interface', None)
     with pytest.raises(ImportError, match=f"attn_backend='{backend}' needs {package}.*, which (is not|does not load).*"
@@ -218,6 +227,7 @@ def test_flash_attention_3_and_4_without_their_packages(fake_varlen, monkeypatch
 
 @pytest.mark.parametrize(('backend', 'capability', 'wanted'), [
     ('fa3', (8, 0), '9.x'), ('fa3', (10, 0), '9.x'), ('fa4', (8, 0), '9.x or 10.x'), ('fa4', (12, 0), '9.x or 10.x')])
+@stand_ins
 def test_flash_attention_3_and_4_on_other_gpus(registry, monkeypatch, backend, capability, wanted):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: capability)
     with pytest.raises(ValueError, match=f"attn_backend='{backend}' needs a GPU of compute capability {wanted}, this "
@@ -244,9 +254,10 @@ def hopper(monkeypatch):
 @pytest.mark.parametrize(('lengths', 'whole', 'calls'), [
     ((6, 6, 6), 6, 0),  # nothing is merged, as in the dense twin: one plan
     ((6, 6, 6), 8, 1), ((6, 6, 6), None, 1), ((7,), 8, 1), ((7,), 7, 0), ((5, 1, 9, 3), 9, 1)])
+@stand_ins
 def test_no_plan_for_each_number_of_tokens(hopper, fake_varlen, backend, lengths, whole, calls):
     """An image alone is one run, of another length than the last image's."""
-    runs, indexes = Runs.from_lengths(lengths, torch.device('cpu'), whole), runs_and_indexes(lengths)[1]
+    runs, indexes = Runs.from_lengths(lengths, torch.get_default_device(), whole), runs_and_indexes(lengths)[1]
     parts = qkv(sum(lengths))
     torch.testing.assert_close(varlen_attention(*parts, runs, backend), oracle.attention(*parts, indexes))
     assert fake_varlen.calls == calls
@@ -255,9 +266,10 @@ def test_no_plan_for_each_number_of_tokens(hopper, fake_varlen, backend, lengths
 
 @pytest.mark.parametrize(('lengths', 'whole', 'allowed'), [
     ((6, 6, 6), 6, [True]), ((6, 6, 6), 8, [False]), ((7,), 8, [False]), ((5, 1, 9), 9, [False] * 3)])
+@stand_ins
 def test_plain_attention_over_other_lengths_leaves_cudnn_out(hopper, monkeypatch, lengths, whole, allowed):
     monkeypatch.setattr(attention, '_cuda_kernel_obstacle', lambda q: 'the GPU is older')
-    runs, indexes = Runs.from_lengths(lengths, torch.device('cpu'), whole), runs_and_indexes(lengths)[1]
+    runs, indexes = Runs.from_lengths(lengths, torch.get_default_device(), whole), runs_and_indexes(lengths)[1]
     parts = qkv(sum(lengths))
     for backend in ('auto', 'sdpa'):
         torch.testing.assert_close(varlen_attention(*parts, runs, backend), oracle.attention(*parts, indexes))
@@ -267,6 +279,7 @@ def test_plain_attention_over_other_lengths_leaves_cudnn_out(hopper, monkeypatch
 @pytest.mark.parametrize(('capability', 'dtype', 'wanted'), [
     ((8, 0), torch.bfloat16, False), ((9, 0), torch.bfloat16, True), ((10, 0), torch.float16, True),
     ((9, 0), torch.float32, False)])
+@stand_ins
 def test_where_plans_are_made(monkeypatch, capability, dtype, wanted):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: capability)
     assert attention._plans_by_length(on_cuda(dtype, 64)) == wanted
@@ -281,20 +294,23 @@ def on_cuda(dtype: torch.dtype, head_dim: int) -> types.SimpleNamespace:
     (on_cuda(torch.bfloat16, 64), None), (on_cuda(torch.float16, 256), None),
     (on_cuda(torch.float32, 64), 'dtype is torch.float32'), (on_cuda(torch.float64, 64), 'dtype is torch.float64'),
     (on_cuda(torch.float16, 264), 'head_dim is 264'), (on_cuda(torch.float16, 12), 'head_dim is 12'),
-    (torch.zeros(18, 3, 8), 'they are on cpu'),
+    (torch.zeros(18, 3, 8, device='cpu'), 'they are on cpu'),
 ])
+@stand_ins
 def test_what_keeps_the_kernels_from_tensors(q, obstacle, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (8, 0))
     found = attention._cuda_kernel_obstacle(q)
     assert found is None if obstacle is None else obstacle in found
 
 
+@stand_ins
 def test_gpus_before_ampere(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (7, 5))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: 'Tesla T4')
     assert attention._cuda_kernel_obstacle(on_cuda(torch.float16, 64)) == 'the GPU, Tesla T4, is older than Ampere'
 
 
+@stand_ins
 def test_flash_attn_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, 'flash_attn', None)
     with pytest.raises(ImportError, match=r"attn_backend='flash_attn' needs the package flash-attn, which is not "
@@ -302,6 +318,7 @@ def test_flash_attn_without_the_package(monkeypatch):
         varlen_attention(*qkv(18), runs_and_indexes((5, 1, 9, 3))[0], 'flash_attn')
 
 
+@stand_ins
 def test_torch_varlen_without_the_module(monkeypatch):
     monkeypatch.setitem(sys.modules, VARLEN, None)
     with pytest.raises(ImportError, match=r"attn_backend='torch_varlen' needs torch >= 2.10, this is .*: set "
@@ -348,6 +365,7 @@ def unusable(request, monkeypatch, tmp_path):
     sys.modules.pop('flash_attn.cute', None)
 
 
+@stand_ins
 def test_auto_passes_over_a_flash_attn_that_is_not_usable(fake_varlen, unusable, caplog, tmp_path):
     text = unusable('flash_attn')
     runs, indexes = runs_and_indexes((5, 1, 9, 3))
@@ -362,6 +380,7 @@ def test_auto_passes_over_a_flash_attn_that_is_not_usable(fake_varlen, unusable,
     assert text in record.getMessage()
 
 
+@stand_ins
 def test_auto_passes_over_a_varlen_that_is_not_usable(fake_varlen, unusable, caplog, tmp_path):
     text = unusable('torch_varlen')
     runs, indexes = runs_and_indexes((5, 1, 9, 3))
@@ -376,6 +395,7 @@ def test_auto_passes_over_a_varlen_that_is_not_usable(fake_varlen, unusable, cap
 
 
 @pytest.mark.parametrize('backend', ['flash_attn', 'torch_varlen'])
+@stand_ins
 def test_a_backend_by_name_says_why_it_is_not_usable(fake_varlen, unusable, backend):
     text = unusable(backend)
     for _ in range(2):
@@ -388,6 +408,7 @@ def test_a_backend_by_name_says_why_it_is_not_usable(fake_varlen, unusable, back
     ('fake_varlen', "attn_backend='auto' takes 'torch_varlen': flash_attn is not installed"),
     (None, "attn_backend='auto' takes 'sdpa', run by run: flash_attn and torch_varlen take none of these tensors, "
      'they are on cpu')])
+@stand_ins
 def test_auto_says_once_what_it_takes(kernel, message, request, caplog):
     if kernel:
         request.getfixturevalue(kernel)
@@ -398,6 +419,7 @@ def test_auto_says_once_what_it_takes(kernel, message, request, caplog):
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [('INFO', message)]
 
 
+@stand_ins
 def test_kernels_on_the_cpu(monkeypatch):
     install(monkeypatch, 'flash_attn', 'flash_attn_varlen_func')
     install(monkeypatch, VARLEN, 'varlen_attn')
@@ -408,6 +430,7 @@ def test_kernels_on_the_cpu(monkeypatch):
                 varlen_attention(*qkv(18), runs_and_indexes(lengths)[0], backend)
 
 
+@pytest.mark.own_device
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='the kernels themselves run on CUDA only')
 @pytest.mark.parametrize('backend', [name for name in BACKENDS if name not in ('sdpa', *IMPLEMENTATIONS)])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

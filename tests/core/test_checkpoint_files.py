@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 
 from apt_dense.core.checkpoint_files import WRAPPERS, load_official
 
+pytestmark = pytest.mark.own_device  # files are read and written on a CPU
+
 
 @pytest.fixture
 def state() -> dict:

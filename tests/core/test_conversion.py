@@ -11,6 +11,8 @@ from apt_dense.core.conversion import convert
 from apt_dense.core.eva02_keys import looks_official
 from tests.locations import TOOLS
 
+pytestmark = pytest.mark.own_device  # files are read and written on a CPU
+
 TOOL = TOOLS / 'model_converters/eva02_to_mm.py'
 DEPTH, DIM = 3, 16
 

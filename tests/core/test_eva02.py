@@ -134,7 +134,7 @@ def test_every_parameter_gets_a_finite_gradient(settings, branch, name):
 
 def test_drop_path_draws_once_an_image():
     lengths = tuple(1 + number % 3 for number in range(4000))
-    images = Runs.from_lengths(lengths, torch.device('cpu'))
+    images = Runs.from_lengths(lengths, torch.get_default_device())
     drawn = draw_drop_path([DropPath(0.3), DropPath(0.0), DropPath(0.6), DropPath(0.9).eval()], images, torch.float64)
     assert drawn[1] == drawn[3] == (None, None)
     values = []
@@ -151,7 +151,7 @@ def test_drop_path_draws_once_an_image():
 
 
 def test_drop_path_draws_nothing_in_eval_mode_and_at_rate_0():
-    images, before = Runs.from_lengths((2, 3), torch.device('cpu')), torch.get_rng_state()
+    images, before = Runs.from_lengths((2, 3), torch.get_default_device()), torch.get_rng_state()
     assert draw_drop_path([DropPath(0.9).eval(), DropPath(0.0)], images, torch.float32) == [(None, None)] * 2
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -162,8 +162,8 @@ def test_block_draws_for_each_residual_branch_and_by_image_not_by_window():
         for index, layer in enumerate((block.attn.proj, block.mlp.w3)):
             layer.weight.zero_()
             layer.bias.copy_(torch.eye(8)[index])
-    images = Runs.from_lengths((4, 6) * 50, torch.device('cpu'))
-    windows = Runs.from_lengths((2,) * 250, torch.device('cpu'))
+    images = Runs.from_lengths((4, 6) * 50, torch.get_default_device())
+    windows = Runs.from_lengths((2,) * 250, torch.get_default_device())
     x = torch.randn(500, 8)
     table = torch.ones(500, 2, dtype=torch.complex64)
     factors = draw_drop_path([block.drop_path], images, x.dtype)[0]
@@ -247,7 +247,7 @@ def test_autocast(dtype, settings):
     model, x = toy_model(**settings), normalise(image_of(MIXED))
     wanted, layout = model(x)[0], model.last_layout
     for given in (x, x.to(dtype)):
-        with torch.autocast('cpu', dtype):
+        with torch.autocast(torch.get_default_device().type, dtype):
             (output,) = model(given)
         assert output.isfinite().all()
         assert torch.equal(model.last_layout.scales, layout.scales)
@@ -260,7 +260,7 @@ def test_gradients_under_autocast():
     model(x)[0].pow(2).sum().backward()
     wanted = {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
     model.zero_grad()
-    with torch.autocast('cpu', torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         model(x)[0].float().pow(2).sum().backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), key
@@ -557,7 +557,7 @@ def test_compiled_equals_eager(settings, mode, compile_with):
         for model in (eager, compiled):
             model.zero_grad()
             torch.manual_seed(0)  # drop path
-            with torch.autocast('cpu', torch.bfloat16, enabled=mode == 'bfloat16'):
+            with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=mode == 'bfloat16'):
                 outputs = model(x)
             outputs[0].square().sum().backward()
             results.append([*outputs, *(parameter.grad for parameter in model.parameters())])
@@ -592,7 +592,7 @@ def test_no_number_of_tokens_compiles_again(compile_with):
             for mode, gradients in GRADIENT_MODES.items():
                 model.train(mode == 'train')
                 for number in range(50):
-                    with gradients(), torch.autocast('cpu', dtype, enabled=dtype is not None):
+                    with gradients(), torch.autocast(torch.get_default_device().type, dtype, enabled=dtype is not None):
                         output = model.forward_layout(x, layout_of(number))[0]
                     if number in (0, 1) and output.requires_grad:
                         output.float().sum().backward()

@@ -6,6 +6,8 @@ from apt_dense.benchmark.inputs import normalise, synthetic_image, synthetic_sca
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.export import FixedEncoder
 
+pytestmark = pytest.mark.own_device  # torch.export and onnxruntime are tried on a CPU
+
 SIZE_PX = (256, 384)
 SETTINGS = {
     'windows': dict(window_size=8, global_block_indexes=(1,)),

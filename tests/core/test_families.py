@@ -88,7 +88,7 @@ def test_gradients_equal_the_loops(name, scales):
     model, scales = build(name).train(), MAPS[scales]
     x, parameters = image_for(model, scales), dict(model.named_parameters())
     rows, layout = model.forward_tokens(x)
-    weight = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0), device='cpu').to(rows.device)
     found = torch.autograd.grad((rows * weight).sum(), list(parameters.values()))
     loss = (wanted(name, parameters, x, scales) * weight).sum()
     loops = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

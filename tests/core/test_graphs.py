@@ -69,7 +69,7 @@ def test_a_padded_layout():
 
 def test_equal_runs_of_padded_rows_are_no_batch():
     """Their lengths are equal by chance: a graph of the batch would be wrong for the next image."""
-    runs = Runs.from_lengths((4, 4), torch.device('cpu'), 16)
+    runs = Runs.from_lengths((4, 4), torch.get_default_device(), 16)
     inputs = PackedInputs(torch.randn(8, 4), runs, runs, None, torch.randn(8, 2, dtype=torch.complex64))
     padded = pad_to_bucket(inputs, 4)
     assert padded.windows is padded.images
@@ -96,7 +96,7 @@ def test_other_inputs_have_graphs_of_their_own(stand_in):
     assert len(stand_in) == 1
     model(x[:1])
     assert len(stand_in) == 2
-    with torch.autocast('cpu', torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         model(x), model(x)
     assert len(stand_in) == 3
     with torch.inference_mode():

@@ -136,7 +136,7 @@ def test_an_image_does_not_depend_on_its_neighbours(case):
 
 @pytest.mark.parametrize(('window_size', 'num_prefix'), [(0, 0), (0, 1), (0, 5), (4, 0), (4, 5)])
 def test_dense_equals_scales_of_zero(window_size, num_prefix):
-    dense = TokenLayout.dense(2, 8, 12, window_size, 3, num_prefix)
+    dense = TokenLayout.dense(2, 8, 12, window_size, 3, num_prefix, torch.get_default_device())
     other = TokenLayout.from_scales(torch.zeros(2, 8, 12, dtype=torch.int64), window_size, 3, num_prefix)
     assert dense.is_dense and other.is_dense
     for key, value in vars(other).items():
@@ -190,12 +190,12 @@ def test_any_integer_type_and_strides():
 
 
 def test_runs():
-    runs = Runs.from_lengths((3, 1, 2), torch.device('cpu'))
+    runs = Runs.from_lengths((3, 1, 2), torch.get_default_device())
     assert runs.cu_seqlens.tolist() == [0, 3, 4, 6] and runs.cu_seqlens.dtype == torch.int32
     assert runs.max_seqlen == 3 and not runs.equal
     assert runs.spread(torch.tensor([[5., 6], [7, 8], [9, 10]])).tolist() == \
         [[5, 6], [5, 6], [5, 6], [7, 8], [9, 10], [9, 10]]
-    assert Runs.from_lengths((4, 4), torch.device('cpu')).equal
+    assert Runs.from_lengths((4, 4), torch.get_default_device()).equal
 
 
 @pytest.mark.parametrize('window_size', [0, 4])
@@ -219,7 +219,7 @@ def test_rows_of_the_patches_of_all_scales(window_size):
 def test_runs_in_which_nothing_is_merged(window_size, num_prefix):
     """Their length is that of the dense twin, whatever the image: a plan for it is made once."""
     fine, coarse = torch.zeros(2, 8, 12, dtype=torch.long), torch.full((2, 8, 12), 2)
-    dense = TokenLayout.dense(2, 8, 12, window_size, 3, num_prefix)
+    dense = TokenLayout.dense(2, 8, 12, window_size, 3, num_prefix, torch.get_default_device())
     for scales, whole in ((fine, True), (coarse, False)):
         layout = TokenLayout.from_scales(scales, window_size, 3, num_prefix)
         for one in (layout, layout.without_prefix):
@@ -228,7 +228,7 @@ def test_runs_in_which_nothing_is_merged(window_size, num_prefix):
         assert layout.windows.whole_length == dense.windows.whole_length == dense.windows.max_seqlen
         assert layout.images.whole_length == dense.images.whole_length == dense.images.max_seqlen
     assert dense.windows.whole and dense.images.whole
-    assert not Runs.from_lengths((4, 4), torch.device('cpu')).whole
+    assert not Runs.from_lengths((4, 4), torch.get_default_device()).whole
 
 
 @pytest.mark.parametrize('make', [

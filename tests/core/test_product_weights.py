@@ -57,7 +57,8 @@ def test_the_model_is_the_same(settings, mode, dtype, option):
         for _ in range(2):  # the second takes what is kept
             torch.manual_seed(0)
             model.zero_grad()
-            with gradients(), torch.autocast('cpu', dtype or torch.bfloat16, enabled=dtype is not None):
+            with gradients(), torch.autocast(torch.get_default_device().type, dtype or torch.bfloat16,
+                                             enabled=dtype is not None):
                 output = model(x)[0]
             if output.requires_grad:
                 output.float().square().sum().backward()
@@ -84,7 +85,7 @@ class Casts(TorchDispatchMode):
 
 
 def casts(model, x, frozen: bool) -> int:
-    with Casts() as found, torch.autocast('cpu', torch.bfloat16):
+    with Casts() as found, torch.autocast(torch.get_default_device().type, torch.bfloat16):
         output = model(x)[0]
     if frozen:
         output.float().sum().backward()
@@ -106,7 +107,7 @@ def test_frozen_weights_are_cast_once():
 @torch.no_grad()
 def test_kept_weights_follow_their_parameters():
     x, model = normalise(image_of(MIXED)), toy_model(**TOY, **PADDED, **KEPT)
-    with torch.autocast('cpu', torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         before = model(x)[0]
         model.blocks[0].mlp.w3.bias.add_(1)
         model.blocks[1].attn.q_bias.add_(1)

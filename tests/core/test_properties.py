@@ -10,6 +10,8 @@ from torch import Tensor
 
 from apt_dense import TokenLayout, patch_entropy, select_scales
 
+pytestmark = pytest.mark.own_device  # they compare with numpy
+
 NEVER, ALWAYS = -1.0, float('inf')  # thresholds that merge no patch and every patch
 # The same cases in every run, and no files: .hypothesis would hold failing cases of another machine.
 cases = settings(max_examples=600, derandomize=True, database=None, deadline=None)

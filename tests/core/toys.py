@@ -3,11 +3,13 @@ import torch
 from torch import Tensor
 
 from apt_dense import APTEVA02, TokenLayout
+from tests.devices import drawn_on_cpu
 from tests.oracle import MEAN, STD
 
 SPLIT = 1.5  # bits: threshold between the two-colour patches of ``image_of`` and everything else
 
 
+@drawn_on_cpu
 def random_scales(chances: list[float], height: int, width: int, num_scales: int, seed: int = 0,
                   skipped: tuple[int, ...] = ()) -> Tensor:
     """Scale maps (B, height, width), one for each chance that a patch splits; ``skipped`` scales always split."""
@@ -33,6 +35,7 @@ def random_scales(chances: list[float], height: int, width: int, num_scales: int
     return scales
 
 
+@drawn_on_cpu
 def image_of(scales: Tensor, patch_size: int = 4, seed: int = 1) -> Tensor:
     """Scale maps (B, H, W) -> uint8 images (B, 3, H * patch_size, W * patch_size).
 
@@ -58,7 +61,7 @@ def image_of(scales: Tensor, patch_size: int = 4, seed: int = 1) -> Tensor:
 def normalise(image: Tensor, dtype: torch.dtype = torch.float32, mean: tuple[float, ...] = MEAN,
               std: tuple[float, ...] = STD) -> Tensor:
     """(B, 3, H, W) of 0..255 -> normalised."""
-    mean, std = (torch.tensor(values, dtype=dtype).view(3, 1, 1) for values in (mean, std))
+    mean, std = (torch.tensor(values, dtype=dtype, device=image.device).view(3, 1, 1) for values in (mean, std))
     return (image.to(dtype) - mean) / std
 
 
@@ -74,7 +77,7 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
+            noise = torch.randn(parameter.shape, generator=generator, device='cpu').to(parameter.device)
             if parameter.ndim == 1:
                 is_norm = name.endswith('weight')
                 parameter.copy_(1 + 0.3 * noise if is_norm else 0.5 * noise)
