@@ -14,7 +14,7 @@ META = dict(img_shape=(128, 128), ori_shape=(96, 128), scale_factor=(1.0, 1.0), 
 
 @pytest.fixture
 def detector(tiny_config):
-    return MODELS.build(tiny_config().model)
+    return MODELS.build(tiny_config().model).to(torch.get_default_device())
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def samples(num_objects: int) -> list[DetDataSample]:
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
             mask[y1:y2, x1:x2] = 1
         instances = InstanceData(bboxes=boxes, labels=torch.arange(num_objects),
-                                 masks=BitmapMasks(masks.numpy(), 128, 128))
+                                 masks=BitmapMasks(masks.numpy(force=True), 128, 128))
         result.append(DetDataSample(metainfo=META, gt_instances=instances))
     return result
 
@@ -118,7 +118,7 @@ def test_masks_under_autocast_are_where_the_boxes_are(detector, features, propos
     meta = dict(META, img_shape=(96, 128), ori_shape=(1153, 1537), scale_factor=(128 / 1537, 96 / 1153))
     exact, narrow = [], []
     for found, enabled in ((exact, False), (narrow, True)):
-        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+        with torch.no_grad(), torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=enabled):
             boxes = [InstanceData(bboxes=proposal.bboxes.clone(), labels=torch.zeros(len(proposal.bboxes)).long(),
                                   scores=torch.ones(len(proposal.bboxes))) for proposal in proposals]
             found += head.predict_mask(tuple(maps), [meta, meta], boxes, rescale=True)

@@ -10,6 +10,8 @@ from apt_dense.mm.errors import DataError, LaunchError
 from tests.mm.conftest import point_to
 from tests.mm.models import test_seg
 
+pytestmark = pytest.mark.own_device  # mmengine's runner takes the GPU itself
+
 
 @pytest.fixture
 def dense(tiny_config, tmp_path):

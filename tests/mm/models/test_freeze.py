@@ -89,6 +89,7 @@ def test_a_prefix_that_matches_nothing_forbids_training_alone(change, trainable,
         model.train()
 
 
+@pytest.mark.own_device  # gloo, on a CPU
 def test_a_model_without_a_parameter_to_train_is_tested_by_several_processes(tmp_path):
     """torch's data-parallel wrapper refuses a model in which everything is frozen."""
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/processes', rank=0, world_size=1)

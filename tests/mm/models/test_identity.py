@@ -20,6 +20,8 @@ from apt_dense.core.conversion import convert
 from tests.mm.compat.operator_sets import use_operators
 from tests.mm.conftest import CONFIGS
 
+pytestmark = pytest.mark.own_device  # they compare with stored arrays of a CPU
+
 USUAL = dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5)
 LEVELS = ('p2', 'p3', 'p4', 'p5', 'p6')
 

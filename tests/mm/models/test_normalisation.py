@@ -12,6 +12,8 @@ from apt_dense.mm.models import normalisation
 from tests.mm import conftest
 from tests.mm.models import test_seg
 
+pytestmark = pytest.mark.own_device  # mmengine's runner takes the GPU itself
+
 CHANGES = [
     ({'mean': [127.5, 127.5, 127.5]}, r'data_preprocessor.mean is .127.5.*img_mean is \(123.675'),
     ({'std': [58.395, 57.12, 57.0]}, 'data_preprocessor.std is'),

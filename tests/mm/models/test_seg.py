@@ -23,6 +23,7 @@ from apt_dense.mm.training.hooks import KeptTokensHook
 from tests.mm.conftest import ADDED, CONFIGS, draw_scene, run_briefly
 
 CROP = 128
+own_device = pytest.mark.own_device  # mmengine's runner takes the GPU itself
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +101,7 @@ def build(cfg: Config) -> torch.nn.Module:
             value.uniform_(0.5, 1.5)
         elif name.endswith('running_mean'):
             value.normal_(std=0.1)
-    return model.eval()
+    return model.eval().to(torch.get_default_device())  # mmengine's preprocessor asks where it was sent
 
 
 def metas(height: int, width: int) -> list[dict]:
@@ -116,6 +117,7 @@ def image(height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize('name', ['apt_eva02_ti_demo_seg', 'eva02_ti_demo_seg'])
+@own_device
 def test_train_and_evaluate(name, scenes, tmp_path):
     cfg = point_to(tiny(name), scenes, tmp_path / 'work', max_iters=3)
     Runner.from_cfg(cfg).train()
@@ -130,6 +132,7 @@ def test_train_and_evaluate(name, scenes, tmp_path):
     assert (tmp_path / 'work/iter_3.pth').is_file()
 
 
+@own_device
 def test_a_budget_is_kept_and_logged(scenes, tmp_path):
     cfg = point_to(tiny(), scenes, tmp_path / 'work', max_iters=3)
     cfg.model.backbone.max_tokens = 20
@@ -143,6 +146,7 @@ def test_a_budget_is_kept_and_logged(scenes, tmp_path):
     assert all(entry['kept_tokens'] <= 20 / 64 for entry in train)
 
 
+@own_device
 def test_short_fine_tuning_changes_nothing_else(scenes, tmp_path):
     cfg = point_to(tiny(), scenes, tmp_path / 'work')
     cfg.model.trainable = ADDED
@@ -158,6 +162,7 @@ def test_short_fine_tuning_changes_nothing_else(scenes, tmp_path):
     assert trained['backbone.patch_embed.zero_mlp.weight'].abs().max() > 0
 
 
+@own_device
 def test_short_fine_tuning_takes_a_position_table_of_another_grid(scenes, tmp_path):
     """Loading resamples it, so it is there: a segmentor of 512 px serves for a config of 640 px."""
     cfg = point_to(tiny(), scenes, tmp_path / 'work')
@@ -390,6 +395,7 @@ def test_training_images_smaller_than_the_crop_are_padded():
     assert (labels[~inside] == 255).all() and (labels[inside] == 3).all()
 
 
+@own_device
 def test_a_wrong_crop_says_what_to_set(scenes, tmp_path):
     cfg = point_to(tiny(), scenes, tmp_path / 'work')
     cfg.model.data_preprocessor.size = (120, 120)
@@ -399,6 +405,7 @@ def test_a_wrong_crop_says_what_to_set(scenes, tmp_path):
         Runner.from_cfg(cfg).train()
 
 
+@own_device
 def test_short_fine_tuning_wants_the_statistics_of_batch_norm(scenes, tmp_path):
     cfg = point_to(tiny(), scenes, tmp_path / 'work')
     cfg.model.trainable = ADDED
