@@ -35,7 +35,7 @@ def kernels(device: str) -> dict[str, str]:
             finite = bool(varlen_attention(*parts, runs, backend).isfinite().all())
             found[backend] = 'works' if finite else 'gives numbers that are not finite'
         except Exception as error:  # a kernel raises what it likes
-            found[backend] = str(error).splitlines()[0]
+            found[backend] = (str(error).splitlines() or [type(error).__name__])[0]
     return found
 
 
