@@ -21,9 +21,21 @@ def published(name: str) -> ModuleType:
     part does not load, and its Python part stops where it describes two operators that are not there.  They are
     declared here, without being defined; then the Python part loads, which is all that these need.
     """
-    if FOLDER.is_dir() and str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))
-    if find_spec('torchvision') is not None:
+    sys.path.append(str(FOLDER))
+    try:
+        _import_torchvision()
+        library = pytest.importorskip(name)
+        if find_spec('transformers') is not None:  # it asks once what there is
+            checks = importlib.import_module('transformers.utils.import_utils')
+            for check in ('is_torchvision_available', 'is_torchvision_v2_available', 'is_timm_available'):
+                getattr(checks, check, bool)()
+        return library
+    finally:
+        sys.path.remove(str(FOLDER))  # processes that a test starts would see it too, and mmengine stop at torchvision
+
+
+def _import_torchvision() -> None:
+    if 'torchvision' not in sys.modules and find_spec('torchvision') is not None:
         try:
             importlib.import_module('torchvision')
         except RuntimeError as error:
@@ -35,4 +47,3 @@ def published(name: str) -> ModuleType:
             for operator in ('nms', 'qnms'):
                 _libraries[0].define(f'{operator}{SCHEMA}')
             importlib.import_module('torchvision')
-    return pytest.importorskip(name)

@@ -58,7 +58,7 @@ def main() -> None:
             model = family.from_preset(preset, img_size=size_px, num_scales=len(THRESHOLDS) + 1, thresholds=THRESHOLDS)
         panels.append(panel(label, model, photo, size_px))
     picture = join_panels([panels])
-    picture.save(args.out, quality=85, subsampling=0, optimize=True)
+    picture.save(args.out, quality=80, optimize=True)
     print(f'{args.out}: {picture.width} x {picture.height} px, {args.out.stat().st_size / 1000:.0f} kB')
 
 

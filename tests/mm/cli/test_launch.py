@@ -341,7 +341,7 @@ def test_another_models_pretrained_file_is_its_own_affair(tmp_path):
 def test_a_broken_or_unsafe_checkpoint(tmp_path):
     (tmp_path / 'broken.pth').write_text('nonsense')
     torch.save({'model': {'a': torch.zeros(1)}, 'code': argparse.Namespace()}, tmp_path / 'unsafe.pth')
-    with pytest.raises(launch.LaunchError, match=r'broken\.pth.*damaged.*\(--resume\)'):
+    with pytest.raises(launch.LaunchError, match=r'broken\.pth cannot be read .*: it is another kind .*\(--resume\)'):
         start.check_checkpoint(str(tmp_path / 'broken.pth'), '--resume')
     with pytest.raises(launch.LaunchError, match='holds more than plain data .*argparse.Namespace'):
         start.check_checkpoint(str(tmp_path / 'unsafe.pth'), 'load_from')
