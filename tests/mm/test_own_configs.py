@@ -47,5 +47,5 @@ def test_a_name_that_is_not_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['train.py', str(tmp_path / 'own.py')])
     status = launch.run_tool(runpy.run_path(str(TOOLS / 'train.py'))['main'])
     assert status == 2
-    assert re.search(r"error: config .*own\.py: .*No such file .*\.mim/configs/apt_eva02_xl_coco\.py'",
+    assert re.search(r"error: config .*own\.py cannot be read.*: .*No such file .*\.mim/configs/apt_eva02_xl_coco\.py'",
                      capsys.readouterr().err)
