@@ -49,7 +49,7 @@ class FixedEncoder(nn.Module):
         if num_tokens is None:
             self.num_tokens = dense.num_tokens
             for name, value in self.inputs(dense).items():
-                if not name.endswith('keys'):  # there is no padding to leave out
+                if value.dtype != torch.bool or not value.all():  # not a mask that leaves nothing out
                     self.register_buffer(name, value, persistent=False)
         elif not 1 <= num_tokens <= dense.num_tokens:
             raise ValueError(f'a bucket of {num_tokens} tokens, and {size_px[0]}x{size_px[1]} px have '

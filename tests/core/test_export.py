@@ -5,6 +5,7 @@ import torch
 from apt_dense.benchmark.inputs import normalise, synthetic_image, synthetic_scales
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.export import FixedEncoder
+from apt_dense.core.plain_vit import APTViT
 
 pytestmark = pytest.mark.own_device  # torch.export and onnxruntime are tried on a CPU
 
@@ -65,6 +66,21 @@ def test_an_empty_scale():
 def test_the_dense_model_takes_the_image_alone(settings):
     model, x = model_of(1, **settings), image_of()
     assert_same(FixedEncoder(model, SIZE_PX).eval()(x), model(x))
+
+
+@pytest.mark.parametrize('num_scales', [1, 3], ids=['dense', 'APT'])
+def test_rows_before_the_patches_beside_windows(num_scales):
+    """Their run is shorter than a window, also where every cell is a token."""
+    model = APTViT(img_size=256, embed_dims=48, depth=2, num_heads=3, pretrain_img_size=64, num_registers=4,
+                   window_size=8, global_block_indexes=(1,), num_scales=num_scales,
+                   thresholds=(1,) * (num_scales - 1)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x = image_of()
+    wanted = model(x)
+    encoder = FixedEncoder(model, SIZE_PX, None if num_scales == 1 else 320).eval()
+    inputs = {} if num_scales == 1 else encoder.inputs(model.last_layout)
+    assert_same(encoder(x, **inputs), wanted)
 
 
 def test_padding_changes_nothing():
