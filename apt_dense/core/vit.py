@@ -106,6 +106,9 @@ class PackedViT(nn.Module):
             raise ValueError(f'unknown resampling {resampling!r}: choose one of {RESAMPLINGS}')
         if graph_tokens is not None and (not isinstance(graph_tokens, int) or graph_tokens < 1):
             raise ValueError(f'graph_tokens={graph_tokens!r} must be a whole number from 1 on, or None')
+        for name, value in (('num_registers', num_registers), ('prefix_positions', prefix_positions)):
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f'{name}={value!r} must be a whole number from 0 on')
         check_anchor(rope_anchor)
         check_anchor(pos_anchor, 'pos_anchor')
         check_backend(attn_backend)
@@ -116,10 +119,7 @@ class PackedViT(nn.Module):
             with_cls_token=with_cls_token, num_registers=num_registers, num_scales=num_scales, thresholds=thresholds,
             scorer=scorer, compiled=compiled, max_tokens=max_tokens, max_tokens_per=max_tokens_per, img_mean=img_mean,
             img_std=img_std)
-        height_px, width_px = (img_size, img_size) if isinstance(img_size, int) else img_size
-        if height_px % patch_size or width_px % patch_size:
-            raise ValueError(f'img_size={img_size} must be multiples of patch_size={patch_size}')
-        check_grid(height_px // patch_size, width_px // patch_size, self.window_size, num_scales, patch_size)
+        check_grid(*_grid(img_size, patch_size), self.window_size, num_scales, patch_size)
         self.patch_size = patch_size
         if 0 < self.num_prefix < prefix_positions and table_cells:
             raise ValueError(f'the table has {prefix_positions} positions for the prefix, which has {self.num_prefix} '
@@ -389,6 +389,9 @@ def layer_of(name: str, depth: int, prefix: str = '') -> int:
 
 def check_heads(embed_dims: int, num_heads: int, multiple: int) -> int:
     """Channels of a head; ValueError unless that is a whole multiple."""
+    for name, value in (('embed_dims', embed_dims), ('num_heads', num_heads)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f'{name}={value!r} must be a whole number from 1 on')
     if embed_dims % num_heads or embed_dims // num_heads % multiple:
         why = f'a multiple of {multiple} channels, which RoPE needs' if multiple > 1 else 'a whole number of channels'
         raise ValueError(f'embed_dims={embed_dims} over num_heads={num_heads} gives no head of {why}')
@@ -397,9 +400,18 @@ def check_heads(embed_dims: int, num_heads: int, multiple: int) -> int:
 
 def table_side(img_size: int, patch_size: int) -> int:
     """Cells a side of the table for square images of this size; ValueError if that is no whole number."""
-    if img_size % patch_size:
-        raise ValueError(f'pretrain_img_size={img_size} must be multiples of patch_size={patch_size}')
-    return img_size // patch_size
+    return _grid(img_size, patch_size, 'pretrain_img_size')[0]
+
+
+def _grid(img_size: int | Sequence[int], patch_size: int, name: str = 'img_size') -> tuple[int, int]:
+    """(height, width) in cells of images of this size, one number or two; ValueError if these are no whole numbers."""
+    if not isinstance(patch_size, int) or patch_size < 1:
+        raise ValueError(f'patch_size={patch_size!r} must be a whole number from 1 on')
+    sides = tuple(img_size) if isinstance(img_size, Sequence) and not isinstance(img_size, str) else (img_size,) * 2
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 and side % patch_size == 0 for side in sides):
+        raise ValueError(f'{name}={img_size!r} must be multiples of patch_size={patch_size}, in whole pixels: one '
+                         'number, or (height, width)')
+    return sides[0] // patch_size, sides[1] // patch_size
 
 
 def _block_indexes(name: str, indexes: Sequence[int], depth: int) -> frozenset[int]:

@@ -196,6 +196,14 @@ def test_layers_and_added_parameters(name):
     (APTViT, dict(pos_anchor='middle'), "unknown pos_anchor 'middle'"),
     (APTViT, dict(prefix_positions=3), 'the table has 3 positions for the prefix, which has 1 rows'),
     (APTViT, dict(img_size=100), 'img_size=100 must be multiples of patch_size=16'),
+    *((family, dict(img_size=size), 'img_size=.* must be multiples of patch_size=1[46], in whole pixels')
+      for family in (APTViT, APTDINOv3, APTSAM3, APTEVA02) for size in (0, -1008, 1008.0, '1008', (1008,), None)),
+    *((family, {name: 0}, f'{name}=0 must be a whole number from 1 on')
+      for family in (APTViT, APTDINOv3, APTSAM3, APTEVA02) for name in ('patch_size', 'num_heads', 'embed_dims')),
+    *((family, {name: -1}, f'{name}=-1 must be a whole number from 0 on')
+      for family in (APTViT, APTDINOv3) for name in ('num_registers', 'prefix_positions')),
+    (APTViT, dict(pretrain_img_size=0), 'pretrain_img_size=0 must be multiples of patch_size=16, in whole pixels'),
+    (APTSAM3, dict(pretrain_img_size=336.0), 'pretrain_img_size=336.0 must be multiples of patch_size=14'),
     (APTDINOv3, dict(embed_dims=18, num_heads=3), 'no head of a multiple of 4 channels'),
     (APTDINOv3, dict(img_size=256, window_size=6, num_scales=3, thresholds=(1, 1)),
      'window_size=6 is not a multiple of the largest patch, 4 cells a side .* a window of 8'),
