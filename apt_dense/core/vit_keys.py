@@ -212,10 +212,12 @@ _BIAS = 'whose attention adds a bias by relative position, which kernels for pac
 REFUSED = {
     r'.*attn\.(?:pool_q|norm_q)\..*': 'MViT, whose stages pool',
     r'(?:.*\.)?blocks\.\d+\.proj\.weight|.*stages\.\d+\.layers\.\d+\.proj\..*': 'Hiera, whose stages pool',
+    r'(?:.*\.)?encoder\.(?:layers\.\d+\.patch_embedding|patch_embeddings\.\d+)\..*':
+        'PVT or SegFormer, whose stages pool',
     r'.*layers\.\d+\.(?:blocks\.\d+|downsample)\..*|.*stages\.\d+\.blocks\.\d+\.attn\.w_msa\..*':
         'Swin, whose windows shift and whose stages merge patches',
-    r'.*\battn\.rel_pos_[hw]': f'SAM 1 or ViTDet, {_BIAS}',
-    r'.*relative_position_bias(?:_table|\..+)': f'BEiT or a relative, {_BIAS}',
+    r'.*\batt(?:n|ention)\.rel_pos_[hw]': f'SAM 1 or ViTDet, {_BIAS}',
+    r'.*relative_position_bias(?:_table|\..+)|(?:.*\.)?(?:shared|attn)[._]rel_pos\..+': f'BEiT or a relative, {_BIAS}',
 }
 
 

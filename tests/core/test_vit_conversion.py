@@ -110,6 +110,13 @@ def test_a_file_of_something_else():
     ('blocks.0.attn.relative_position_bias_table', 'BEiT or a relative, whose attention adds a bias'),
     ('beit.encoder.layer.0.attention.attention.relative_position_bias.relative_position_bias_table', 'BEiT'),
     ('image_encoder.blocks.0.attn.rel_pos_h', 'SAM 1 or ViTDet'), ('backbone.net.blocks.3.attn.rel_pos_w', 'ViTDet'),
+    ('encoder.layer.0.attention.rel_pos_h', 'SAM 1 or ViTDet'),
+    ('blocks.0.attn.rel_pos.mlp.fc1.weight', 'BEiT or a relative'),
+    ('blocks.0.attn.rel_pos.relative_position_bias_table', 'BEiT or a relative'),
+    ('shared_rel_pos.relative_position_bias_table', 'BEiT or a relative'),
+    ('shared_rel_pos.mlp.fc1.weight', 'BEiT or a relative'),
+    ('encoder.layers.0.patch_embedding.proj.weight', 'PVT or SegFormer, whose stages pool'),
+    ('segformer.encoder.patch_embeddings.0.proj.weight', 'PVT or SegFormer, whose stages pool'),
     ('layers.0.blocks.0.attn.relative_position_bias_table', 'Swin, whose windows shift'),
     ('swin.encoder.layers.0.blocks.0.attention.self.relative_position_bias_table', 'Swin'),
     ('backbone.stages.0.blocks.0.attn.w_msa.qkv.weight', 'Swin'),
@@ -120,6 +127,12 @@ def test_encoders_that_cannot_work(files, name, what):
     for others in ({}, files('timm_vit')[1]):
         with pytest.raises(ValueError, match=f'{name} is of .*{what}.*cannot have patches of adaptive size'):
             convert_vit({**others, name: torch.zeros(1)})
+
+
+def test_a_pvt_is_no_swin():
+    names = ('encoder.layers.0.blocks.0.attention.key.bias', 'encoder.layers.0.patch_embedding.proj.weight')
+    with pytest.raises(ValueError, match='is of PVT or SegFormer'):
+        convert_vit({name: torch.zeros(1) for name in names})
 
 
 def test_official_eva02_and_converted_files(files):
