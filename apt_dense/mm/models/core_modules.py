@@ -1,6 +1,6 @@
 """The core's modules in mmengine's root registry, one registration for mmdetection and mmsegmentation."""
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit
@@ -80,6 +80,20 @@ class PretrainedMixin:
         if entry not in ('', 'state_dict'):
             raise DataError(f"init_cfg: {path} keeps its parameters under {entry!r}, and mmengine looks under "
                             "'state_dict' or in the file itself: save them there")
+        misfits = self._misfits(state, below)
+        if misfits:
+            raise DataError(f'init_cfg: {path} is of another {FAMILIES[type(self).__name__]} backbone than the config: '
+                            f'{listed(misfits)}. Give the backbone the sizes of the file, or convert the original file '
+                            'by vit_to_mm.py or eva02_to_mm.py with --config')
+
+    def _misfits(self, state: Mapping[str, Tensor], prefix: str) -> list[str]:
+        """What mmengine would leave out, of a file that has the backbone below a prefix: other shapes, other layers."""
+        own = self.state_dict()
+        misfits = [f'{name} is {tuple(other.shape)}, wanted {tuple(tensor.shape)}' for name, tensor in own.items()
+                   if (other := state.get(f'{prefix}{name}')) is not None and other.shape != tensor.shape
+                   and not (name == 'pos_embed' and positions_fit(other.shape, tensor.shape, self.prefix_positions))]
+        return misfits + [f'{name} is not in the model' for name in sorted(state)
+                          if name.startswith(f'{prefix}blocks.0.') and name.removeprefix(prefix) not in own]
 
 
 FAMILIES = {'APTEVA02': 'EVA-02', 'APTViT': 'plain ViT', 'APTDINOv3': 'DINOv3', 'APTSAM3': 'SAM 3'}

@@ -114,6 +114,24 @@ def test_init_cfg_without_a_checkpoint(init_cfg):
     assert std == pytest.approx(0.5 if init_cfg else 0.02, rel=0.1)
 
 
+PLAIN = dict(type='APTViT', img_size=32, embed_dims=16, depth=2, num_heads=2, pretrain_img_size=32)
+
+
+@pytest.mark.parametrize(('family', 'changes', 'message'), [
+    ('APTViT', dict(embed_dims=32), r'cls_token is \(1, 1, 32\), wanted \(1, 1, 16\)'),
+    ('APTViT', dict(layer_scale=1.0), 'backbone.blocks.0.ls1.gamma is not in the model'),
+    ('APTViT', dict(prefix_positions=0), r'pos_embed is \(1, 4, 16\), wanted \(1, 5, 16\)'),
+    ('APTSAM3', dict(window_size=2, global_block_indexes=(1,), mlp_ratio=4.0), r'pos_embed is .* wanted')])
+def test_init_cfg_with_a_file_of_another_model(tmp_path, family, changes, message):
+    """... of which mmengine would load the layers that fit, and train the others from random numbers."""
+    other = mmengine.registry.MODELS.build(dict(PLAIN, type=family, **{'patch_size': 16, **changes}))
+    torch.save({f'backbone.{name}': value for name, value in other.state_dict().items()}, tmp_path / 'other.pth')
+    backbone = mmengine.registry.MODELS.build(dict(PLAIN, init_cfg=dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'other.pth'), prefix='backbone.')))
+    with pytest.raises(ValueError, match=f'is of another plain ViT backbone than the config: .*{message}'):
+        backbone.init_weights()
+
+
 @pytest.mark.parametrize(('content', 'prefix', 'message'), [
     ({'blocks.0.attn.qkv.weight': 1, 'pos_embed': 1}, None, 'holds no EVA-02 backbone: got blocks.0.attn.qkv.weight, '
      'pos_embed. Wanted are blocks.N.attn.q_proj.weight, .*ffn_ln.weight'),
