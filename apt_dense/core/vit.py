@@ -248,7 +248,11 @@ class PackedViT(nn.Module):
 
         Returns:
             (T, C) for each of them, in ascending order.
+
+        Raises:
+            ValueError: for a layout of other images, or of a model with other windows or prefix rows.
         """
+        self._check_layout(x, layout)
         self.last_layout = layout
         recompute = self.with_cp and torch.is_grad_enabled()
         x = checkpoint(self.embed, x, layout, use_reentrant=False, preserve_rng_state=False) if recompute else (
@@ -267,6 +271,15 @@ class PackedViT(nn.Module):
                                   list(self.blocks.parameters()), x.is_cuda and (inputs.whole or (
                                       takes_lengths_from_device(query, self.blocks[0].attn.backend))))
         return outputs
+
+    def _check_layout(self, x: Tensor, layout: TokenLayout) -> None:
+        wanted = dict(batch_size=len(x), height=x.shape[2] // self.patch_size, width=x.shape[3] // self.patch_size,
+                      window_size=self.window_size, num_prefix=self.num_prefix)
+        wrong = [f'{name}={getattr(layout, name)}, wanted {value}' for name, value in wanted.items()
+                 if getattr(layout, name) != value]
+        if wrong:
+            raise ValueError(f'the layout does not fit the images and the model: {"; ".join(wrong)}. Take it from '
+                             'make_layout of this model and these images')
 
     def _build_reduction(self, config: Mapping) -> Reduction:
         if self.graphs is not None:

@@ -214,3 +214,15 @@ def test_bad_arguments(family, arguments, message):
         family(**arguments)
     with pytest.raises(TypeError, match='unexpected keyword argument .window.'):
         family(depth=1, window=3)
+
+
+@pytest.mark.parametrize(('owner', 'shape', 'message'), [
+    ('dinov3', (1, 3, 64, 32), 'height=16, wanted 8; width=8, wanted 16'),
+    ('dinov3', (2, 3, 32, 64), 'batch_size=2, wanted 1'),
+    ('dinov3 windows', (1, 3, 32, 64), 'window_size=4, wanted 0'),
+    ('vit', (1, 3, 32, 64), 'num_prefix=1, wanted 5')])
+def test_a_layout_of_something_else(owner, shape, message):
+    """... most of which would give rows, of wrong patches or of wrong neighbours."""
+    layout = build(owner).make_layout(torch.randn(shape))
+    with pytest.raises(ValueError, match=f'the layout does not fit .*: {message}'):
+        build('dinov3').forward_tokens(torch.randn(1, 3, 32, 64), layout)
