@@ -14,14 +14,13 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, synthetic_image, synthetic_scales
 from apt_dense.extras import from_extra
 from apt_dense.mm.cli import launch
 
 with from_extra('mm'):
     import cv2
+    import numpy as np
     from mmengine.config import Config
     from mmengine.registry import DATASETS, DefaultScope
 
