@@ -93,8 +93,9 @@ def test_mmengines_own_loop_differs(tmp_path):
     settings = dict(exact_resume=False)
     run_toy(tmp_path / 'whole', **settings)
     run_toy(tmp_path / 'whole', resume='iter_8.pth', **settings)
-    assert len(LOADED) == 20  # all of it again
-    with pytest.raises(ValueError, match='logs iteration 9 as'):
+    # All of it again; onedl-mmengine passes over it in the sampler, without the random numbers that loading draws.
+    assert len(LOADED) == (4 if hasattr(InfiniteSampler, 'skip') else 20)
+    with pytest.raises(ValueError, match='logs iteration (9|10) as'):
         logged(tmp_path / 'whole')
 
 
