@@ -426,6 +426,7 @@ class Waits(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
+@pytest.mark.own_device  # under a default device tolist() is seen twice
 @pytest.mark.parametrize('settings', [TOY, DENSE, CLASS_TOKEN], ids=['adaptive', 'dense', 'class_token'])
 def test_the_host_waits_once(settings, monkeypatch):
     """For the number of tokens, by which it also learns of bad pixels."""
