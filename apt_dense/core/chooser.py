@@ -99,7 +99,7 @@ class PatchChooser:
         Raises:
             ValueError: for another shape, or a pixel that is not finite.
         """
-        self._check_shape(x)
+        self.check_shape(x)
         if self.num_scales == 1:
             check_finite(x)
             batch_size, _, height_px, width_px = x.shape
@@ -127,7 +127,7 @@ class PatchChooser:
         Raises:
             ValueError: as ``layout``.
         """
-        self._check_shape(x)
+        self.check_shape(x)
         image = self.restore(x)
         check_finite(image)
         return self._score(image)
@@ -183,7 +183,8 @@ class PatchChooser:
         self.last_num_raised = sum(count > budget for count, budget in zip(counts, budgets, strict=True))
         return budgets
 
-    def _check_shape(self, x: Tensor) -> None:
+    def check_shape(self, x: Tensor) -> None:
+        """Raise ValueError for a shape that ``layout`` does not take."""
         if x.ndim != 4 or x.shape[1] != 3:
             raise ValueError(f'input has shape {tuple(x.shape)}, wanted (B, 3, H, W)')
         height_px, width_px = x.shape[2:]

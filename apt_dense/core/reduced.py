@@ -16,13 +16,15 @@ from apt_dense.core.runs import Runs
 
 
 def reduced_blocks(model: nn.Module, inputs: PackedInputs, layout: TokenLayout, factors: Sequence[BranchFactors],
-                   recompute: bool) -> Iterator[tuple[int, Tensor, 'ReducedRows']]:
+                   recompute: bool,
+                   merged: tuple[int, ...] | None = None) -> Iterator[tuple[int, Tensor, 'ReducedRows']]:
     """Run a ``PackedViT``'s blocks with its reduction.
 
     Args:
         inputs, layout: of the first tokens.
         factors: of drop path.
         recompute: activations in the backward pass.
+        merged: see ``Random.lengths``.
 
     Yields:
         The number of each block, its rows (T', C), and where the first tokens are; first -1, what enters block 0.
@@ -30,7 +32,8 @@ def reduced_blocks(model: nn.Module, inputs: PackedInputs, layout: TokenLayout, 
     x, reduction = inputs.x, model.reduction
     state = ReducedRows(layout, (inputs.local_rope, inputs.global_rope), reduction.proportional)
     if isinstance(reduction, Random):
-        step = reduction.start(x, state.windows, state.prefix)
+        wanted = reduction.lengths(state.windows.lengths, state.prefix, merged)
+        step = reduction.start(x, state.windows, state.prefix, wanted)
         state.follow(step, x)
         x, factors = step.x, _of_rows(factors, step)
     yield -1, x, state
@@ -70,7 +73,11 @@ class BlockRows(NamedTuple):
 
 
 def rows_by_block(model: nn.Module, layout: TokenLayout) -> list[BlockRows]:
-    """What follows from the layout alone, for each block of a ``PackedViT``; in evaluation."""
+    """What follows from the layout alone, for each block of a ``PackedViT``; in evaluation.
+
+    Raises:
+        ValueError: for a reduction that follows from the image.
+    """
     reduction, per_image = model.reduction, len(layout.windows.lengths) // layout.batch_size
     prefix, lengths, found = prefix_of_runs(layout), layout.windows.lengths, []
     if isinstance(reduction, Random):

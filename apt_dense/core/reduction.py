@@ -438,23 +438,33 @@ class Random(Reduction):
         if kept is not None and not 0 < kept <= 1:
             raise ValueError(f'reduction.kept={kept} must be above 0 and at most 1')
         self.kept, self.seed = kept, seed
-        self.wanted: tuple[int, ...] = ()  # rows of each run that the thresholds would leave, prefix included
 
-    def lengths(self, lengths: Sequence[int], prefix: Sequence[int]) -> tuple[int, ...]:
-        """Of the runs that begin; without ``kept`` those of the last layout."""
+    def lengths(self, lengths: Sequence[int], prefix: Sequence[int],
+                merged: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """Of the runs that begin, prefix rows included.
+
+        Args:
+            merged: lengths that the thresholds would leave; without ``kept`` they are what is wanted.
+
+        Raises:
+            ValueError: if they are needed and not given.
+        """
         if self.kept is None:
-            return self.wanted
+            if merged is None:
+                raise ValueError("how many rows reduction.type='Random' keeps follows from the image, not from the "
+                                 'layout: set reduction.kept')
+            return merged
         return tuple(rows + max(1, round(self.kept * (length - rows))) if length > rows else rows
                      for length, rows in zip(lengths, prefix, strict=True))
 
-    def start(self, x: Tensor, runs: Runs, prefix: tuple[int, ...]) -> Step:
+    def start(self, x: Tensor, runs: Runs, prefix: tuple[int, ...], wanted: tuple[int, ...]) -> Step:
         """Choose the rows that begin.
 
         Args:
             x: (T, C), embedded.
+            wanted: of ``lengths``.
         """
         padded, device = Padded(runs), x.device
-        wanted = self.lengths(runs.lengths, prefix)
         generator = None if self.training else torch.Generator().manual_seed(self.seed)
         draws = torch.rand(padded.valid.shape, generator=generator).to(device, non_blocking=True)
         draws = draws.masked_fill(padded.places < per_run(prefix, device), -1).masked_fill(~padded.valid, 2)

@@ -13,6 +13,7 @@ from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.derived import DerivedTensors, product_dtype
 from apt_dense.core.embed import ADDED_PARAMETERS, AdaptivePatchEmbed, position_tables
 from apt_dense.core.graphs import BlockGraphs, PackedInputs
+from apt_dense.core.importance import check_finite
 from apt_dense.core.layers import BranchFactors, draw_drop_path
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
@@ -254,6 +255,8 @@ class PackedViT(nn.Module):
         """
         self._check_layout(x, layout)
         self.last_layout = layout
+        follows = isinstance(self.reduction, Random) and self.reduction.kept is None
+        merged = self.chooser.layout(x).windows.lengths if follows else None
         recompute = self.with_cp and torch.is_grad_enabled()
         x = checkpoint(self.embed, x, layout, use_reentrant=False, preserve_rng_state=False) if recompute else (
             self.embed(x, layout))
@@ -261,7 +264,7 @@ class PackedViT(nn.Module):
         inputs = PackedInputs(x, layout.windows, layout.images, local, whole)
         factors = draw_drop_path([block.drop_path for block in self.blocks], layout.images, product_dtype(x))
         if self.reduction is not None:
-            steps = reduced_blocks(self, inputs, layout, factors, recompute)
+            steps = reduced_blocks(self, inputs, layout, factors, recompute, merged)
             return [state.spread(rows) for index, rows, state in steps if index in wanted]
         if self.graphs is None or torch.is_grad_enabled() or any(factor is not None for factor, _ in factors):
             outputs = self._run_blocks(inputs, factors, wanted, recompute)
@@ -319,12 +322,12 @@ class PackedViT(nn.Module):
 
         The layout of a model that keeps base patches at random is that of all of them.
         """
-        layout = self.chooser.layout(x)
         if not isinstance(self.reduction, Random):
-            return layout
-        self.reduction.wanted = layout.windows.lengths
-        return TokenLayout.dense(layout.batch_size, layout.height, layout.width, layout.window_size, layout.num_scales,
-                                 layout.num_prefix, layout.starts.device)
+            return self.chooser.layout(x)
+        self.chooser.check_shape(x)
+        check_finite(x)
+        height, width = (side // self.patch_size for side in x.shape[2:])
+        return TokenLayout.dense(len(x), height, width, self.window_size, self.num_scales, self.num_prefix, x.device)
 
     def embed(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """(B, 3, H, W) and its layout -> (T, C): embedded patches with positions, prefix rows included."""

@@ -73,7 +73,8 @@ def steps(model, x):
     layout = model.make_layout(x)
     local, whole = model._rope_tables(layout, torch.float32)
     inputs = PackedInputs(model.embed(x, layout), layout.windows, layout.images, local, whole)
-    return reduced_blocks(model, inputs, layout, [(None, None)] * len(model.blocks), False)
+    return reduced_blocks(model, inputs, layout, [(None, None)] * len(model.blocks), False,
+                          model.chooser.layout(x).windows.lengths)
 
 
 @pytest.mark.parametrize('run', RUNS)
@@ -281,11 +282,9 @@ def test_equals_the_loops(kind, name):
     assert sum(least) < 0.8 * sum(layout.windows.lengths)
 
 
-@pytest.mark.parametrize(('kind', 'name'), PAIRS)
+@pytest.mark.parametrize(('kind', 'name'), [pair for pair in PAIRS if pair[0] != 'Random'])  # which draws for the batch
 @torch.no_grad()
 def test_an_image_alone_and_in_a_batch(kind, name):
-    if kind == 'Random':
-        pytest.skip('draws for the batch')
     model, x = build(name, kind), images()
     rows, layout = model.forward_tokens(x)
     for image, own in zip(x.split(1), rows.split(layout.images.lengths), strict=True):
@@ -351,6 +350,25 @@ def test_proportional_attention_counts_rows_by_size():
         keys, values = (part[begin:end].repeat_interleave(times, 0).transpose(0, 1) for part in (k, v))
         wanted = F.scaled_dot_product_attention(q[begin:end].transpose(0, 1), keys, values).transpose(0, 1)
         torch.testing.assert_close(found[begin:end], wanted, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_random_goes_by_the_image_that_it_is_given():
+    """Not by the one whose layout was made last."""
+    family, arguments = MODELS['APT']
+    model = family(**TOY, **arguments, reduction=dict(type='Random')).eval()
+    randomise(model)
+    busy, smooth = (normalise(image_of(random_scales([chance], *GRID, 3))) for chance in (0.9, 0.1))
+    wanted, layout = model(busy)[0], model.make_layout(busy)
+    model.make_layout(smooth)
+    assert torch.equal(model.forward_layout(busy, layout)[0], wanted)
+    assert not torch.equal(model(smooth)[0], wanted)
+    with pytest.raises(ValueError, match='follows from the image, .*: set reduction.kept'):
+        multiply_adds(model, layout)
+    with pytest.raises(ValueError, match='wanted a multiple of patch_size=4'):
+        model(busy[..., :-1])
+    with pytest.raises(ValueError, match='finite'):
+        model(torch.full_like(busy, torch.nan))
 
 
 def test_budgets():
