@@ -30,11 +30,15 @@ class FixedEncoder(nn.Module):
             the only input.
 
     Raises:
-        ValueError: for a size that the model does not take, or a bucket of more tokens than the image has cells.
+        ValueError: for a size that the model does not take, a bucket of more tokens than the image has cells, or a
+            model with a reduction.
     """
 
     def __init__(self, model: PackedViT, size_px: tuple[int, int], num_tokens: int | None = None):
         super().__init__()
+        if model.reduction is not None:
+            raise ValueError('the model has a reduction, whose rows change from block to block: a graph with fixed '
+                             'shapes has one number of them. Build the model with reduction=None')
         height, width = (side // model.patch_size for side in size_px)
         if any(side % model.size_divisor_px or not side for side in size_px):
             raise ValueError(f'size {size_px[0]}x{size_px[1]} px: the sides must be multiples of '

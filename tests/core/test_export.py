@@ -135,6 +135,8 @@ def test_onnx(num_scales, tmp_path):
 
 def test_errors():
     model, x = model_of(**SETTINGS['windows']), image_of()
+    with pytest.raises(ValueError, match='has a reduction, .* Build the model with reduction=None'):
+        FixedEncoder(model_of(**SETTINGS['windows'], reduction=dict(type='ToMe', kept=0.9)), SIZE_PX, 100)
     with pytest.raises(ValueError, match='multiples of 128 px'):
         FixedEncoder(model, (256, 300), 100)
     with pytest.raises(ValueError, match='give num_tokens'):
