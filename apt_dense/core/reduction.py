@@ -260,16 +260,18 @@ class ToMe(Reduction):
 
 def parse_r(r: int | Sequence[int] | tuple[int, float], depth: int) -> list[int]:
     """Rows that go in each block, as ToMe's public code reads them; ValueError for anything else."""
+    numbers = r
     if isinstance(r, int):
-        return [r] * depth
-    if isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], float):
+        numbers = [r] * depth
+    elif isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], float):
         low = int(r[0] * (1 - r[1]))
         high = 2 * r[0] - low
-        return [int(low + index * (high - low) / max(depth - 1, 1)) for index in range(depth)]
-    if len(r) > depth or not all(isinstance(number, int) and number >= 0 for number in r):
+        numbers = [int(low + index * (high - low) / max(depth - 1, 1)) for index in range(depth)]
+    if not isinstance(numbers, Sequence) or len(numbers) > depth or not all(
+            isinstance(number, int) and number >= 0 for number in numbers):
         raise ValueError(f'reduction.r={r!r}: wanted a number of rows, at most {depth} of them, one for each block, or '
-                         '(mean, inflection) with a fraction second')
-    return [*r, *[0] * (depth - len(r))]
+                         '(mean, inflection) with a fraction second, none of them below 0')
+    return [*numbers, *[0] * (depth - len(numbers))]
 
 
 class EViT(Reduction):
