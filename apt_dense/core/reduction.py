@@ -147,7 +147,7 @@ def average(x: Tensor, sizes: Tensor | None, dest: Tensor, count: int) -> tuple[
 
 
 class Reduction(nn.Module):
-    """A way to have fewer tokens.
+    """A way to have fewer tokens: ``forward(index, attended)``, called in block ``index``, returns a ``Step``.
 
     Args:
         depth: of the model.
@@ -187,10 +187,6 @@ class Reduction(nn.Module):
     def multiply_adds(self, length: int, embed_dims: int, head_dim: int) -> int:
         """Of one step on a run of so many rows."""
         return 0
-
-    def forward(self, index: int, attended: Attended) -> Step:
-        """Reduce in block ``index``."""
-        raise NotImplementedError
 
 
 def share_of_each(kept: float, blocks: Sequence[int], depth: int, lowest: float) -> float:
