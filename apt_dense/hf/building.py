@@ -175,8 +175,9 @@ def _tie_block(ties: Ties, block: Block, layer: nn.Module, encoder: nn.Module, f
         ties.layer(block.attn.get_submodule(own), encoder, f'{path}.{family.attention}.{name}')
     for own, name in _mlp_names(layer.mlp).items():
         ties.layer(block.mlp.get_submodule(own), encoder, f'{path}.mlp.{name}')
-    for own, name in zip((block.ls1, block.ls2), family.scales, strict=False):
-        ties.parameter(own, 'gamma', encoder, f'{path}.{name}')
+    if family.scales:
+        for own, name in zip((block.ls1, block.ls2), family.scales, strict=True):
+            ties.parameter(own, 'gamma', encoder, f'{path}.{name}')
     if isinstance(block.mlp, MLP):
         block.mlp.act = layer.mlp.act_fn if hasattr(layer.mlp, 'act_fn') else layer.mlp.activation_fn
     # Of one rate in all blocks, as in transformers.
