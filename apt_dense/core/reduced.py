@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from apt_dense.core.block import BlockTokens
+from apt_dense.core.dropping import Random
 from apt_dense.core.graphs import PackedInputs
 from apt_dense.core.layers import BranchFactors
 from apt_dense.core.layout import TokenLayout
-from apt_dense.core.reduction import Attended, Random, Step
+from apt_dense.core.reduction import Attended, Step
 from apt_dense.core.runs import Runs
 
 

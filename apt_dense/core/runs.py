@@ -1,4 +1,5 @@
 """Contiguous runs of packed tokens."""
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -52,3 +53,29 @@ class Runs:
     def spread(self, values: Tensor) -> Tensor:
         """(R, ...) one value a run -> (T, ...) one a token."""
         return values.index_select(0, self.index)
+
+
+class Padded:
+    """Rows of unequal runs as one rectangle (R, L), and back."""
+
+    def __init__(self, runs: Runs):
+        self.runs = runs
+        device = runs.cu_seqlens.device
+        self.starts = runs.cu_seqlens[:-1].long()
+        self.places = torch.arange(max(runs.lengths), device=device)
+        self.valid = self.places < runs.cu_seqlens.diff()[:, None]
+        self.index = (self.starts[:, None] + self.places).where(self.valid, 0)
+        self.place = torch.arange(sum(runs.lengths), device=device) - self.starts[runs.index]  # of each row in its run
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(T, ...) -> (R, L, ...); beyond a run's end stand values of row 0."""
+        return values[self.index]
+
+    def flatten(self, values: Tensor) -> Tensor:
+        """(R, L', ...) -> (T, ...), L' at least the longest run."""
+        return values[self.runs.index, self.place]
+
+
+def per_run(values: Sequence[int], device: torch.device) -> Tensor:
+    """(R,) numbers of the host -> (R, 1) on the device."""
+    return torch.tensor(values).to(device, non_blocking=True)[:, None]

@@ -11,6 +11,7 @@ from apt_dense.core.attention import check_backend, takes_lengths_from_device
 from apt_dense.core.block import Block, BlockTokens
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.derived import DerivedTensors, product_dtype
+from apt_dense.core.dropping import EViT, Random
 from apt_dense.core.embed import ADDED_PARAMETERS, AdaptivePatchEmbed, position_tables
 from apt_dense.core.graphs import BlockGraphs, PackedInputs
 from apt_dense.core.importance import check_finite
@@ -20,7 +21,8 @@ from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.order import check_grid
 from apt_dense.core.position import resample_table, tile_table
 from apt_dense.core.reduced import reduced_blocks
-from apt_dense.core.reduction import EViT, Random, Reduction, build_reduction
+from apt_dense.core.reduction import Reduction
+from apt_dense.core.reductions import build_reduction
 from apt_dense.core.rope import Rotary, check_anchor, rope_table
 
 RESAMPLINGS = ('bicubic', 'bicubic_antialias', 'tiled')

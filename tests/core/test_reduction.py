@@ -13,8 +13,9 @@ from apt_dense import APTDINOv3, APTViT, TokenLayout
 from apt_dense.core.attention import proportional_attention
 from apt_dense.core.flops import multiply_adds
 from apt_dense.core.graphs import PackedInputs
+from apt_dense.core.merging import parse_r
 from apt_dense.core.reduced import reduced_blocks, rows_by_block
-from apt_dense.core.reduction import parse_r, share_of_each
+from apt_dense.core.reduction import share_of_each
 from apt_dense.core.runs import Runs
 from tests.conftest import DATA
 
