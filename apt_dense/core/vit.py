@@ -115,14 +115,14 @@ class PackedViT(nn.Module):
         check_anchor(rope_anchor)
         check_anchor(pos_anchor, 'pos_anchor')
         check_backend(attn_backend)
-        self.global_blocks = _block_indexes('global_block_indexes', global_block_indexes, depth)
-        self.out_indices = _block_indexes('out_indices', out_indices, depth)
+        self.global_blocks = block_indexes('global_block_indexes', global_block_indexes, depth)
+        self.out_indices = block_indexes('out_indices', out_indices, depth)
         self.chooser = self.build_chooser(
             patch_size=patch_size, depth=depth, window_size=window_size, global_block_indexes=global_block_indexes,
             with_cls_token=with_cls_token, num_registers=num_registers, num_scales=num_scales, thresholds=thresholds,
             scorer=scorer, compiled=compiled, max_tokens=max_tokens, max_tokens_per=max_tokens_per, img_mean=img_mean,
             img_std=img_std)
-        check_grid(*_grid(img_size, patch_size), self.window_size, num_scales, patch_size)
+        check_grid(*grid_of(img_size, patch_size), self.window_size, num_scales, patch_size)
         self.patch_size = patch_size
         if 0 < self.num_prefix < prefix_positions and table_cells:
             raise ValueError(f'the table has {prefix_positions} positions for the prefix, which has {self.num_prefix} '
@@ -163,7 +163,7 @@ class PackedViT(nn.Module):
         if unknown:
             raise TypeError(f'{cls.__name__} has no arguments {unknown}: it has {sorted(given)}')
         given |= arguments
-        blocks = _block_indexes('global_block_indexes', given['global_block_indexes'], given['depth'])
+        blocks = block_indexes('global_block_indexes', given['global_block_indexes'], given['depth'])
         names = ('num_scales', 'thresholds', 'scorer', 'patch_size', 'max_tokens', 'max_tokens_per', 'img_mean',
                  'img_std', 'compiled')
         return PatchChooser(**{name: given[name] for name in names},
@@ -418,10 +418,10 @@ def check_heads(embed_dims: int, num_heads: int, multiple: int) -> int:
 
 def table_side(img_size: int, patch_size: int) -> int:
     """Cells a side of the table for square images of this size; ValueError if that is no whole number."""
-    return _grid(img_size, patch_size, 'pretrain_img_size')[0]
+    return grid_of(img_size, patch_size, 'pretrain_img_size')[0]
 
 
-def _grid(img_size: int | Sequence[int], patch_size: int, name: str = 'img_size') -> tuple[int, int]:
+def grid_of(img_size: int | Sequence[int], patch_size: int, name: str = 'img_size') -> tuple[int, int]:
     """(height, width) in cells of images of this size, one number or two; ValueError if these are no whole numbers."""
     if not isinstance(patch_size, int) or patch_size < 1:
         raise ValueError(f'patch_size={patch_size!r} must be a whole number from 1 on')
@@ -432,7 +432,7 @@ def _grid(img_size: int | Sequence[int], patch_size: int, name: str = 'img_size'
     return sides[0] // patch_size, sides[1] // patch_size
 
 
-def _block_indexes(name: str, indexes: Sequence[int], depth: int) -> frozenset[int]:
+def block_indexes(name: str, indexes: Sequence[int], depth: int) -> frozenset[int]:
     """Resolve negative indexes; raise ValueError for one out of range."""
     outside = [index for index in indexes if not -depth <= index < depth]
     if outside:
