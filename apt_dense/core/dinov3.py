@@ -1,10 +1,11 @@
 """APTDINOv3: DINOv3's vision transformers."""
 from pathlib import Path
 
+from apt_dense.core.arguments import check_heads
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLP, SwiGLU
 from apt_dense.core.rope import Rotary
-from apt_dense.core.vit import PackedViT, check_heads, from_presets
+from apt_dense.core.vit import PackedViT, from_presets
 
 PRESETS = {
     'S': dict(embed_dims=384, depth=12, num_heads=6),

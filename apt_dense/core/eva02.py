@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from apt_dense.core.arguments import check_heads, table_side
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.layers import SwiGLU
 from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.rope import Rotary
-from apt_dense.core.vit import PackedViT, check_heads, from_presets, table_side
+from apt_dense.core.vit import PackedViT, from_presets
 
 REFERENCE_CELLS = 16  # EVA-02 was pre-trained on 16 positions a side: all grids are scaled to that range
 # The detection models of the EVA-02 family; official detection checkpoints exist for B and L.  Official pre-trained Ti

@@ -1,10 +1,11 @@
 """APTViT: the plain vision transformer and its relatives: MAE, AugReg, DeiT, DINOv2, CLIP's image encoder."""
 from pathlib import Path
 
+from apt_dense.core.arguments import check_heads, table_side
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLP, SwiGLU
 from apt_dense.core.normalisation import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD
-from apt_dense.core.vit import PackedViT, check_heads, from_presets, table_side
+from apt_dense.core.vit import PackedViT, from_presets
 
 _SIZES = {
     'ti': dict(embed_dims=192, depth=12, num_heads=3), 's': dict(embed_dims=384, depth=12, num_heads=6),

@@ -2,11 +2,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from apt_dense.core.arguments import check_heads, table_side
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLP
 from apt_dense.core.normalisation import HALF_MEAN, HALF_STD
 from apt_dense.core.rope import Rotary
-from apt_dense.core.vit import PackedViT, check_heads, from_presets, table_side
+from apt_dense.core.vit import PackedViT, from_presets
 
 PRESETS = {'sam3': {}}
 

@@ -1,12 +1,12 @@
 """PackedViT: the loop over blocks on packed tokens of adaptive size, for any plain vision transformer."""
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from apt_dense.core.arguments import block_indexes, grid_of
 from apt_dense.core.attention import check_backend, takes_lengths_from_device
 from apt_dense.core.block import Block, BlockTokens
 from apt_dense.core.chooser import PatchChooser
@@ -15,6 +15,7 @@ from apt_dense.core.dropping import EViT, Random
 from apt_dense.core.embed import ADDED_PARAMETERS, AdaptivePatchEmbed, position_tables
 from apt_dense.core.graphs import BlockGraphs, PackedInputs
 from apt_dense.core.importance import check_finite
+from apt_dense.core.layer_order import layer_of
 from apt_dense.core.layers import BranchFactors, draw_drop_path
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
@@ -26,9 +27,6 @@ from apt_dense.core.reductions import build_reduction
 from apt_dense.core.rope import Rotary, check_anchor, rope_table
 
 RESAMPLINGS = ('bicubic', 'bicubic_antialias', 'tiled')
-FIRST_LAYER = re.compile(r'(?:pos_embed|cls_token|reg_token|(?:patch_embed\.proj|norm_pre)\.(?:weight|bias))')
-LAST_NORM = re.compile(r'norm\.(?:weight|bias)')
-BLOCK = re.compile(r'blocks\.(\d+)\.')
 
 
 class PackedViT(nn.Module):
@@ -379,65 +377,6 @@ class PackedViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-
-def layer_of(name: str, depth: int, prefix: str = '') -> int:
-    """The layer of a parameter of a ``PackedViT`` with so many blocks, by its name below ``prefix``.
-
-    0: positions, rows before the patches, patch embedding and a norm before the first block.  N + 1: block N.
-    depth + 1: the last norm, and what a reduction learns.
-
-    Raises:
-        ValueError: for a name that is none of these, or a block that is not there.
-    """
-    inner = name.removeprefix(prefix)
-    if FIRST_LAYER.fullmatch(inner) or inner in ADDED_PARAMETERS:
-        return 0
-    if LAST_NORM.fullmatch(inner) or inner.startswith('reduction.'):
-        return depth + 1
-    block = BLOCK.match(inner)
-    if block is None:
-        raise ValueError(f'parameter {name!r} has no layer: the backbone has pos_embed, cls_token, reg_token, '
-                         'patch_embed.*, norm_pre.*, blocks.N.* and norm.*')
-    if int(block[1]) >= depth:
-        raise ValueError(f'parameter {name!r} lies beyond num_layers={depth}: set num_layers to the depth of the '
-                         'backbone')
-    return int(block[1]) + 1
-
-
-def check_heads(embed_dims: int, num_heads: int, multiple: int) -> int:
-    """Channels of a head; ValueError unless that is a whole multiple."""
-    for name, value in (('embed_dims', embed_dims), ('num_heads', num_heads)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f'{name}={value!r} must be a whole number from 1 on')
-    if embed_dims % num_heads or embed_dims // num_heads % multiple:
-        why = f'a multiple of {multiple} channels, which RoPE needs' if multiple > 1 else 'a whole number of channels'
-        raise ValueError(f'embed_dims={embed_dims} over num_heads={num_heads} gives no head of {why}')
-    return embed_dims // num_heads
-
-
-def table_side(img_size: int, patch_size: int) -> int:
-    """Cells a side of the table for square images of this size; ValueError if that is no whole number."""
-    return grid_of(img_size, patch_size, 'pretrain_img_size')[0]
-
-
-def grid_of(img_size: int | Sequence[int], patch_size: int, name: str = 'img_size') -> tuple[int, int]:
-    """(height, width) in cells of images of this size, one number or two; ValueError if these are no whole numbers."""
-    if not isinstance(patch_size, int) or patch_size < 1:
-        raise ValueError(f'patch_size={patch_size!r} must be a whole number from 1 on')
-    sides = tuple(img_size) if isinstance(img_size, Sequence) and not isinstance(img_size, str) else (img_size,) * 2
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 and side % patch_size == 0 for side in sides):
-        raise ValueError(f'{name}={img_size!r} must be multiples of patch_size={patch_size}, in whole pixels: one '
-                         'number, or (height, width)')
-    return sides[0] // patch_size, sides[1] // patch_size
-
-
-def block_indexes(name: str, indexes: Sequence[int], depth: int) -> frozenset[int]:
-    """Resolve negative indexes; raise ValueError for one out of range."""
-    outside = [index for index in indexes if not -depth <= index < depth]
-    if outside:
-        raise ValueError(f'{name} holds {outside}, but depth={depth}')
-    return frozenset(index % depth for index in indexes)
 
 
 def from_presets(family: type[PackedViT], presets: Mapping[str, Mapping], name: str, overrides: Mapping) -> PackedViT:

@@ -8,7 +8,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from apt_dense.core.embed import ADDED_PARAMETERS
-from apt_dense.core.vit import layer_of
+from apt_dense.core.layer_order import layer_of
 
 OPTIONS = ('layer_decay_rate', 'num_layers', 'flat_decay_mult', 'no_weight_decay_keys', 'added_params_full_lr')
 
