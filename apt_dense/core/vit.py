@@ -7,24 +7,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from apt_dense.core.arguments import block_indexes, grid_of
-from apt_dense.core.attention import check_backend, takes_lengths_from_device
-from apt_dense.core.block import Block, BlockTokens
+from apt_dense.core.attention import check_backend
+from apt_dense.core.block import Block
+from apt_dense.core.block_loop import block_outputs
 from apt_dense.core.chooser import PatchChooser
-from apt_dense.core.derived import DerivedTensors, product_dtype
+from apt_dense.core.derived import DerivedTensors
 from apt_dense.core.dropping import EViT, Random
 from apt_dense.core.embed import ADDED_PARAMETERS, AdaptivePatchEmbed, position_tables
-from apt_dense.core.graphs import BlockGraphs, PackedInputs
+from apt_dense.core.graphs import BlockGraphs
 from apt_dense.core.importance import check_finite
 from apt_dense.core.layer_order import layer_of
-from apt_dense.core.layers import BranchFactors, draw_drop_path
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.order import check_grid
 from apt_dense.core.position import resample_table, tile_table
-from apt_dense.core.reduced import reduced_blocks
 from apt_dense.core.reduction import Reduction
 from apt_dense.core.reductions import build_reduction
-from apt_dense.core.rope import Rotary, check_anchor, rope_table
+from apt_dense.core.rope import Rotary, check_anchor
 
 RESAMPLINGS = ('bicubic', 'bicubic_antialias', 'tiled')
 
@@ -260,20 +259,7 @@ class PackedViT(nn.Module):
         recompute = self.with_cp and torch.is_grad_enabled()
         x = checkpoint(self.embed, x, layout, use_reentrant=False, preserve_rng_state=False) if recompute else (
             self.embed(x, layout))
-        local, whole = self._rope_tables(layout, torch.promote_types(x.dtype, torch.float32))
-        inputs = PackedInputs(x, layout.windows, layout.images, local, whole)
-        factors = draw_drop_path([block.drop_path for block in self.blocks], layout.images, product_dtype(x))
-        if self.reduction is not None:
-            steps = reduced_blocks(self, inputs, layout, factors, recompute, merged)
-            return [state.spread(rows) for index, rows, state in steps if index in wanted]
-        if self.graphs is None or torch.is_grad_enabled() or any(factor is not None for factor, _ in factors):
-            outputs = self._run_blocks(inputs, factors, wanted, recompute)
-        else:
-            query = x.new_empty(0, 1, self.head_dim, dtype=product_dtype(x))
-            outputs = self.graphs(lambda packed: self._run_blocks(packed, factors, wanted, False), inputs,
-                                  list(self.blocks.parameters()), x.is_cuda and (inputs.whole or (
-                                      takes_lengths_from_device(query, self.blocks[0].attn.backend))))
-        return outputs
+        return block_outputs(self, x, layout, wanted, recompute, merged)
 
     def _check_layout(self, x: Tensor, layout: TokenLayout) -> None:
         wanted = dict(batch_size=len(x), height=x.shape[2] // self.patch_size, width=x.shape[3] // self.patch_size,
@@ -295,27 +281,6 @@ class PackedViT(nn.Module):
 
     def _normed(self, rows: Tensor) -> Tensor:
         return rows if self.norm is None else self.norm(rows)
-
-    def _rope_tables(self, layout: TokenLayout, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """The turns inside windows and in the image; None for those that no block needs."""
-        return tuple(rope_table(layout, self.rope, windowed, self.rope_anchor, dtype) if wanted and self.rope else None
-                     for windowed, wanted in ((True, self.window_size > 0), (False, True)))
-
-    def _run_blocks(self, inputs: PackedInputs, factors: Sequence[BranchFactors], wanted: frozenset[int],
-                    recompute: bool) -> list[Tensor]:
-        """The packed outputs of the wanted blocks, see ``block_rows``."""
-        x = inputs.x
-        outputs = [x] if -1 in wanted else []
-        for index, block in enumerate(self.blocks):
-            local = self.window_size > 0 and index not in self.global_blocks
-            runs, rope = (inputs.windows, inputs.local_rope) if local else (inputs.images, inputs.global_rope)
-            tokens = BlockTokens(runs, rope, factors[index])
-            # Nothing in a block is drawn, so no state of a generator is kept for the recomputation.
-            x = checkpoint(block, x, tokens, use_reentrant=False, preserve_rng_state=False) if recompute else (
-                block(x, tokens))
-            if index in wanted:
-                outputs.append(x)
-        return outputs
 
     def make_layout(self, x: Tensor) -> TokenLayout:
         """(B, 3, H, W), normalised -> the layout of its tokens; see ``PatchChooser.layout``.

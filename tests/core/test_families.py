@@ -4,6 +4,7 @@ import torch
 
 from apt_dense import APTEVA02, APTSAM3, APTDINOv3, APTViT, PackedViT
 from apt_dense.core import dinov3, plain_vit, sam3
+from apt_dense.core.block_loop import rope_tables
 from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.core.flops import multiply_adds
 from tests.oracle_families import oracle_tokens
@@ -122,7 +123,7 @@ def test_drop_path_drops_an_image_as_a_whole(name):
 def _whole(model: PackedViT, layout):
     """What block 0 is told."""
     from apt_dense.core.block import BlockTokens
-    local, whole = model._rope_tables(layout, torch.float32)
+    local, whole = rope_tables(model, layout, torch.float32)
     windowed = model.window_size > 0 and 0 not in model.global_blocks
     return BlockTokens(layout.windows, local) if windowed else BlockTokens(layout.images, whole)
 

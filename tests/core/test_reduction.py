@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apt_dense import APTDINOv3, APTViT, TokenLayout
 from apt_dense.core.attention import proportional_attention
+from apt_dense.core.block_loop import rope_tables
 from apt_dense.core.flops import multiply_adds
 from apt_dense.core.graphs import PackedInputs
 from apt_dense.core.merging import parse_r
@@ -72,7 +73,7 @@ def public_model(stored: dict, run: str, reduction: dict) -> tuple[APTViT, dict,
 def steps(model, x):
     """The rows after each block, images apart, and where the first tokens are."""
     layout = model.make_layout(x)
-    local, whole = model._rope_tables(layout, torch.float32)
+    local, whole = rope_tables(model, layout, torch.float32)
     inputs = PackedInputs(model.embed(x, layout), layout.windows, layout.images, local, whole)
     return reduced_blocks(model, inputs, layout, [(None, None)] * len(model.blocks), False,
                           model.chooser.layout(x).windows.lengths)
@@ -199,7 +200,7 @@ def merge_by_a_loop(run, prefix, count, metric, rows):
 def reduced_by_loops(model, x):
     """The rows of all first tokens after the last block, by loops over runs and rows."""
     reduction, layout = model.reduction, model.make_layout(x)
-    rows, ropes = model.embed(x, layout), list(model._rope_tables(layout, torch.float32))
+    rows, ropes = model.embed(x, layout), list(rope_tables(model, layout, torch.float32))
     per_image = len(layout.windows.lengths) // layout.batch_size
     ends, runs = 0, []
     for length in layout.windows.lengths:

@@ -1,0 +1,65 @@
+"""The loop over blocks on packed rows: one run of launches, a CUDA graph, or with rows that are merged on the way."""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from apt_dense.core.attention import takes_lengths_from_device
+from apt_dense.core.block import BlockTokens
+from apt_dense.core.derived import product_dtype
+from apt_dense.core.graphs import PackedInputs
+from apt_dense.core.layers import BranchFactors, draw_drop_path
+from apt_dense.core.layout import TokenLayout
+from apt_dense.core.reduced import reduced_blocks
+from apt_dense.core.rope import rope_table
+
+
+def block_outputs(model: nn.Module, x: Tensor, layout: TokenLayout, wanted: frozenset[int], recompute: bool,
+                  merged: tuple[int, ...] | None = None) -> list[Tensor]:
+    """Run a ``PackedViT``'s blocks.
+
+    Args:
+        x: (T, C), embedded.
+        layout: of these rows.
+        wanted: see ``PackedViT.block_rows``.
+        recompute: activations in the backward pass.
+        merged: see ``Random.lengths``.
+
+    Returns:
+        (T, C) for each of the wanted ones, in ascending order.
+    """
+    local, whole = rope_tables(model, layout, torch.promote_types(x.dtype, torch.float32))
+    inputs = PackedInputs(x, layout.windows, layout.images, local, whole)
+    factors = draw_drop_path([block.drop_path for block in model.blocks], layout.images, product_dtype(x))
+    if model.reduction is not None:
+        steps = reduced_blocks(model, inputs, layout, factors, recompute, merged)
+        return [state.spread(rows) for index, rows, state in steps if index in wanted]
+    if model.graphs is None or torch.is_grad_enabled() or any(factor is not None for factor, _ in factors):
+        return _launched(model, inputs, factors, wanted, recompute)
+    query = x.new_empty(0, 1, model.head_dim, dtype=product_dtype(x))
+    return model.graphs(lambda packed: _launched(model, packed, factors, wanted, False), inputs,
+                        list(model.blocks.parameters()), x.is_cuda and (inputs.whole or (
+                            takes_lengths_from_device(query, model.blocks[0].attn.backend))))
+
+
+def rope_tables(model: nn.Module, layout: TokenLayout, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """The turns inside windows and in the image; None for those that no block needs."""
+    return tuple(rope_table(layout, model.rope, windowed, model.rope_anchor, dtype) if wanted and model.rope else None
+                 for windowed, wanted in ((True, model.window_size > 0), (False, True)))
+
+
+def _launched(model: nn.Module, inputs: PackedInputs, factors: Sequence[BranchFactors], wanted: frozenset[int],
+              recompute: bool) -> list[Tensor]:
+    x = inputs.x
+    outputs = [x] if -1 in wanted else []
+    for index, block in enumerate(model.blocks):
+        local = model.window_size > 0 and index not in model.global_blocks
+        runs, rope = (inputs.windows, inputs.local_rope) if local else (inputs.images, inputs.global_rope)
+        tokens = BlockTokens(runs, rope, factors[index])
+        # Nothing in a block is drawn, so no state of a generator is kept for the recomputation.
+        x = checkpoint(block, x, tokens, use_reentrant=False, preserve_rng_state=False) if recompute else (
+            block(x, tokens))
+        if index in wanted:
+            outputs.append(x)
+    return outputs
