@@ -11,7 +11,7 @@ from apt_dense.core.derived import product_dtype
 from apt_dense.core.graphs import PackedInputs
 from apt_dense.core.layers import BranchFactors, draw_drop_path
 from apt_dense.core.layout import TokenLayout
-from apt_dense.core.reduced import reduced_blocks
+from apt_dense.core.reduced import PackedRows, reduced_blocks
 from apt_dense.core.rope import rope_table
 
 
@@ -29,9 +29,7 @@ def block_outputs(model: nn.Module, x: Tensor, layout: TokenLayout, wanted: froz
     Returns:
         (T, C) for each of the wanted ones, in ascending order.
     """
-    local, whole = rope_tables(model, layout, torch.promote_types(x.dtype, torch.float32))
-    inputs = PackedInputs(x, layout.windows, layout.images, local, whole)
-    factors = draw_drop_path([block.drop_path for block in model.blocks], layout.images, product_dtype(x))
+    inputs, factors = _start(model, x, layout)
     if model.reduction is not None:
         steps = reduced_blocks(model, inputs, layout, factors, recompute, merged)
         return [state.spread(rows) for index, rows, state in steps if index in wanted]
@@ -41,6 +39,23 @@ def block_outputs(model: nn.Module, x: Tensor, layout: TokenLayout, wanted: froz
     return model.graphs(lambda packed: _launched(model, packed, factors, wanted, False), inputs,
                         list(model.blocks.parameters()), x.is_cuda and (inputs.whole or (
                             takes_lengths_from_device(query, model.blocks[0].attn.backend))))
+
+
+def last_rows(model: nn.Module, x: Tensor, layout: TokenLayout, recompute: bool,
+              merged: tuple[int, ...] | None = None) -> PackedRows:
+    """Run a ``PackedViT``'s blocks: the rows that are left at the end, not normed; see ``block_outputs``."""
+    if model.reduction is None:
+        rows = block_outputs(model, x, layout, frozenset([len(model.blocks) - 1]), recompute)[0]
+        return PackedRows(rows, layout.areas, layout.images, layout.num_prefix)
+    inputs, factors = _start(model, x, layout)
+    *_, (_, rows, state) = reduced_blocks(model, inputs, layout, factors, recompute, merged)
+    return PackedRows(rows, state.areas(layout.areas, len(rows)), state.images, layout.num_prefix)
+
+
+def _start(model: nn.Module, x: Tensor, layout: TokenLayout) -> tuple[PackedInputs, list[BranchFactors]]:
+    local, whole = rope_tables(model, layout, torch.promote_types(x.dtype, torch.float32))
+    factors = draw_drop_path([block.drop_path for block in model.blocks], layout.images, product_dtype(x))
+    return PackedInputs(x, layout.windows, layout.images, local, whole), factors
 
 
 def rope_tables(model: nn.Module, layout: TokenLayout, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:

@@ -100,6 +100,21 @@ def prefix_of_runs(layout: TokenLayout) -> tuple[int, ...]:
     return tuple(layout.num_prefix if index % per_image == 0 else 0 for index in range(len(layout.windows.lengths)))
 
 
+class PackedRows(NamedTuple):
+    """The rows that a ``PackedViT`` ends with, T' over B images.
+
+    Attributes:
+        rows: (T', C), those of each image in a run, its prefix rows first.
+        areas: (T',) int64, cells that each row stands for, after what a reduction has done; 0 for a prefix row.
+        images: the runs.
+        num_prefix: prefix rows of each image.
+    """
+    rows: Tensor
+    areas: Tensor
+    images: Runs
+    num_prefix: int
+
+
 class ReducedRows:
     """Where the first tokens are, while blocks reduce rows.
 
@@ -148,3 +163,9 @@ class ReducedRows:
             return x
         rows = x[self._source.clamp(min=0)]
         return rows if self._held is None else rows.where((self._source >= 0)[:, None], self._held.to(rows.dtype))
+
+    def areas(self, first: Tensor, count: int) -> Tensor:
+        """Cells of the first tokens (T,) -> of the ``count`` rows that hold them; those that are gone count nowhere."""
+        if self._source is None:
+            return first
+        return first.new_zeros(count).index_add(0, self._source.clamp(min=0), first.where(self._source >= 0, 0))

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from apt_dense.core.arguments import block_indexes, grid_of
 from apt_dense.core.attention import check_backend
 from apt_dense.core.block import Block
-from apt_dense.core.block_loop import block_outputs
+from apt_dense.core.block_loop import block_outputs, last_rows
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.derived import DerivedTensors
 from apt_dense.core.dropping import EViT, Random
@@ -21,6 +21,7 @@ from apt_dense.core.layout import TokenLayout
 from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.order import check_grid
 from apt_dense.core.position import resample_table, tile_table
+from apt_dense.core.reduced import PackedRows
 from apt_dense.core.reduction import Reduction
 from apt_dense.core.reductions import build_reduction
 from apt_dense.core.rope import Rotary, check_anchor
@@ -213,13 +214,17 @@ class PackedViT(nn.Module):
         """The layer of a parameter, for layer-wise decay of the rate; see the function of this name."""
         return layer_of(name, len(self.blocks))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, packed: bool = False) -> tuple[Tensor, ...] | PackedRows:
         """(B, 3, H, W), normalised -> one (B, C, H / patch_size, W / patch_size) for each of ``out_indices``.
+
+        Args:
+            packed: return the last block's rows instead, see ``forward_packed``; for models that pool them.
 
         Raises:
             ValueError: if the grid is not a multiple of the window (or of the largest patch), or a pixel is not finite.
         """
-        return self.forward_layout(x, self.make_layout(x))
+        layout = self.make_layout(x)
+        return self.forward_packed(x, layout) if packed else self.forward_layout(x, layout)
 
     def forward_layout(self, x: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:
         """``forward`` with patches that are chosen already."""
@@ -238,6 +243,17 @@ class PackedViT(nn.Module):
         layout = self.make_layout(x) if layout is None else layout
         return self._normed(self.block_rows(x, layout, frozenset([len(self.blocks) - 1]))[0]), layout
 
+    def forward_packed(self, x: Tensor, layout: TokenLayout | None = None) -> PackedRows:
+        """The rows that the last block leaves, after the last norm; with a reduction fewer than ``forward_tokens``'.
+
+        Args:
+            x: as for ``forward``.
+            layout: patches that are chosen already.
+        """
+        layout = self.make_layout(x) if layout is None else layout
+        packed = last_rows(self, *self._start(x, layout))
+        return packed._replace(rows=self._normed(packed.rows))
+
     def block_rows(self, x: Tensor, layout: TokenLayout, wanted: frozenset[int]) -> list[Tensor]:
         """The packed outputs of some blocks, before the last norm.
 
@@ -252,6 +268,11 @@ class PackedViT(nn.Module):
         Raises:
             ValueError: for a layout of other images, or of a model with other windows or prefix rows.
         """
+        rows, layout, recompute, merged = self._start(x, layout)
+        return block_outputs(self, rows, layout, wanted, recompute, merged)
+
+    def _start(self, x: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout, bool, tuple[int, ...] | None]:
+        """Embedded rows, their layout, whether to recompute, and how many rows ``Random`` is to keep."""
         self._check_layout(x, layout)
         self.last_layout = layout
         follows = isinstance(self.reduction, Random) and self.reduction.kept is None
@@ -259,7 +280,7 @@ class PackedViT(nn.Module):
         recompute = self.with_cp and torch.is_grad_enabled()
         x = checkpoint(self.embed, x, layout, use_reentrant=False, preserve_rng_state=False) if recompute else (
             self.embed(x, layout))
-        return block_outputs(self, x, layout, wanted, recompute, merged)
+        return x, layout, recompute, merged
 
     def _check_layout(self, x: Tensor, layout: TokenLayout) -> None:
         wanted = dict(batch_size=len(x), height=x.shape[2] // self.patch_size, width=x.shape[3] // self.patch_size,
