@@ -1,7 +1,6 @@
 """Reductions against the public code's runs, and against loops written from the papers."""
 import json
 import math
-import zlib
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from apt_dense.core.reduced import reduced_blocks, rows_by_block
 from apt_dense.core.reduction import share_of_each
 from apt_dense.core.runs import Runs
 from tests.conftest import DATA
+from tests.recipes import drawn
 
 from .toys import SPLIT, image_of, normalise, random_scales, randomise
 
@@ -40,12 +40,6 @@ SOFT = {'dtem_vit/train_once': dict(type='DTEM', r=[8, 0, 0, 0, 0, 0]),
 def stored():
     with np.load(DATA / 'reductions.npz') as file:
         return {key: file[key] for key in file.files}
-
-
-def drawn(key: str, shape, scale: float, offset: float, seed: int) -> torch.Tensor:
-    """The numbers of a stored run's recipe."""
-    state = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32)
-    return torch.tensor((offset + scale * state.standard_normal(shape)).astype(np.float16).astype(np.float32))
 
 
 def public_model(stored: dict, run: str, reduction: dict) -> tuple[APTViT, dict, torch.Tensor]:
