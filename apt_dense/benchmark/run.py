@@ -1,4 +1,5 @@
 """Run one case: what it measures, as plain data."""
+import copy
 import dataclasses
 import datetime
 import itertools
@@ -25,8 +26,9 @@ from apt_dense.benchmark.measure import (
     summary,
 )
 from apt_dense.benchmark.suites import PAPER, PAPER_KEPT
-from apt_dense.benchmark.tome import TokenMerging
 from apt_dense.core.flops import dense_layout, multiply_adds
+from apt_dense.core.reductions import build_reduction
+from apt_dense.core.vit import PackedViT
 
 Row = dict[str, Any]
 
@@ -103,8 +105,8 @@ def _times(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool,
     work = {'dense': [multiply_adds(models['dense'], dense)],
             'apt': [multiply_adds(models['apt'], layout) for layout in layouts]}
     if with_tome:
-        models['tome'] = TokenMerging(models['dense'], row['kept'])
-        work['tome'] = [models['tome'].multiply_adds(dense)]
+        models['tome'] = token_merging(models['dense'], row['kept'])
+        work['tome'] = [multiply_adds(models['tome'], dense)]
         row['distance'] = {name: distance(models['dense'], models[name], batches[0]) for name in ('apt', 'tome')}
     functions = {name: _in_turn(seconds_of_pass, case, model, batches) for name, model in models.items()}
     seconds = interleave(functions, repeats, warmup)
@@ -121,6 +123,20 @@ def _times(case: Case, repeats: int, warmup: int, with_tome: bool, stages: bool,
         for name, samples in interleave(functions, max(1, repeats // 3), 0).items():
             row[name]['stages'] = median_stages(samples)
     return row
+
+
+def token_merging(dense: PackedViT, kept: float) -> PackedViT:
+    """A model with the dense one's weights that merges tokens by ToMe, after every global block but the last.
+
+    Raises:
+        ValueError: if that cannot leave so few.
+    """
+    model = copy.deepcopy(dense, {id(parameter): parameter for parameter in dense.parameters()})
+    last = len(dense.blocks) - 1
+    blocks = sorted((dense.global_blocks or set(range(last))) - {last})
+    model.reduction = build_reduction(dict(type='ToMe', kept=kept, blocks=blocks), last + 1, dense.embed_dims,
+                                      dense.head_dim)
+    return model
 
 
 def _in_turn(measure: Callable[[Case, nn.Module, Tensor], Any], case: Case, model: nn.Module,
