@@ -47,7 +47,13 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
             results['img_path'], name = None, 'the array'
         else:
             name = results['img_path']
-            results = super().transform(results)
+            try:
+                results = super().transform(results)
+            except (OSError, cv2.error) as error:  # an empty file, and what Pillow cannot decode: neither names it
+                if getattr(error, 'errno', None) is not None:
+                    raise
+                raise ValueError(f'{name} is no picture that can be read ({" ".join(str(error).split())}): repair or '
+                                 'remove it') from error
             if results is None:  # ignore_empty
                 return None
         image = results['img']
