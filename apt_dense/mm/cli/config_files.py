@@ -59,5 +59,15 @@ def read_config(source: str, folder: Path = CONFIGS, **options: Any) -> Config:
     try:
         return Config.fromfile(path, **options)
     except Exception as error:  # it is Python, which may raise anything
-        reason = ' '.join(str(error).split())
-        raise LaunchError(f'config {source} cannot be read, mend it: {type(error).__name__}: {reason}') from error
+        cause = _without_wrappers(error)
+        reason = ' '.join(str(cause).split())
+        if isinstance(cause, ModuleNotFoundError) and cause.__cause__ is not None:  # from_extra has said what to do
+            raise LaunchError(f'config {source} cannot be read: {reason}') from error
+        raise LaunchError(f'config {source} cannot be read, mend it: {type(cause).__name__}: {reason}') from error
+
+
+def _without_wrappers(error: BaseException) -> BaseException:
+    """What has failed in an import of ``custom_imports``, which mmengine reports as a failed import alone."""
+    while isinstance(error, ImportError) and str(error).startswith('Failed to import') and error.__context__:
+        error = error.__context__
+    return error
