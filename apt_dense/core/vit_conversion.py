@@ -15,6 +15,7 @@ from apt_dense.core.vit_sizes import FAMILY_CLASSES, names_and_shapes, sizes_of
 # What a model may do without: rows before the patches, the last norm, and what APT adds.
 OPTIONAL = tuple(f'backbone.{name}' for name in ('cls_token', 'reg_token', 'norm.weight', 'norm.bias',
                                                  *ADDED_PARAMETERS))
+HEAD = re.compile(r'(?:head|classifier)\.(weight|bias)|(fc_norm\.(?:weight|bias))')  # of timm, MAE and transformers
 
 
 @dataclass
@@ -37,7 +38,7 @@ class ViTConversion(Conversion):
 
 
 def convert_vit(state_dict: Mapping[str, Tensor], family: str = 'auto',
-                target_shapes: Mapping[str, torch.Size] | None = None) -> ViTConversion:
+                target_shapes: Mapping[str, torch.Size] | None = None, head: bool | None = None) -> ViTConversion:
     """Convert the image encoder of a file of timm, transformers, open_clip or its authors.
 
     Args:
@@ -46,9 +47,10 @@ def convert_vit(state_dict: Mapping[str, Tensor], family: str = 'auto',
         target_shapes: names and shapes of the model that will load the result, the encoder's below 'backbone.'.  The
             position table and the patch embedding are resampled to them; the class token, registers, the last norm and
             what APT adds are dropped where the model has none; any other difference is an error.
+        head: keep the classifier's last layer, and the norm before it; None: where the target has one.
 
     Returns:
-        Its names begin with 'backbone.'.
+        Its names begin with 'backbone.', those of the classifier are 'head.*' and 'fc_norm.*'.
 
     Raises:
         ValueError: for an encoder that is not known or cannot work, keys that no rule knows, that are missing or do not
@@ -66,10 +68,29 @@ def convert_vit(state_dict: Mapping[str, Tensor], family: str = 'auto',
     _check_complete(state, names_and_shapes(family, conversion.sizes, 2 if adapted else 1))
     conversion.state_dict = {f'backbone.{name}': tensor for name, tensor in state.items()}
     conversion.mapped = {old: f'backbone.{new}' for old, new in conversion.mapped.items()}
-    conversion.absent = sorted({name.partition('.')[0] for name in target_shapes or ()} - {'backbone'})
+    if head or head is None and 'head.weight' in (target_shapes or ()):
+        _keep_head(conversion, state_dict)
+    found = {name.partition('.')[0] for name in conversion.state_dict}
+    conversion.absent = sorted({name.partition('.')[0] for name in target_shapes or ()} - found)
     if target_shapes is not None:
+        _check_head(conversion.state_dict, target_shapes)
         fit(conversion, target_shapes, OPTIONAL, conversion.sizes.get('prefix_positions', 0))
     return conversion
+
+
+def _keep_head(conversion: ViTConversion, state_dict: Mapping[str, Tensor]) -> None:
+    for name in [name for name in conversion.dropped if HEAD.fullmatch(name)]:
+        match = HEAD.fullmatch(name)
+        conversion.dropped.remove(name)
+        conversion.mapped[name] = match[2] or f'head.{match[1]}'
+        conversion.state_dict[conversion.mapped[name]] = state_dict[name]
+
+
+def _check_head(state: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> None:
+    own, other = state.get('head.weight'), wanted.get('head.weight')
+    if own is not None and other is not None and own.shape != other:
+        raise ValueError(f'the head is of {own.shape[0]} classes and {own.shape[1]} channels, that of the config of '
+                         f'{other[0]} and {other[1]}: --head drop leaves it out, and training begins with a new one')
 
 
 def _take_apart(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:

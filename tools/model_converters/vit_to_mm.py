@@ -7,7 +7,8 @@
 Reads ViT, MAE, DeiT, DINOv2, DINOv3, CLIP's image encoder and SAM 3's: a .safetensors, .bin, .pth or .pt file, the
 index of several, or a folder as transformers writes it, without running code in them.  Every key is mapped or dropped
 on purpose; otherwise no file is written.  With --config the result is checked against that config's model, positions
-and patches are resampled to it, and the names and colours of its classes are stored, for drawings.
+and patches are resampled to it, and the names and colours of its classes are stored, for drawings.  A classifier's head
+is kept for the config of a classifier.
 """
 import argparse
 
@@ -21,6 +22,8 @@ def parse_args() -> argparse.Namespace:
     parser = converter_options(__doc__)
     parser.add_argument('--family', choices=['auto', *FAMILIES], default='auto',
                         help='default: recognised from the keys')
+    parser.add_argument('--head', choices=['auto', 'keep', 'drop'], default='auto',
+                        help="a classifier's last layer; default: kept for a config that has one")
     return parser.parse_args()
 
 
@@ -29,7 +32,8 @@ def main() -> None:
     check_target(args)
     checkpoint = read_checkpoint(args.source, args.weights)
     shapes, classes = read_config(args.config)
-    conversion = convert_vit(checkpoint.state_dict, args.family, shapes)
+    head = dict(auto=None, keep=True, drop=False)[args.head]
+    conversion = convert_vit(checkpoint.state_dict, args.family, shapes, head)
     write_converted(args, conversion, classes, family=conversion.family, names_of=conversion.source,
                     entry=checkpoint.entry)
     print(report(conversion, f'family:      {conversion.family}, {conversion.class_name}; names of '
