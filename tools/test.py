@@ -1,4 +1,4 @@
-"""Test a detector or a segmentor; the options are those of mmdetection's tools/test.py."""
+"""Test a detector, a segmentor or a classifier; the options are those of mmdetection's tools/test.py."""
 import argparse
 import sys
 
@@ -15,7 +15,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file, or an address that mmengine can load')
     parser.add_argument(
-        '--out', help='write the predictions: detection, a .pkl file; segmentation, a directory of PNG label maps')
+        '--out', help='write the predictions: detection and classification, a .pkl file; segmentation, a directory of '
+        'PNG label maps')
     parser.add_argument(
         '--tta', action='store_true', help="test-time augmentation: the config's tta_pipeline and tta_model")
     parser.add_argument('--amp', action='store_true', help='mixed precision: bfloat16; float16 on GPUs before Ampere')

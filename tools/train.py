@@ -1,4 +1,4 @@
-"""Train a detector or a segmentor; the options are those of mmdetection's tools/train.py.
+"""Train a detector, a segmentor or a classifier; the options are those of mmdetection's tools/train.py.
 
 A run that was killed goes on with --resume as if nothing had happened.  On SIGTERM or SIGUSR1 the training saves a
 checkpoint and exits with status 75.

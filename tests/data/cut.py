@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 MAPS = ('in/uint8_hwc', 'map/', 'mask/')
-TOME = tuple(f'out/{run}/{name}' for run in ('decr_prop', 'cap_prop') for name in ('metric', 'size', 'dest'))
+CLASSIFIER = ('in/uint8', 'tok/where', 'out/tokens', 'out/block', 'out/pooled', 'out/logits', 'out/dense/logits')
 EMBED = ('in/uint8_bhwc', 'map/', 'tok/output_mask', 'tok/cu_seqlens', 'out/tokens', 'out/rope')
 FILES = {  # name: prefixes of the keys to keep
     'apt_maps_512_china': MAPS,
@@ -19,15 +19,15 @@ FILES = {  # name: prefixes of the keys to keep
     'apt_embed_3scale_no64': EMBED,  # weights and positions are those of apt_embed_3scale
     'eva02_det_backbone_a': ('in/', 'sd/', 'out/'),
     'eva02_seg_backbone': ('in/', 'sd/', 'out/'),
-    'tome_vit': ('ops/', *TOME),
+    'apt_vit_cls_token': CLASSIFIER,
 }
 DROPPED = ('entropy_batched', 'base_mini_pos_embed', 'rope.freqs', 'rope_win.', 'rope_glb.',
            'last_feat', 'fpn3',  # these two equal a block's output
            'out/patch_embed',  # tokens_in is that and the position
-           'block0_attn', 'block3_attn',
-           'class_distill')  # there is no distillation token here
+           'block0_attn', 'block3_attn')
 # Of these every third row and column is kept: all phases of an upsampling by 2 or 4.
 SUBSAMPLED = ('out/p2', 'out/p3', 'out/fpn1', 'out/fpn2')
+EVERY_FOURTH = ('out/tokens', 'out/block')  # channel, of the classifier's rows
 
 
 # The detector: image, recipe of the weights and outputs of five files in one.  Output -> rows to keep.
@@ -98,6 +98,8 @@ def main(source: Path, target: Path) -> None:
                 values = full[key]
                 if key in SUBSAMPLED:
                     key, values = f'{key}_every_third', values[..., ::3, ::3]
+                if name == 'apt_vit_cls_token' and key.startswith(EVERY_FOURTH):
+                    key, values = f'{key}_every_fourth', values[..., ::4]
                 kept[key] = smallest(values)
         if 'in/normalised' in full.files:
             check_normalised(full)
@@ -117,6 +119,7 @@ def smallest(values: np.ndarray) -> np.ndarray:
 def check_normalised(full: np.lib.npyio.NpzFile) -> None:
     """The normalised input is dropped: make sure that the uint8 image and the meta give exactly it."""
     meta = json.loads(str(full['meta']))
+    meta = meta if 'mean' in meta else meta['config']
     mean, std = (np.array(meta[key], np.float32)[:, None, None] for key in ('mean', 'std'))
     image = full['in/uint8_bhwc'].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     assert np.array_equal((image - mean) / std, full['in/normalised'])

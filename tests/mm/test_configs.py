@@ -3,11 +3,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
 from mmengine.runner import Runner
 
 from apt_dense.core.conversion import convert
@@ -17,7 +18,7 @@ from tests.locations import CONFIGS
 from tests.official import official_state
 
 LEAVES = sorted(path.stem for path in CONFIGS.glob('*.py'))
-BACKBONE_MILLIONS = {'b': 86, 'l': 304}  # published sizes of EVA-02-B and L
+BACKBONE_MILLIONS = {'b': 86, 'l': 304, 'h': 631}  # published sizes
 ADDED = set(ADDED_PARAMETERS)
 SHORT = {'pretrained', 'model.backbone.init_cfg', 'train_cfg', 'param_scheduler', 'optim_wrapper', 'max_iters',
          'requires_load_from', 'added_parameters', 'model.trainable'}
@@ -30,6 +31,8 @@ MODELS_OF_PAPER = (*SEGMENTORS, 'b_coco', 'l_coco')
 OTHERS = ('dinov2_l_ade20k_512', 'mae_l_ade20k_512', *(
     f'dinov3_{size}_{task}' for size in 'bl' for task in ('coco_1024', 'coco_1536', 'ade20k_512', 'ade20k_640',
                                                           'ade20k_896')))
+CLASSIFIERS = ('b_in1k_224', 'b_in1k_384', 'l_in1k_224', 'l_in1k_336', 'h_in1k_224', 'h_in1k_336', 'b_in1k_384_full',
+               'l_in1k_336_full', 'l_in1k_448_full')
 # (APT config, its dense twin, the settings in which they may differ besides APT's own).
 PAIRS = [
     *((f'apt_eva02_{model}_full', f'eva02_{model}', set()) for model in MODELS_OF_PAPER),
@@ -40,6 +43,8 @@ PAIRS = [
     ('apt_eva02_l_coco_24gb', 'eva02_l_coco', ADDED_ONLY | SMALLER | {
         'train_dataloader.batch_size', 'accumulative_counts'}),
     *((f'apt_{model}', model, SHORT) for model in OTHERS),
+    *((f'apt_vit_{model}', f'vit_{model}', set()) for model in CLASSIFIERS),
+    ('apt_vit_ti_demo_cls', 'vit_ti_demo_cls', SHORT | {'default_hooks.checkpoint'}),
     *((f'apt_{model}', model, set()) for model in ('eva02_ti_demo_det', 'eva02_ti_demo_seg', 'dinov3_ti_demo_seg')),
     ('apt_eva02_ti_demo_det_tracked', 'eva02_ti_demo_det',
      {'default_hooks.checkpoint', 'custom_hooks', 'train_cfg.val_interval', 'vis_backends', 'visualizer'}),
@@ -80,7 +85,8 @@ def test_what_many_configs_share_stands_once():
     found = {text: sorted(path for path in texts if text in texts[path])
              for text in ('num_scales=', 'thresholds=', 'conv_down', 'zero_mlp')}
     patches = sorted(path for path in texts if path.startswith('_base_/patches/'))
-    dense = ['_base_/models/cascade_mask_rcnn_eva02.py', '_base_/models/upernet_eva02.py']
+    dense = ['_base_/models/cascade_mask_rcnn_eva02.py', '_base_/models/upernet_eva02.py', *sorted(
+        path for path in texts if path.startswith('_base_/models/vit_'))]
     assert found['num_scales='] == found['thresholds='] == dense + patches
     assert found['conv_down'] == found['zero_mlp'] == ['_base_/schedules/apt_short.py']
 
@@ -108,7 +114,8 @@ def test_model_and_optimiser(name):
                  if parameter.requires_grad]
     assert sorted(optimised) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
     for scheduler in cfg.param_scheduler:
-        PARAM_SCHEDULERS.build(dict(scheduler, optimizer=wrapper))
+        PARAM_SCHEDULERS.build(dict(scheduler, optimizer=wrapper, **(
+            dict(epoch_length=10) if scheduler.get('convert_to_iter_based') else {})))
 
 
 @pytest.mark.parametrize('name', [name for name in LEAVES if name.startswith('apt')])
@@ -125,6 +132,8 @@ def test_datasets_pipelines_and_evaluator(name, tmp_path):
     cfg = load(name)
     annotations = tmp_path / 'instances.json'
     annotations.write_text(json.dumps(dict(images=[], annotations=[], categories=[])))
+    if cfg.default_scope == 'mmengine':
+        pytest.skip('of classifiers: test_datasets_of_the_classifiers')
     detects = cfg.default_scope == 'mmdet'
     heads = ((cfg.model.roi_head.mask_head, *cfg.model.roi_head.bbox_head) if detects
              else (cfg.model.decode_head, cfg.model.auxiliary_head))
@@ -146,6 +155,27 @@ def test_datasets_pipelines_and_evaluator(name, tmp_path):
                 continue
             assert evaluator.ann_file == cfg.val_dataloader.dataset.data_root + cfg.val_dataloader.dataset.ann_file
             assert METRICS.build(dict(evaluator, ann_file=str(annotations))).metrics == ['bbox', 'segm']
+
+
+@pytest.mark.parametrize('name', [name for name in LEAVES if 'in1k' in name or name.endswith('_cls')])
+def test_datasets_of_the_classifiers(name):
+    """One size in the pipelines, the backbone and its table, and one number of classes everywhere."""
+    cfg = load(name)
+    size = 192 if 'demo' in name else int(re.search(r'in1k_(\d+)', name)[1])
+    assert cfg.model.backbone.img_size == cfg.model.backbone.pretrain_img_size == size
+    assert size % (cfg.model.backbone.get('patch_size', 16) * 2**(cfg.model.backbone.num_scales - 1)) == 0
+    image = np.zeros((size + 20, size + 60, 3), np.uint8)
+    for split in ('train', 'val', 'test'):
+        settings = cfg[f'{split}_dataloader'].dataset
+        with scope_of(cfg):
+            steps = [TRANSFORMS.build(step) for step in settings.pipeline if step.type.startswith('torchvision/')]
+        assert settings.num_classes == cfg.model.num_classes == cfg.model.data_preprocessor.num_classes
+        results = dict(img=image)
+        for step in steps:
+            results = step(results)
+        assert results['img'].shape[:2] == (size, size) or 'demo' in name and not steps
+    with scope_of(cfg):
+        assert METRICS.build(cfg.val_evaluator).topk == METRICS.build(cfg.test_evaluator).topk == (1, 5)
 
 
 @pytest.mark.parametrize('name', [name for name in LEAVES if 'ade20k' in name])

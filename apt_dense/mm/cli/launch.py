@@ -22,7 +22,7 @@ from apt_dense.mm.cli.config_files import find_config, read_config
 from apt_dense.mm.cli.device import set_local_rank
 from apt_dense.mm.cli.failures import user_message
 from apt_dense.mm.cli.precision import set_float32_precision
-from apt_dense.mm.cli.start import check_checkpoint, start_processes
+from apt_dense.mm.cli.start import SCOPES, check_checkpoint, start_processes
 from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing, leftovers, signals
 from apt_dense.mm.models.normalisation import check_model_normalisation
@@ -31,7 +31,6 @@ from apt_dense.mm.training.hooks import unwrapped
 
 LAUNCHERS = ('pytorch', 'slurm', 'mpi')
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of each of them
-SCOPES = ('mmdet', 'mmseg')
 
 
 def run_tool(main: Callable[[], int | None]) -> int:
@@ -128,14 +127,15 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def scope_of(cfg: Config) -> str:
-    """The config's default_scope: 'mmdet' or 'mmseg'.
+    """The config's default_scope, one of ``SCOPES``.
 
     Raises:
-        LaunchError: if it is neither.
+        LaunchError: if it is another, or none.
     """
     scope = cfg.get('default_scope')
     if scope not in SCOPES:
-        raise LaunchError(f"default_scope={scope!r}: set it to 'mmdet' (detection) or 'mmseg' (segmentation)")
+        raise LaunchError(f"default_scope={scope!r}: set it to 'mmdet' (detection), 'mmseg' (segmentation) or "
+                          "'mmengine' (classification)")
     return scope
 
 

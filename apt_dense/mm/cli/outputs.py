@@ -5,10 +5,12 @@ from mmengine.config import Config, ConfigDict
 
 from apt_dense.mm.cli import pictures  # noqa: F401  (registers what is named here)
 from apt_dense.mm.cli.launch import LaunchError, scope_of
+from apt_dense.mm.cli.start import SCOPES
 from apt_dense.mm.data.output_names import LABEL_MAPS, common_folder
 from apt_dense.mm.preflight.datasets import datasets_of, steps_of
 
-PICKLES = ('.pkl', '.pickle')  # of a detector's predictions
+PICKLES = ('.pkl', '.pickle')  # of a detector's predictions, and a classifier's
+DUMPERS = {'mmdet': 'DumpDetResults', 'mmengine': 'DumpLogits'}
 VISUALIZATION = {
     'mmdet': ('DetVisualizationHook', 'DetLocalVisualizer'),
     'mmseg': ('SegVisualizationHook', 'SegLocalVisualizer'),
@@ -25,9 +27,12 @@ def set_visualization(cfg: Config, show: bool, show_dir: str | None, wait_time: 
         wait_time: seconds that each picture stays on the screen.
 
     Raises:
-        LaunchError: if default_scope is neither 'mmdet' nor 'mmseg', or the pictures would overwrite the images.
+        LaunchError: for a classifier, of which nothing is drawn, or if the pictures would overwrite the images.
     """
     scope = scope_of(cfg)
+    if scope not in VISUALIZATION:
+        raise LaunchError('--show and --show-dir draw detections and label maps: a classifier has neither, leave them '
+                          'out (--out FILE.pkl writes its logits)')
     hook_type, visualizer_type = VISUALIZATION[scope]
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     hook = hooks.visualization = hooks.get('visualization') or ConfigDict(type=hook_type)
@@ -46,18 +51,19 @@ def set_visualization(cfg: Config, show: bool, show_dir: str | None, wait_time: 
 
 
 def set_output(cfg: Config, out: str) -> None:
-    """Write the predictions of a test: detection into a pickle file, segmentation as label maps into a directory.
+    """Write the predictions of a test: detections and logits into a pickle file, label maps into a directory.
 
     A label map is out/FOLDERS/NAME.png, with the image's folders below its data prefix.
 
     Raises:
-        LaunchError: if a detector's file is not a .pkl or .pickle, a segmentor has no IoUMetric to write the maps, or
-            they would overwrite the data.
+        LaunchError: if a detector's or classifier's file is not a .pkl or .pickle, a segmentor has no IoUMetric to
+            write the maps, or they would overwrite the data.
     """
-    if scope_of(cfg) == 'mmdet':
+    scope = scope_of(cfg)
+    if scope in DUMPERS:
         if not out.endswith(PICKLES):
-            raise LaunchError(f'--out {out}: the predictions of a detector are written to a file named *.pkl')
-        cfg.test_evaluator = [*_metrics(cfg), dict(type='DumpDetResults', out_file_path=out)]
+            raise LaunchError(f'--out {out}: the predictions of a {SCOPES[scope]} are written to a file named *.pkl')
+        cfg.test_evaluator = [*_metrics(cfg), dict(type=DUMPERS[scope], out_file_path=out)]
         return
     writers = [metric for metric in _metrics(cfg) if metric.get('type') == 'IoUMetric']
     if not writers:

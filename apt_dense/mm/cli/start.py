@@ -20,6 +20,7 @@ from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing
 from apt_dense.mm.fault_tolerance.leftovers import checkpoint_folders, checkpoint_names
 
+SCOPES = {'mmdet': 'detector', 'mmseg': 'segmentor', 'mmengine': 'classifier'}  # default_scope -> what is trained
 # Beginnings of names in bare vision transformers and in detectron2's models, which no model of mmdetection or
 # mmsegmentation has.
 OTHER_MODELS = ('blocks.', 'patch_embed.', 'backbone.net.', 'backbone.simfp_', 'proposal_generator.', 'roi_heads.')
@@ -140,7 +141,7 @@ def _find_start(cfg: Config, resume: str | None) -> Start:
     if load_from:
         return _described_start(load_from, False, 'load_from')
     if cfg.get('requires_load_from'):
-        model = 'segmentor' if cfg.get('default_scope') == 'mmseg' else 'detector'
+        model = SCOPES.get(cfg.get('default_scope'), 'detector')
         raise LaunchError(f'{cfg.filename} fine-tunes a trained dense {model}, and no checkpoint of one is given: '
                           'set it with `--cfg-options load_from=PATH`, or use the *_full config to train from the '
                           'pre-trained backbone')

@@ -1,0 +1,28 @@
+# MAE's ViT-B/16 for classification: the mean over the rows, and the norm after it.
+img_mean = [123.675, 116.28, 103.53]  # RGB, 0..255: images are normalised, and restored to be scored
+img_std = [58.395, 57.12, 57.375]
+
+model = dict(
+    type='APTClassifier',
+    num_classes=1000,
+    data_preprocessor=dict(
+        type='ClassDataPreprocessor',
+        mean=img_mean,
+        std=img_std,
+        bgr_to_rgb=True,
+        num_classes=1000,
+        mixup_alpha=0.8,
+        cutmix_alpha=1.0),
+    backbone=dict(
+        type='APTViT',
+        embed_dims=768,
+        depth=12,
+        num_heads=12,
+        drop_path_rate=0.1,
+        final_norm=False,
+        img_mean=img_mean,
+        img_std=img_std,
+        num_scales=1,
+        thresholds=()),
+    pooling='mean',
+    loss=dict(label_smoothing=0.1))
