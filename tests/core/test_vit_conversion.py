@@ -224,3 +224,40 @@ def test_what_does_not_fit_the_target_is_named(files):
         convert_vit(file, target_shapes=shapes(depth=2))
     with pytest.raises(ValueError, match=r'shapes differ: .*\(16, 16\) in the file, \(32, 32\) in the model'):
         convert_vit(file, target_shapes=shapes(embed_dims=32))
+
+
+# ---- a classifier's head ----
+@pytest.mark.parametrize(('layout', 'name'), [('timm_vit', 'head'), ('hf_vit', 'classifier'),
+                                              ('apt_classifier', 'head')])
+def test_a_head_is_kept_where_it_is_wanted(files, layout, name):
+    state, file = files(layout)
+    dims = state['cls_token'].shape[-1]
+    head = {f'{name}.weight': torch.randn(7, dims), f'{name}.bias': torch.randn(7)}
+    shapes = {f'backbone.{key}': tensor.shape for key, tensor in state.items()}
+    file = {key: tensor for key, tensor in file.items() if not key.startswith('head.')}
+    assert not [key for key in convert_vit({**file, **head}, target_shapes=shapes).state_dict if 'head' in key]
+    wanted = shapes | {'head.weight': torch.Size([7, dims]), 'head.bias': torch.Size([7])}
+    for result in (convert_vit({**file, **head}, target_shapes=wanted), convert_vit({**file, **head}, head=True)):
+        assert torch.equal(result.state_dict['head.weight'], head[f'{name}.weight'])
+        assert result.mapped[f'{name}.bias'] == 'head.bias' and f'{name}.bias' not in result.dropped
+    dropped = convert_vit({**file, **head}, target_shapes=wanted, head=False)
+    assert dropped.absent == ['head'] and f'{name}.weight' in dropped.dropped
+    other = wanted | {'head.weight': torch.Size([10, dims]), 'head.bias': torch.Size([10])}
+    with pytest.raises(ValueError, match=f'the head is of 7 classes and {dims} channels, .* of 10 and {dims}: --head'):
+        convert_vit({**file, **head}, target_shapes=other)
+
+
+def test_the_norm_after_a_mean_belongs_to_the_head(files):
+    """A model that pools by a mean has fc_norm in place of the last norm: both are checked."""
+    state, file = files('timm_vit')
+    dims = state['cls_token'].shape[-1]
+    file = {key: tensor for key, tensor in file.items() if key not in ('norm.weight', 'norm.bias')}
+    head = {'head.weight': torch.randn(7, dims), 'head.bias': torch.randn(7), 'fc_norm.weight': torch.randn(dims),
+            'fc_norm.bias': torch.randn(dims)}
+    shapes = {f'backbone.{key}': tensor.shape for key, tensor in state.items() if not key.startswith('norm.')}
+    wanted = shapes | {key: tensor.shape for key, tensor in head.items()}
+    result = convert_vit({**file, **head}, target_shapes=wanted)
+    assert all(torch.equal(result.state_dict[key], tensor) for key, tensor in head.items())
+    token = shapes | {'head.weight': torch.Size([7, dims]), 'head.bias': torch.Size([7])}  # pools by the class token
+    with pytest.raises(ValueError, match='2 keys have no place in the model: fc_norm.bias, fc_norm.weight'):
+        convert_vit({**file, **head}, target_shapes=token)
