@@ -32,10 +32,7 @@ class ClassFolderDataset(BaseDataset):
         """img_path, gt_label and sample_idx of each picture."""
         root = Path(self.data_prefix['img_path'])
         names, samples = list_classes(root)
-        if self.num_classes not in (None, len(names)):
-            raise DataError(f'{root} has {len(names)} folders of classes, from {names[0]} to {names[-1]}, and '
-                            f'num_classes is {self.num_classes}: put the missing ones there, or set num_classes of the '
-                            "datasets and of the model's head")
+        check_number(root, names, self.num_classes)
         given = self._metainfo.get('classes')
         if given is not None and len(given) != len(names):
             raise DataError(f'metainfo.classes has {len(given)} names, and {root} {len(names)} folders of classes: '
@@ -46,6 +43,14 @@ class ClassFolderDataset(BaseDataset):
     def filter_data(self) -> list[dict]:
         """All pictures."""
         return self.data_list
+
+
+def check_number(root: Path, names: list[str], wanted: int | None) -> None:
+    """Raise DataError if there are not as many classes as wanted; None is any number."""
+    if wanted not in (None, len(names)):
+        raise DataError(f'{root} has {len(names)} folders of classes, from {names[0]} to {names[-1]}, and num_classes '
+                        f"is {wanted}: put the missing ones there, or set num_classes of the datasets and of the "
+                        "model's head")
 
 
 def list_classes(root: Path) -> tuple[list[str], list[tuple[str, int]]]:

@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from apt_dense.core.reduced import PackedRows
+from apt_dense.mm.data.accuracy import labels_of
 from apt_dense.mm.models.freeze import FreezeMixin
 from apt_dense.mm.models.normalisation import check_model_normalisation
 
@@ -65,12 +66,18 @@ class Classifier(BaseModel):
 
         Args:
             inputs: (B, 3, H, W), normalised.
-            data_samples: not looked at.
-            targets: (B,) class numbers or (B, classes) shares, for mode 'loss'.
+            data_samples: with ``gt_label``; only looked at for mode 'loss' without targets.
+            targets: (B,) class numbers or (B, classes) shares.
             mode: 'loss', 'predict' or 'tensor'; the last two are the same.
         """
-        logits = self.predict(inputs)
-        return logits if mode != 'loss' else dict(loss=self.criterion(logits.float(), targets))
+        return self.loss(inputs, data_samples, targets) if mode == 'loss' else self.predict(inputs)
+
+    def loss(self, inputs: Tensor, data_samples: Sequence | None = None,
+             targets: Tensor | None = None) -> dict[str, Tensor]:
+        """What is trained on; see ``forward``."""
+        if targets is None:
+            targets = labels_of(data_samples, self.head.out_features).to(inputs.device)
+        return dict(loss=self.criterion(self.predict(inputs).float(), targets))
 
     def predict(self, inputs: Tensor, data_samples: Sequence | None = None) -> Tensor:
         """(B, 3, H, W), normalised, of any size -> logits (B, classes)."""

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from apt_dense.mm.cli.start import decide_together, start_processes
 from apt_dense.mm.data.coco_file import CocoFile
 from apt_dense.mm.preflight import cache
+from apt_dense.mm.preflight.class_folders import check_class_folders
 from apt_dense.mm.preflight.coco import check_coco
 from apt_dense.mm.preflight.configs import check_config
 from apt_dense.mm.preflight.configs_kinds import check_kinds
@@ -66,7 +67,7 @@ def check(cfg: Config, needed: Sequence[str] = SPLITS, later: Sequence[str] = ()
                 if finding.rule.severity == STOP and split not in (*needed, *later):
                     finding = replace(finding, rule=replace(finding.rule, severity=WARN))
                 found.setdefault((finding.rule.name, finding.where, finding.got), finding)
-    for finding in check_config(cfg, (*needed, *later)):
+    for finding in (*check_config(cfg, (*needed, *later)), *check_class_folders(cfg, (*needed, *later))):
         found.setdefault((finding.rule.name, finding.where, finding.got), finding)
     report.findings = sorted(found.values(), key=lambda finding: finding.rule.severity != STOP)
     return report
