@@ -1,37 +1,119 @@
-"""Checks of the families' arguments."""
-from collections.abc import Sequence
+"""Checks of the arguments of families, choosers and embeddings: what each must be, in one place."""
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+
+class Rule(NamedTuple):
+    """What holds for an argument, and the same in words."""
+    holds: Callable[[Any], bool]
+    wanted: str
+
+
+def is_whole(value: Any, least: int = 0) -> bool:
+    """Whether it is a whole number from ``least`` on; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(least: int) -> Rule:
+    return Rule(lambda value: is_whole(value, least), f'must be a whole number from {least} on')
+
+
+def _or_none(rule: Rule) -> Rule:
+    return Rule(lambda value: value is None or rule.holds(value), f'{rule.wanted}, or None')
+
+
+_POSITIVE = Rule(lambda value: is_number(value) and value > 0, 'must be a finite number above 0')
+_FLAG = Rule(lambda value: isinstance(value, bool), 'must be True or False')
+RULES = {
+    **dict.fromkeys(('embed_dims', 'depth', 'num_heads', 'patch_size', 'num_scales'), _whole(1)),
+    **dict.fromkeys(('window_size', 'num_registers', 'prefix_positions', 'num_prefix', 'table_cells'), _whole(0)),
+    **dict.fromkeys(('graph_tokens', 'max_tokens'), _or_none(_whole(1))),
+    **dict.fromkeys(('mlp_ratio', 'rope_theta', 'rope_cells'), _POSITIVE), 'layer_scale': _or_none(_POSITIVE),
+    'norm_eps': Rule(lambda value: is_number(value) and value >= 0, 'must be a finite number from 0 on'),
+    'drop_path_rate': Rule(lambda value: is_number(value) and 0 <= value < 1, 'must be at least 0 and less than 1'),
+    **dict.fromkeys(('with_cls_token', 'patch_bias', 'bias', 'qkv_bias', 'pre_norm', 'final_norm', 'compiled',
+                     'with_cp', 'pad_mlp', 'keep_casts'), _FLAG),
+    'reduction.kept': _or_none(Rule(lambda value: is_number(value) and 0 < value <= 1,
+                                    'must be above 0 and at most 1')),
+    **dict.fromkeys(('reduction.proportional', 'reduction.fuse'), _FLAG), 'reduction.seed': _whole(0),
+    **dict.fromkeys(('reduction.nearest', 'reduction.metric_dims'), _whole(1)),
+    **dict.fromkeys(('reduction.tau1', 'reduction.tau2'), _POSITIVE),
+    'make_block': Rule(callable, 'must be a function: rate of drop path -> a block')}
+
+
+def check_arguments(**arguments: Any) -> None:
+    """Raise ValueError for an argument that breaks its rule; the names are those of ``RULES``."""
+    for name, value in arguments.items():
+        rule = RULES[name]
+        if not rule.holds(value):
+            raise ValueError(f'{name}={value!r} {rule.wanted}')
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raise ValueError unless an argument is one of some names."""
+    if value not in tuple(choices):  # a dict's own test would fail for a list
+        raise ValueError(f'unknown {name} {value!r}: choose one of {tuple(choices)}')
 
 
 def check_heads(embed_dims: int, num_heads: int, multiple: int) -> int:
     """Channels of a head; ValueError unless that is a whole multiple."""
-    for name, value in (('embed_dims', embed_dims), ('num_heads', num_heads)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f'{name}={value!r} must be a whole number from 1 on')
+    check_arguments(embed_dims=embed_dims, num_heads=num_heads)
     if embed_dims % num_heads or embed_dims // num_heads % multiple:
         why = f'a multiple of {multiple} channels, which RoPE needs' if multiple > 1 else 'a whole number of channels'
-        raise ValueError(f'embed_dims={embed_dims} over num_heads={num_heads} gives no head of {why}')
+        raise ValueError(f'embed_dims={embed_dims} over num_heads={num_heads} gives no head of {why}: choose another '
+                         'num_heads')
     return embed_dims // num_heads
 
 
 def table_side(img_size: int, patch_size: int) -> int:
     """Cells a side of the table for square images of this size; ValueError if that is no whole number."""
-    return grid_of(img_size, patch_size, 'pretrain_img_size')[0]
+    height, width = grid_of(img_size, patch_size, 'pretrain_img_size')
+    if height != width:
+        raise ValueError(f'pretrain_img_size={img_size!r}: the table of positions is square, give one number')
+    return height
 
 
 def grid_of(img_size: int | Sequence[int], patch_size: int, name: str = 'img_size') -> tuple[int, int]:
     """(height, width) in cells of images of this size, one number or two; ValueError if these are no whole numbers."""
-    if not isinstance(patch_size, int) or patch_size < 1:
-        raise ValueError(f'patch_size={patch_size!r} must be a whole number from 1 on')
+    check_arguments(patch_size=patch_size)
     sides = tuple(img_size) if isinstance(img_size, Sequence) and not isinstance(img_size, str) else (img_size,) * 2
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 and side % patch_size == 0 for side in sides):
+    if len(sides) != 2 or not all(is_whole(side, 1) and side % patch_size == 0 for side in sides):
         raise ValueError(f'{name}={img_size!r} must be multiples of patch_size={patch_size}, in whole pixels: one '
                          'number, or (height, width)')
     return sides[0] // patch_size, sides[1] // patch_size
 
 
-def block_indexes(name: str, indexes: Sequence[int], depth: int) -> frozenset[int]:
-    """Resolve negative indexes; raise ValueError for one out of range."""
-    outside = [index for index in indexes if not -depth <= index < depth]
+def block_indexes(name: str, indexes: Iterable[int], depth: int) -> frozenset[int]:
+    """Resolve negative indexes; raise ValueError for one out of range, and for what are no numbers of blocks."""
+    if isinstance(indexes, str) or not isinstance(indexes, Iterable):
+        raise ValueError(f'{name}={indexes!r} must be a sequence of numbers of blocks, such as ({depth - 1},)')
+    outside = [index for index in indexes if not is_whole(index, -depth) or index >= depth]
     if outside:
-        raise ValueError(f'{name} holds {outside}, but depth={depth}')
+        raise ValueError(f'{name} holds {outside}, but depth={depth}: give whole numbers from {-depth} to {depth - 1}')
     return frozenset(index % depth for index in indexes)
+
+
+def output_indexes(indexes: Iterable[int], depth: int) -> frozenset[int]:
+    """``block_indexes`` of the outputs: one at least, and none of them twice."""
+    found = block_indexes('out_indices', indexes, depth)
+    if not found or len(found) < len(tuple(indexes)):
+        raise ValueError(f'out_indices={tuple(indexes)} must name one block at least, and none of them twice: (-1,) is '
+                         'the last one')
+    return found
+
+
+def mlp_units(embed_dims: int, mlp_ratio: float, rounded: Callable[[float], int] = round) -> int:
+    """Units of the MLP; ValueError for a ratio that leaves none."""
+    check_arguments(mlp_ratio=mlp_ratio)
+    units = rounded(embed_dims * mlp_ratio)
+    if units < 1:
+        raise ValueError(f'mlp_ratio={mlp_ratio} of embed_dims={embed_dims} leaves an MLP without units: set it to '
+                         f'{1 / embed_dims:.3g} at least')
+    return units

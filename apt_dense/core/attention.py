@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from apt_dense.core.arguments import check_choice
 from apt_dense.core.runs import Runs
 
 BACKENDS = ('auto', 'flash_attn', 'torch_varlen', 'fa3', 'fa4', 'sdpa')
@@ -29,8 +30,7 @@ WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDP
 
 def check_backend(name: str) -> None:
     """Raise ValueError for an unknown backend."""
-    if name not in BACKENDS:
-        raise ValueError(f'unknown attn_backend {name!r}: choose one of {BACKENDS}')
+    check_choice('attn_backend', name, BACKENDS)
 
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str = 'auto') -> Tensor:

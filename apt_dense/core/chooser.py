@@ -1,18 +1,21 @@
 """The choice of patches: a normalised image in, the layout of its tokens out.  Nothing here is trained."""
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apt_dense.core.arguments import check_arguments, check_choice, is_number
 from apt_dense.core.importance import check_finite, may_be_finite
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.order import check_grid, padding_remedy
 from apt_dense.core.quadtree import check_thresholds, fit_budgets, select_scales, share_budget
 from apt_dense.core.scorers import get_scorer
+
+BUDGETS = ('image', 'batch')
 
 
 class PatchChooser:
@@ -48,22 +51,21 @@ class PatchChooser:
                  max_tokens: int | None = None, max_tokens_per: str = 'image',
                  img_mean: Sequence[float] = IMAGENET_MEAN, img_std: Sequence[float] = IMAGENET_STD,
                  compiled: bool = False):
-        for name, value, least in (('num_scales', num_scales, 1), ('patch_size', patch_size, 1),
-                                   ('window_size', window_size, 0), ('num_prefix', num_prefix, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f'{name}={value!r} must be a whole number from {least} on')
+        check_arguments(num_scales=num_scales, patch_size=patch_size, window_size=window_size, num_prefix=num_prefix,
+                        max_tokens=max_tokens, compiled=compiled)
+        check_choice('max_tokens_per', max_tokens_per, BUDGETS)
         self.num_scales = num_scales
         self.patch_size = patch_size
         self.window_size = window_size
         self.num_prefix = num_prefix
         self.thresholds = thresholds
         self.scorer = get_scorer(scorer, compiled)
-        self._check_budget(max_tokens, max_tokens_per)
+        self._check_budget(max_tokens)
         self.max_tokens = max_tokens
         self.max_tokens_per = max_tokens_per
         self.img_mean, self.img_std = _channels('img_mean', img_mean), _channels('img_std', img_std)
         if min(self.img_std) <= 0:
-            raise ValueError(f'img_std={self.img_std} must be positive')
+            raise ValueError(f'img_std={self.img_std} must be positive: give the deviations in 0..255')
         self.last_num_raised = 0
 
     @property
@@ -185,23 +187,27 @@ class PatchChooser:
 
     def check_shape(self, x: Tensor) -> None:
         """Raise ValueError for a shape that ``layout`` does not take."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f'input is {got}, wanted normalised images, a floating-point tensor (B, 3, H, W): '
+                             'subtract img_mean from 0..255 and divide by img_std')
+        shape = tuple(x.shape)
         if x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f'input has shape {tuple(x.shape)}, wanted (B, 3, H, W)')
+            raise ValueError(f'input has shape {shape}, wanted (B, 3, H, W)')
+        if 0 in shape:
+            what = 'an image without pixels' if shape[0] else 'an empty batch, give it one image at least'
+            raise ValueError(f'input has shape {shape}: {what}')
         height_px, width_px = x.shape[2:]
-        if height_px % self.patch_size or width_px % self.patch_size or 0 in x.shape:
+        if height_px % self.patch_size or width_px % self.patch_size:
             raise ValueError(f'input is {height_px}x{width_px} px, wanted a multiple of patch_size={self.patch_size}: '
                              f'{padding_remedy(self.size_divisor_px)}')
         check_grid(height_px // self.patch_size, width_px // self.patch_size, self.window_size, self.num_scales,
                    self.patch_size)
 
-    def _check_budget(self, max_tokens: int | None, per: str) -> None:
+    def _check_budget(self, max_tokens: int | None) -> None:
         """Raise ValueError for a budget that can't be kept."""
-        if per not in ('image', 'batch'):
-            raise ValueError(f"max_tokens_per={per!r}: choose 'image' or 'batch'")
         if max_tokens is None:
             return
-        if not isinstance(max_tokens, int) or max_tokens < 1:
-            raise ValueError(f'max_tokens={max_tokens!r} must be a whole number from 1 on, or None')
         if not self.thresholds or not all(math.isfinite(threshold) for threshold in self.thresholds):
             raise ValueError(f'max_tokens={max_tokens} raises thresholds, and they are {self.thresholds}: set '
                              'num_scales > 1 and finite thresholds')
@@ -209,10 +215,11 @@ class PatchChooser:
 
 def _channels(name: str, values: Sequence[float]) -> tuple[float, ...]:
     """Three finite numbers, or ValueError."""
-    result = tuple(float(value) for value in values)
-    if len(result) != 3 or not all(map(math.isfinite, result)):
-        raise ValueError(f'{name}={result} must be three finite numbers, for red, green and blue in 0..255')
-    return result
+    given = values.tolist() if isinstance(values, Tensor) else values
+    given = tuple(given) if isinstance(given, Iterable) else ()
+    if len(given) != 3 or not all(map(is_number, given)):
+        raise ValueError(f'{name}={values!r} must be three finite numbers, for red, green and blue in 0..255')
+    return tuple(map(float, given))
 
 
 def _restore(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

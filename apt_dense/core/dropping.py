@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from apt_dense.core.arguments import is_number
 from apt_dense.core.reduction import Attended, Reduction, Step
 from apt_dense.core.runs import Padded, Runs, per_run
 
@@ -26,9 +27,9 @@ class EViT(Reduction):
             raise ValueError('reduction: give kept, a mean share of the tokens, or rates, the shares that blocks keep')
         super().__init__(depth, kept, blocks)
         given = [self.share] * len(self.blocks) if rates is None else (
-            [rates] * len(self.blocks) if isinstance(rates, float | int) else list(rates))
-        if len(given) != len(self.blocks) or not all(0 < rate <= 1 for rate in given):
-            raise ValueError(f'reduction.rates={rates}: wanted one above 0 and at most 1, or one for each of the '
+            list(rates) if isinstance(rates, Sequence) else [rates] * len(self.blocks))
+        if len(given) != len(self.blocks) or not all(is_number(rate) and 0 < rate <= 1 for rate in given):
+            raise ValueError(f'reduction.rates={rates!r}: wanted one above 0 and at most 1, or one for each of the '
                              f'blocks {list(self.blocks)}')
         self.rates = dict(zip(self.blocks, given, strict=True))
         self.fuse = fuse
@@ -95,8 +96,6 @@ class Random(Reduction):
 
     def __init__(self, depth: int, kept: float | None = None, seed: int = 0):
         super().__init__(depth, None, ())
-        if kept is not None and not 0 < kept <= 1:
-            raise ValueError(f'reduction.kept={kept} must be above 0 and at most 1')
         self.kept, self.seed = kept, seed
 
     def lengths(self, lengths: Sequence[int], prefix: Sequence[int],

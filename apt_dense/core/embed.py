@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apt_dense.core.arguments import check_arguments, check_choice
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.position import resample_table, sample_table
 
@@ -28,7 +29,7 @@ class AdaptivePatchEmbed(nn.Module):
         bias: of ``proj``.
 
     Raises:
-        ValueError: for an unknown detail_branch.
+        ValueError: for an argument that is unknown or has a wrong value.
 
     Source: APT, eq. 2, and the public code's mixed patch embedding.
     """
@@ -36,8 +37,8 @@ class AdaptivePatchEmbed(nn.Module):
     def __init__(self, patch_size: int = 16, embed_dims: int = 768, num_scales: int = 1, detail_branch: str = 'zero',
                  bias: bool = True):
         super().__init__()
-        if detail_branch not in DETAIL_BRANCHES:
-            raise ValueError(f'unknown detail_branch {detail_branch!r}: choose one of {DETAIL_BRANCHES}')
+        check_arguments(patch_size=patch_size, embed_dims=embed_dims, num_scales=num_scales, bias=bias)
+        check_choice('detail_branch', detail_branch, DETAIL_BRANCHES)
         self.patch_size = patch_size
         self.num_scales = num_scales
         self.proj = nn.Conv2d(3, embed_dims, patch_size, patch_size, bias=bias)

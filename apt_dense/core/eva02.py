@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from apt_dense.core.arguments import check_heads, table_side
+from apt_dense.core.arguments import check_arguments, check_heads, mlp_units, table_side
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.layers import SwiGLU
@@ -72,11 +72,13 @@ class APTEVA02(PackedViT):
                  max_tokens_per: str = 'image', img_mean: Sequence[float] = IMAGENET_MEAN,
                  img_std: Sequence[float] = IMAGENET_STD, pad_mlp: bool = False, keep_casts: bool = False,
                  graph_tokens: int | None = None, pos_anchor: str = 'interpolated', reduction: Mapping | None = None):
+        check_arguments(pad_mlp=pad_mlp, keep_casts=keep_casts)
         head_dim = check_heads(embed_dims, num_heads, 4)
+        hidden_dims = mlp_units(embed_dims, mlp_ratio, int)
 
         def make_block(drop_path_rate: float) -> Block:
             return Block(EVA02Attention(embed_dims, num_heads, attn_backend, keep_casts),
-                         SwiGLU(embed_dims, int(embed_dims * mlp_ratio), pad_mlp, keep_casts), drop_path_rate,
+                         SwiGLU(embed_dims, hidden_dims, pad_mlp, keep_casts), drop_path_rate,
                          compiled=compiled)
 
         super().__init__(
@@ -99,9 +101,9 @@ class APTEVA02(PackedViT):
         return from_presets(cls, PRESETS, name, overrides)
 
     @classmethod
-    def build_chooser(cls, **arguments) -> PatchChooser:
-        """See ``PackedViT.build_chooser``; EVA-02 has a class token or windows, not both."""
-        chooser = super().build_chooser(**arguments)
+    def _build_chooser(cls, **arguments) -> PatchChooser:
+        """EVA-02 has a class token or windows, not both."""
+        chooser = super()._build_chooser(**arguments)
         if chooser.num_prefix and chooser.window_size:
             raise ValueError(f'window_size={chooser.window_size} with a class token: set window_size=0, EVA-02 with a '
                              'class token sees the whole image in every block')

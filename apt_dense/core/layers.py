@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apt_dense.core.arguments import check_choice
 from apt_dense.core.derived import ProductWeights, pad
 from apt_dense.core.runs import Runs
 
@@ -20,6 +21,7 @@ class QuickGELU(nn.Module):
 
 
 ACTIVATIONS = {'gelu': nn.GELU, 'quick_gelu': QuickGELU}
+MLPS = (*ACTIVATIONS, 'swiglu')
 
 
 class MLP(nn.Module):
@@ -37,8 +39,7 @@ class MLP(nn.Module):
 
     def __init__(self, embed_dims: int, hidden_dims: int, activation: str = 'gelu', keep_casts: bool = False):
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f'unknown activation {activation!r}: choose one of {tuple(ACTIVATIONS)}')
+        check_choice('activation', activation, ACTIVATIONS)
         self.fc1 = nn.Linear(embed_dims, hidden_dims)
         self.act = ACTIVATIONS[activation]()
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
@@ -94,6 +95,13 @@ class SwiGLU(nn.Module):
         if self.width > hidden:
             inner = pad(inner, (*inner.shape[:-1], self.width), gate.dtype)
         return F.linear(inner, self.weights(self.w3.weight, (dims, self.width)), self.weights(self.w3.bias))
+
+
+def build_mlp(kind: str, embed_dims: int, hidden_dims: int, padded: bool, keep_casts: bool) -> nn.Module:
+    """One of ``MLPS`` by its name; ``padded`` and ``keep_casts`` as for ``SwiGLU``, which here has no LayerNorm."""
+    if kind == 'swiglu':
+        return SwiGLU(embed_dims, hidden_dims, padded, keep_casts, norm=False)
+    return MLP(embed_dims, hidden_dims, kind, keep_casts)
 
 
 class LayerScale(nn.Module):

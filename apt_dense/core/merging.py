@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apt_dense.core.arguments import is_number, is_whole
 from apt_dense.core.reduction import Attended, Reduction, Step
 from apt_dense.core.runs import Padded, Runs, per_run
 
@@ -114,12 +115,12 @@ def parse_r(r: int | Sequence[int] | tuple[int, float], depth: int) -> list[int]
     numbers = r
     if isinstance(r, int):
         numbers = [r] * depth
-    elif isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], float):
+    elif isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], float) and all(map(is_number, r)):
         low = int(r[0] * (1 - r[1]))
         high = 2 * r[0] - low
         numbers = [int(low + index * (high - low) / max(depth - 1, 1)) for index in range(depth)]
     if not isinstance(numbers, Sequence) or len(numbers) > depth or not all(
-            isinstance(number, int) and number >= 0 for number in numbers):
+            map(is_whole, numbers)):
         raise ValueError(f'reduction.r={r!r}: wanted a number of rows, at most {depth} of them, one for each block, or '
                          '(mean, inflection) with a fraction second, none of them below 0')
     return [*numbers, *[0] * (depth - len(numbers))]

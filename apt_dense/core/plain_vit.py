@@ -1,9 +1,9 @@
 """APTViT: the plain vision transformer and its relatives: MAE, AugReg, DeiT, DINOv2, CLIP's image encoder."""
 from pathlib import Path
 
-from apt_dense.core.arguments import check_heads, table_side
+from apt_dense.core.arguments import check_arguments, check_choice, check_heads, mlp_units, table_side
 from apt_dense.core.block import Attention, Block
-from apt_dense.core.layers import MLP, SwiGLU
+from apt_dense.core.layers import MLPS, build_mlp
 from apt_dense.core.normalisation import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD
 from apt_dense.core.vit import PackedViT, from_presets
 
@@ -56,13 +56,16 @@ class APTViT(PackedViT):
                  layer_scale: float | None = None, pre_norm: bool = False, final_norm: bool = True,
                  norm_eps: float = 1e-6, attn_backend: str = 'auto', compiled: bool = False, pad_mlp: bool = False,
                  keep_casts: bool = False, **options):
+        self.check_names(options)
+        check_arguments(qkv_bias=qkv_bias, layer_scale=layer_scale, norm_eps=norm_eps, pad_mlp=pad_mlp,
+                        keep_casts=keep_casts)
+        check_choice('mlp', mlp, MLPS)
         check_heads(embed_dims, num_heads, 1)
-        hidden_dims = round(embed_dims * mlp_ratio)
+        hidden_dims = mlp_units(embed_dims, mlp_ratio)
 
         def make_block(drop_path_rate: float) -> Block:
             attention = Attention(embed_dims, num_heads, qkv_bias, backend=attn_backend, keep_casts=keep_casts)
-            units = SwiGLU(embed_dims, hidden_dims, pad_mlp, keep_casts, norm=False) if mlp == 'swiglu' else (
-                MLP(embed_dims, hidden_dims, mlp, keep_casts))
+            units = build_mlp(mlp, embed_dims, hidden_dims, pad_mlp, keep_casts)
             return Block(attention, units, drop_path_rate, norm_eps, layer_scale, compiled)
 
         super().__init__(

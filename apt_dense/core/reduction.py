@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from apt_dense.core.arguments import block_indexes
 from apt_dense.core.runs import Runs
 
 
@@ -80,10 +81,7 @@ class Reduction(nn.Module):
         super().__init__()
         self.proportional = proportional and self.uses_sizes
         indexes = range(depth - 1) if blocks is None else blocks
-        outside = [index for index in indexes if not -depth <= index < depth]
-        if outside:
-            raise ValueError(f'reduction.blocks holds {outside}, but depth={depth}')
-        self.blocks = tuple(sorted({index % depth for index in indexes}))
+        self.blocks = tuple(sorted(block_indexes('reduction.blocks', indexes, depth)))
         self.share = 1.0
         if kept is not None:
             self.share = share_of_each(kept, self.blocks, depth, self.lowest)
@@ -117,7 +115,8 @@ def share_of_each(kept: float, blocks: Sequence[int], depth: int, lowest: float)
 
     least = mean(lowest) if blocks else 1.0
     if not least <= kept <= 1:
-        raise ValueError(f'reduction.kept={kept}: in blocks {list(blocks)} of {depth} it can be {least:.3f} to 1')
+        raise ValueError(f'reduction.kept={kept}: in blocks {list(blocks)} of {depth} it can be {least:.3f} to 1, '
+                         'set kept or blocks accordingly')
     low, high = lowest, 1.0
     for _ in range(50):
         middle = (low + high) / 2

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from apt_dense.core.arguments import check_choice
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.order import order_cells
 
@@ -14,8 +15,7 @@ ANCHORS = ('corner', 'center', 'interpolated')
 
 def check_anchor(anchor: str, name: str = 'rope_anchor') -> None:
     """Raise ValueError for an unknown anchor."""
-    if anchor not in ANCHORS:
-        raise ValueError(f'unknown {name} {anchor!r}: choose one of {ANCHORS}')
+    check_choice(name, anchor, ANCHORS)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from apt_dense.core.arguments import check_heads, table_side
+from apt_dense.core.arguments import check_arguments, check_heads, mlp_units, table_side
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLP
 from apt_dense.core.normalisation import HALF_MEAN, HALF_STD
@@ -30,25 +30,29 @@ class APTSAM3(PackedViT):
 
     Source: SAM 3's encoder, as transformers has it.
     """
+    fixed = dict(resampling='tiled', patch_bias=False, pre_norm=True)
 
     def __init__(self, img_size: int | tuple[int, int] = 1008, patch_size: int = 14, embed_dims: int = 1024,
                  depth: int = 32, num_heads: int = 16, mlp_ratio: float = 4.625, pretrain_img_size: int = 336,
                  window_size: int = 24, global_block_indexes: Sequence[int] = (7, 15, 23, 31), rope_cells: int = 24,
                  norm_eps: float = 1e-6, img_mean: Sequence[float] = HALF_MEAN, img_std: Sequence[float] = HALF_STD,
                  attn_backend: str = 'auto', compiled: bool = False, keep_casts: bool = False, **options):
+        self.check_names(options)
+        check_arguments(rope_cells=rope_cells, norm_eps=norm_eps, keep_casts=keep_casts)
         head_dim = check_heads(embed_dims, num_heads, 4)
+        hidden_dims = mlp_units(embed_dims, mlp_ratio)
 
         def make_block(drop_path_rate: float) -> Block:
             return Block(Attention(embed_dims, num_heads, backend=attn_backend, keep_casts=keep_casts),
-                         MLP(embed_dims, round(embed_dims * mlp_ratio), keep_casts=keep_casts), drop_path_rate,
+                         MLP(embed_dims, hidden_dims, keep_casts=keep_casts), drop_path_rate,
                          norm_eps, compiled=compiled)
 
         super().__init__(
             make_block, Rotary.over_reference(head_dim, rope_cells, column_first=True), embed_dims=embed_dims,
             depth=depth, table_cells=table_side(pretrain_img_size, patch_size), img_size=img_size,
             patch_size=patch_size, window_size=window_size, global_block_indexes=global_block_indexes,
-            resampling='tiled', patch_bias=False, pre_norm=True, norm_eps=norm_eps, img_mean=img_mean, img_std=img_std,
-            attn_backend=attn_backend, compiled=compiled, **options)
+            norm_eps=norm_eps, img_mean=img_mean, img_std=img_std, attn_backend=attn_backend, compiled=compiled,
+            **self.fixed, **options)
 
     @classmethod
     def from_preset(cls, name: str = 'sam3', **overrides) -> 'APTSAM3':

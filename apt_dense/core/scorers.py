@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from apt_dense.core.arguments import check_choice
 from apt_dense.core.importance import (
     UPSAMPLING_FACTORS,
     patch_entropy,
@@ -40,8 +41,7 @@ def get_scorer(name: str, compiled: bool = False) -> Callable[..., list[Tensor]]
     Raises:
         ValueError: for an unknown name.
     """
-    if name not in SCORERS:
-        raise ValueError(f'unknown scorer {name!r}: choose one of {sorted(SCORERS)}')
+    check_choice('scorer', name, sorted(SCORERS))
     return partial(_score_compiled, name) if compiled else SCORERS[name]
 
 

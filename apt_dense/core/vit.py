@@ -1,12 +1,13 @@
 """PackedViT: the loop over blocks on packed tokens of adaptive size, for any plain vision transformer."""
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apt_dense.core.arguments import block_indexes, grid_of
+from apt_dense.core.arguments import RULES, block_indexes, check_arguments, check_choice, grid_of, output_indexes
 from apt_dense.core.attention import check_backend
 from apt_dense.core.block import Block
 from apt_dense.core.block_loop import block_outputs, last_rows
@@ -85,6 +86,7 @@ class PackedViT(nn.Module):
 
     Source: APT (arXiv 2510.18091).
     """
+    fixed: ClassVar[Mapping[str, Any]] = {}  # arguments of this class that a family sets by itself
 
     def __init__(self, make_block: Callable[[float], Block], rope: Rotary | None, *, embed_dims: int, depth: int,
                  table_cells: int, img_size: int | tuple[int, int] = 224, patch_size: int = 16, window_size: int = 0,
@@ -99,23 +101,17 @@ class PackedViT(nn.Module):
                  img_std: Sequence[float] = IMAGENET_STD, graph_tokens: int | None = None,
                  reduction: Mapping | None = None):
         super().__init__()
-        if not isinstance(depth, int) or depth < 1:
-            raise ValueError(f'depth={depth!r} must be a whole number from 1 on')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate={drop_path_rate} must be at least 0 and less than 1')
-        if resampling not in RESAMPLINGS:
-            raise ValueError(f'unknown resampling {resampling!r}: choose one of {RESAMPLINGS}')
-        if graph_tokens is not None and (not isinstance(graph_tokens, int) or graph_tokens < 1):
-            raise ValueError(f'graph_tokens={graph_tokens!r} must be a whole number from 1 on, or None')
-        for name, value in (('num_registers', num_registers), ('prefix_positions', prefix_positions)):
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f'{name}={value!r} must be a whole number from 0 on')
+        check_arguments(make_block=make_block, embed_dims=embed_dims, depth=depth, table_cells=table_cells,
+                        drop_path_rate=drop_path_rate, num_registers=num_registers, prefix_positions=prefix_positions,
+                        with_cls_token=with_cls_token, patch_bias=patch_bias, pre_norm=pre_norm, final_norm=final_norm,
+                        norm_eps=norm_eps, with_cp=with_cp, graph_tokens=graph_tokens)
+        check_choice('resampling', resampling, RESAMPLINGS)
         check_anchor(rope_anchor)
         check_anchor(pos_anchor, 'pos_anchor')
         check_backend(attn_backend)
         self.global_blocks = block_indexes('global_block_indexes', global_block_indexes, depth)
-        self.out_indices = block_indexes('out_indices', out_indices, depth)
-        self.chooser = self.build_chooser(
+        self.out_indices = output_indexes(out_indices, depth)
+        self.chooser = self._build_chooser(
             patch_size=patch_size, depth=depth, window_size=window_size, global_block_indexes=global_block_indexes,
             with_cls_token=with_cls_token, num_registers=num_registers, num_scales=num_scales, thresholds=thresholds,
             scorer=scorer, compiled=compiled, max_tokens=max_tokens, max_tokens_per=max_tokens_per, img_mean=img_mean,
@@ -144,6 +140,7 @@ class PackedViT(nn.Module):
         self.norm_pre = nn.LayerNorm(embed_dims, eps=norm_eps) if pre_norm else None
         self.blocks = nn.ModuleList(make_block(drop_path_rate * index / max(depth - 1, 1)) for index in range(depth))
         self.norm = nn.LayerNorm(embed_dims, eps=norm_eps) if final_norm else None
+        self._check_rope()
         self.reduction = None if reduction is None else self._build_reduction(reduction)
         self.last_layout: TokenLayout | None = None
         self._init_parameters()
@@ -156,11 +153,13 @@ class PackedViT(nn.Module):
             TypeError: for an argument that the class does not have.
             ValueError: for a wrong one, of those that the chooser depends on.
         """
-        given = cls.default_arguments()
-        unknown = sorted(set(arguments) - set(given))
-        if unknown:
-            raise TypeError(f'{cls.__name__} has no arguments {unknown}: it has {sorted(given)}')
-        given |= arguments
+        cls.check_names(arguments)
+        return cls._build_chooser(**arguments)
+
+    @classmethod
+    def _build_chooser(cls, **arguments) -> PatchChooser:
+        given = PackedViT.default_arguments() | cls.default_arguments() | dict(cls.fixed) | arguments
+        check_arguments(**{name: value for name, value in given.items() if name in RULES})
         blocks = block_indexes('global_block_indexes', given['global_block_indexes'], given['depth'])
         names = ('num_scales', 'thresholds', 'scorer', 'patch_size', 'max_tokens', 'max_tokens_per', 'img_mean',
                  'img_std', 'compiled')
@@ -170,11 +169,28 @@ class PackedViT(nn.Module):
 
     @classmethod
     def default_arguments(cls) -> dict:
-        """The arguments of the family, and those of this class that have a default: names -> defaults."""
-        families = [family for family in reversed(cls.__mro__) if issubclass(family, PackedViT)]
-        return {name: parameter.default for family in families
-                for name, parameter in inspect.signature(family.__init__).parameters.items()
-                if parameter.default is not parameter.empty}
+        """The arguments that a model of the family takes: names -> defaults."""
+        found = {}
+        for family in reversed(cls.__mro__):
+            if issubclass(family, PackedViT):
+                parameters = inspect.signature(family.__init__).parameters
+                if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                    found = {}  # it takes those alone that it names
+                found |= {name: parameter.default for name, parameter in parameters.items()
+                          if parameter.default is not parameter.empty}
+        return {name: default for name, default in found.items() if name not in cls.fixed}
+
+    @classmethod
+    def check_names(cls, names: Iterable[str]) -> None:
+        """Raise TypeError for an argument that a model of the family does not take."""
+        own = inspect.signature(cls.__init__).parameters
+        known = {*cls.default_arguments(), *(name for name in own if own[name].kind is own[name].KEYWORD_ONLY)}
+        for name in names:
+            if name in cls.fixed:
+                raise TypeError(f'unexpected keyword argument {name!r}: {cls.__name__} has {name}={cls.fixed[name]!r} '
+                                'by itself, leave it out')
+            if name not in known:
+                raise TypeError(f'unexpected keyword argument {name!r}: {cls.__name__} has {sorted(known)}')
 
     @property
     def window_size(self) -> int:
@@ -290,6 +306,11 @@ class PackedViT(nn.Module):
         if wrong:
             raise ValueError(f'the layout does not fit the images and the model: {"; ".join(wrong)}. Take it from '
                              'make_layout of this model and these images')
+
+    def _check_rope(self) -> None:
+        if self.rope is not None and (not isinstance(self.rope, Rotary) or self.rope.head_dim != self.head_dim):
+            raise ValueError(f'rope={self.rope!r} must be None, or a Rotary with the channels of a head, head_dim='
+                             f'{self.head_dim}')
 
     def _build_reduction(self, config: Mapping) -> Reduction:
         if self.graphs is not None:

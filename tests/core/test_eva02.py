@@ -379,7 +379,7 @@ def test_bad_arguments(arguments, match):
     ((3, 32, 48), r'input has shape \(3, 32, 48\), wanted \(B, 3, H, W\)'),
     ((2, 4, 32, 48), r'input has shape \(2, 4, 32, 48\), wanted \(B, 3, H, W\)'),
     ((2, 3, 32, 46), 'input is 32x46 px, wanted a multiple of patch_size=4: .*pad_size_divisor=16'),
-    ((0, 3, 32, 48), 'input is 32x48 px'),
+    ((0, 3, 32, 48), 'an empty batch, give it one image'),
     ((2, 3, 32, 40), 'grid 8x10 is not a multiple of window_size=4: pad the image to multiples of 16 px'),
 ])
 @pytest.mark.parametrize('settings', [TOY, DENSE], ids=['adaptive', 'dense'])
@@ -494,7 +494,7 @@ def test_max_tokens_per_batch():
 
 @pytest.mark.parametrize(('settings', 'message'), [
     ({'max_tokens': 0}, 'max_tokens=0 must be a whole number from 1 on, or None'),
-    ({'max_tokens': 10, 'max_tokens_per': 'window'}, "max_tokens_per='window': choose 'image' or 'batch'"),
+    ({'max_tokens': 10, 'max_tokens_per': 'window'}, "unknown max_tokens_per 'window': choose one of"),
     ({'max_tokens': 10, 'num_scales': 1, 'thresholds': ()}, 'set num_scales > 1 and finite thresholds'),
     ({'max_tokens': 10, 'thresholds': (1.0, -float('inf'))}, 'set num_scales > 1 and finite thresholds'),
 ])

@@ -192,7 +192,7 @@ def test_layers_and_added_parameters(name):
 
 
 @pytest.mark.parametrize(('family', 'arguments', 'message'), [
-    (APTViT, dict(mlp='relu'), "unknown activation 'relu': choose one of"),
+    (APTViT, dict(mlp='relu'), "unknown mlp 'relu': choose one of"),
     (APTViT, dict(resampling='nearest'), "unknown resampling 'nearest'"),
     (APTViT, dict(pos_anchor='middle'), "unknown pos_anchor 'middle'"),
     (APTViT, dict(prefix_positions=3), 'the table has 3 positions for the prefix, which has 1 rows'),
