@@ -200,7 +200,7 @@ class PatchChooser:
         height_px, width_px = x.shape[2:]
         if height_px % self.patch_size or width_px % self.patch_size:
             raise ValueError(f'input is {height_px}x{width_px} px, wanted a multiple of patch_size={self.patch_size}: '
-                             f'{padding_remedy(self.size_divisor_px)}')
+                             f'{padding_remedy(height_px, width_px, self.size_divisor_px)}')
         check_grid(height_px // self.patch_size, width_px // self.patch_size, self.window_size, self.num_scales,
                    self.patch_size)
 

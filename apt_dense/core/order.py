@@ -13,8 +13,13 @@ No sort, no gather.  ``restore_cells`` is the same backwards.
 from torch import Tensor
 
 
-def check_grid(height: int, width: int, window_size: int, num_scales: int, patch_size: int = 16) -> None:
-    """Raise ValueError unless the grid (cells) is whole windows and a window is whole roots; window 0 is the image."""
+def check_grid(height: int, width: int, window_size: int, num_scales: int,
+               patch_size: int | None = None) -> None:
+    """Raise ValueError unless the grid (cells) is whole windows and a window is whole roots; window 0 is the image.
+
+    Args:
+        patch_size: side of a cell in pixels, for the message; None if it is not known.
+    """
     root = 2**(num_scales - 1)
     if window_size % root:
         raise ValueError(f'window_size={window_size} is not a multiple of the largest patch, {root} cells a side with '
@@ -22,13 +27,19 @@ def check_grid(height: int, width: int, window_size: int, num_scales: int, patch
     multiple = window_size or root
     if height % multiple or width % multiple:
         what = f'window_size={window_size}' if window_size else f'the largest patch, {root} cells a side'
-        raise ValueError(f'grid {height}x{width} is not a multiple of {what}: {padding_remedy(multiple * patch_size)}')
+        fitting = tuple(-(-side // multiple) * multiple for side in (height, width))
+        remedy = f'pad the image to {fitting[0]}x{fitting[1]} cells' if patch_size is None else (
+            padding_remedy(height * patch_size, width * patch_size, multiple * patch_size))
+        raise ValueError(f'grid {height}x{width} is not a multiple of {what}: {remedy}')
 
 
-def padding_remedy(multiple_px: int) -> str:
-    """What to do about an image whose sides are not multiples of this, for error messages."""
-    return (f'pad the image to multiples of {multiple_px} px, by data_preprocessor.pad_size_divisor={multiple_px} in '
-            'mmdetection, by data_preprocessor.size and the crops in mmsegmentation')
+def padding_remedy(height_px: int, width_px: int, multiple_px: int) -> str:
+    """What to do about an image whose sides are not multiples of something, for error messages."""
+    height_px, width_px = (-(-side // multiple_px) * multiple_px for side in (height_px, width_px))
+    return (f'pad the image to {height_px}x{width_px} px, at the bottom and right, as PatchChooser.pad does (and set '
+            'img_size to such a size); in a config of mmdetection by '
+            f'data_preprocessor.pad_size_divisor={multiple_px}, '
+            'of mmsegmentation by data_preprocessor.size and the crops')
 
 
 def order_cells(cells: Tensor, window_size: int, num_scales: int) -> Tensor:

@@ -363,7 +363,7 @@ def test_presets():
     ({'with_cls_token': True}, 'window_size=4 with a class token: set window_size=0'),
     ({'img_size': (32, 46)}, r'img_size=\(32, 46\) must be multiples of patch_size=4'),
     ({'pretrain_img_size': 21}, 'pretrain_img_size=21 must be multiples of patch_size=4'),
-    ({'img_size': (32, 40)}, 'grid 8x10 is not a multiple of window_size=4: pad the image to multiples of 16 px'),
+    ({'img_size': (32, 40)}, 'grid 8x10 is not a multiple of window_size=4: pad the image to 32x48 px, .*divisor=16'),
     ({'img_size': (32, 40), 'window_size': 0}, 'grid 8x10 is not a multiple of the largest patch, 4 cells a side'),
     ({'window_size': 6}, 'window_size=6 is not a multiple of the largest patch, 4 cells a side with num_scales=3'),
     ({'out_indices': (0, 3)}, r'out_indices holds \[3\], but depth=3'),
@@ -378,9 +378,9 @@ def test_bad_arguments(arguments, match):
 @pytest.mark.parametrize(('shape', 'match'), [
     ((3, 32, 48), r'input has shape \(3, 32, 48\), wanted \(B, 3, H, W\)'),
     ((2, 4, 32, 48), r'input has shape \(2, 4, 32, 48\), wanted \(B, 3, H, W\)'),
-    ((2, 3, 32, 46), 'input is 32x46 px, wanted a multiple of patch_size=4: .*pad_size_divisor=16'),
+    ((2, 3, 32, 46), 'input is 32x46 px, wanted a multiple of patch_size=4: pad the image to 32x48 px, .*divisor=16'),
     ((0, 3, 32, 48), 'an empty batch, give it one image'),
-    ((2, 3, 32, 40), 'grid 8x10 is not a multiple of window_size=4: pad the image to multiples of 16 px'),
+    ((2, 3, 32, 40), 'grid 8x10 is not a multiple of window_size=4: pad the image to 32x48 px'),
 ])
 @pytest.mark.parametrize('settings', [TOY, DENSE], ids=['adaptive', 'dense'])
 def test_bad_inputs(settings, shape, match):

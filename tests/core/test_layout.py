@@ -237,24 +237,30 @@ def test_runs_in_which_nothing_is_merged(window_size, num_prefix):
     check_grid,
 ])
 def test_grid_errors(make):
-    with pytest.raises(ValueError, match=r'grid 8x10 is not a multiple of window_size=4: pad the image to '
-                                         r'multiples of 64 px, .*pad_size_divisor=64 in mmdetection, .*crops in mmseg'):
+    """... in cells, where nobody knows how large these are."""
+    with pytest.raises(ValueError, match=r'grid 8x10 is not a multiple of window_size=4: pad the image to 8x12 cells$'):
         make(8, 10, 4, 2)
     with pytest.raises(ValueError, match='grid 6x8 is not a multiple of window_size=4'):
         make(6, 8, 4, 1)
     with pytest.raises(ValueError, match='grid 8x10 is not a multiple of the largest patch, 4 cells a side: pad the '
-                                         'image to multiples of 64 px'):
+                                         'image to 8x12 cells'):
         make(8, 10, 0, 3)
     with pytest.raises(ValueError, match='window_size=6 is not a multiple of the largest patch, 4 cells a side with '
                                          'num_scales=3: use fewer scales or a window of 8'):
         make(12, 24, 6, 3)
 
 
-def test_check_grid_names_the_divisor_in_pixels():
-    with pytest.raises(ValueError, match='grid 96x72 is not a multiple of window_size=32: .*pad_size_divisor=512 '):
-        check_grid(96, 72, 32, 4)
-    with pytest.raises(ValueError, match='multiples of 256 px'):
-        check_grid(96, 72, 32, 4, 8)
+def test_check_grid_names_a_size_that_fits():
+    """For those who pad by themselves, and for those who have a config."""
+    with pytest.raises(ValueError) as error:
+        check_grid(96, 72, 32, 4, 14)
+    assert str(error.value) == (
+        'grid 96x72 is not a multiple of window_size=32: pad the image to 1344x1344 px, at the bottom and right, '
+        'as PatchChooser.pad does (and set img_size to such a size); in a config of mmdetection by '
+        'data_preprocessor.pad_size_divisor=448, of mmsegmentation by data_preprocessor.size and the crops')
+    check_grid(96, 96, 32, 4, 14)
+    with pytest.raises(ValueError, match='pad the image to 768x512 px,'):
+        check_grid(95, 33, 32, 4, 8)
     check_grid(96, 64, 32, 4)
     check_grid(5, 7, 0, 1)
 

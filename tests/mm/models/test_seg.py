@@ -401,7 +401,7 @@ def test_a_wrong_crop_says_what_to_set(scenes, tmp_path):
     cfg.model.data_preprocessor.size = (120, 120)
     crop = next(step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomCrop')
     crop.crop_size = (120, 120)
-    with pytest.raises(ValueError, match='input is 120x120 px, .*pad the image to multiples of 64 px'):
+    with pytest.raises(ValueError, match='input is 120x120 px, .*pad the image to 128x128 px'):
         Runner.from_cfg(cfg).train()
 
 
