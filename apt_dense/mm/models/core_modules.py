@@ -1,5 +1,6 @@
 """The core's modules in mmengine's root registry, one registration for mmdetection and mmsegmentation."""
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from mmengine.logging import print_log
@@ -10,10 +11,16 @@ from torch import Tensor
 import apt_dense as core
 import apt_dense.core.pyramid
 from apt_dense.core.checkpoint_files import listed, load_official
+from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.core.eva02_keys import describe_other, lacking_layers, looks_official
+from apt_dense.core.layer_order import BLOCK
 from apt_dense.core.position import positions_fit, resample_positions, table_side
+from apt_dense.core.vit_conversion import OPTIONAL
 from apt_dense.mm.compat import plain_operators
 from apt_dense.mm.errors import DataError
+
+BACKBONE = re.compile(r'pos_embed$|(?:blocks|patch_embed|norm_pre)\.')  # names of a file's backbone
+DISPENSABLE = tuple(name.removeprefix('backbone.') for name in OPTIONAL)
 
 
 class PretrainedMixin:
@@ -64,7 +71,7 @@ class PretrainedMixin:
         """Raise DataError unless mmengine finds the backbone in a file, below the prefix."""
         state, entry, others = load_official(path)
         task = looks_official(state)
-        if task:
+        if task and isinstance(self, core.APTEVA02):
             raise DataError(f'init_cfg: {path} is an official EVA-02 {task} checkpoint, whose parameters have other '
                             f'names. Convert it: python tools/model_converters/eva02_to_mm.py {path} CONVERTED.pth')
         if 'state_dict' in others:
@@ -87,13 +94,24 @@ class PretrainedMixin:
                             'by vit_to_mm.py or eva02_to_mm.py with --config')
 
     def _misfits(self, state: Mapping[str, Tensor], prefix: str) -> list[str]:
-        """What mmengine would leave out, of a file that has the backbone below a prefix: other shapes, other layers."""
-        own = self.state_dict()
-        misfits = [f'{name} is {tuple(other.shape)}, wanted {tuple(tensor.shape)}' for name, tensor in own.items()
-                   if (other := state.get(f'{prefix}{name}')) is not None and other.shape != tensor.shape
-                   and not (name == 'pos_embed' and positions_fit(other.shape, tensor.shape, self.prefix_positions))]
-        return misfits + [f'{name} is not in the model' for name in sorted(state)
-                          if name.startswith(f'{prefix}blocks.0.') and name.removeprefix(prefix) not in own]
+        """What mmengine would leave out or leave as it is, of a file that has the backbone below a prefix.
+
+        As strict as the converter: all but what APT or a reduction adds must be there, and of the file's layers the
+        model may do without rows before the patches and the last norm alone.
+        """
+        own, depth = self.state_dict(), len(self.blocks)
+        found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        blocks = 1 + max(int(match[1]) for name in found if (match := BLOCK.match(name)))
+        if blocks != depth:
+            return [f'it has {blocks} {"block" if blocks == 1 else "blocks"}, and the config has {depth}']
+        misfits = [f'{name} is {tuple(found[name].shape)}, wanted {tuple(tensor.shape)}' for name, tensor in own.items()
+                   if name in found and found[name].shape != tensor.shape and not (
+                       name == 'pos_embed' and positions_fit(found[name].shape, tensor.shape, self.prefix_positions))]
+        lacking = sorted(name for name in own if name not in found and name not in ADDED_PARAMETERS
+                         and not name.startswith('reduction.'))
+        left = sorted(name for name in found if BACKBONE.match(name) and name not in (*own, *DISPENSABLE))
+        return misfits + [f'{listed(names)} {"is" if len(names) == 1 else "are"} not in the {where}'
+                          for names, where in ((lacking, 'file'), (left, 'model')) if names]
 
 
 FAMILIES = {'APTEVA02': 'EVA-02', 'APTViT': 'plain ViT', 'APTDINOv3': 'DINOv3', 'APTSAM3': 'SAM 3'}

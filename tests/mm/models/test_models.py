@@ -1,4 +1,6 @@
 """Registration in mmengine's root registry, and what the wrappers add to the core's modules."""
+import itertools
+import re
 from types import SimpleNamespace
 
 import mmcv.cnn
@@ -115,11 +117,22 @@ def test_init_cfg_without_a_checkpoint(init_cfg):
 
 
 PLAIN = dict(type='APTViT', img_size=32, embed_dims=16, depth=2, num_heads=2, pretrain_img_size=32)
+SMALL = dict(img_size=32, patch_size=16, embed_dims=16, depth=2, num_heads=2)
+PUBLISHED = {'APTViT': dict(SMALL, pretrain_img_size=32), 'APTDINOv3': SMALL,
+             'APTSAM3': dict(SMALL, pretrain_img_size=32, window_size=2, global_block_indexes=(1,), mlp_ratio=4.0),
+             'APTEVA02': dict(SMALL, pretrain_img_size=32, window_size=2, global_block_indexes=(1,))}
 
 
 @pytest.mark.parametrize(('family', 'changes', 'message'), [
     ('APTViT', dict(embed_dims=32), r'cls_token is \(1, 1, 32\), wanted \(1, 1, 16\)'),
-    ('APTViT', dict(layer_scale=1.0), 'backbone.blocks.0.ls1.gamma is not in the model'),
+    ('APTViT', dict(layer_scale=1.0), 'blocks.0.ls1.gamma, .*are not in the model'),
+    ('APTViT', dict(depth=1), '1 block, and the config has 2$'),
+    ('APTViT', dict(depth=4), '4 blocks, and the config has 2$'),
+    ('APTViT', dict(pre_norm=True), 'norm_pre.bias, norm_pre.weight are not in the model'),
+    ('APTViT', dict(final_norm=False), 'norm.bias, norm.weight are not in the file'),
+    ('APTViT', dict(with_cls_token=False), 'cls_token is not in the file'),
+    ('APTViT', dict(patch_bias=False), 'patch_embed.proj.bias is not in the file'),
+    ('APTViT', dict(mlp_ratio=2.0), r'blocks.0.mlp.fc1.weight is \(32, 16\), wanted \(64, 16\)'),
     ('APTViT', dict(prefix_positions=0), r'pos_embed is \(1, 4, 16\), wanted \(1, 5, 16\)'),
     ('APTSAM3', dict(window_size=2, global_block_indexes=(1,), mlp_ratio=4.0), r'pos_embed is .* wanted')])
 def test_init_cfg_with_a_file_of_another_model(tmp_path, family, changes, message):
@@ -128,8 +141,32 @@ def test_init_cfg_with_a_file_of_another_model(tmp_path, family, changes, messag
     torch.save({f'backbone.{name}': value for name, value in other.state_dict().items()}, tmp_path / 'other.pth')
     backbone = mmengine.registry.MODELS.build(dict(PLAIN, init_cfg=dict(
         type='Pretrained', checkpoint=str(tmp_path / 'other.pth'), prefix='backbone.')))
-    with pytest.raises(ValueError, match=f'is of another plain ViT backbone than the config: .*{message}'):
+    with pytest.raises(ValueError, match='is of another plain ViT backbone than the config') as error:
         backbone.init_weights()
+    problems = str(error.value).partition('than the config: ')[2].partition('. Give the backbone')[0]
+    assert re.search(message, problems) and error.value.__class__ is DataError
+
+
+@pytest.mark.parametrize(('family', 'other'), itertools.permutations(PUBLISHED, 2))
+def test_init_cfg_with_a_file_of_another_family(tmp_path, family, other):
+    source, backbone = (mmengine.registry.MODELS.build(dict(PUBLISHED[name], type=name, init_cfg=init_cfg))
+                        for name, init_cfg in ((other, None), (family, pretrained(tmp_path / 'other.pth'))))
+    torch.save(source.state_dict(), tmp_path / 'other.pth')
+    with pytest.raises(DataError, match='init_cfg: .*other.pth (is of another|holds no) '):
+        backbone.init_weights()
+
+
+@pytest.mark.parametrize(('source', 'own'), [
+    (dict(), dict(num_scales=2, thresholds=(3,))), (dict(num_scales=2, thresholds=(3,)), dict()),
+    (dict(), dict(final_norm=False)), (dict(num_registers=2), dict()), (dict(), dict(with_cls_token=False)),
+    (dict(), dict(reduction=dict(type='DTEM', kept=0.9))), (dict(pretrain_img_size=64), dict())])
+def test_init_cfg_with_a_file_that_has_what_is_needed(tmp_path, source, own):
+    """... where the model adds a part, or does without one, as the converter lets it."""
+    file, target = (mmengine.registry.MODELS.build({**PLAIN, **changes, 'init_cfg': init_cfg})
+                    for changes, init_cfg in ((source, None), (own, pretrained(tmp_path / 'file.pth'))))
+    torch.save(dict(file.state_dict(), **{'neck.weight': torch.ones(2)}), tmp_path / 'file.pth')
+    target.init_weights()
+    assert torch.equal(target.blocks[1].mlp.fc1.weight, file.blocks[1].mlp.fc1.weight)
 
 
 @pytest.mark.parametrize(('content', 'prefix', 'message'), [
