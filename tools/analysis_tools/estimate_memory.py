@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Estimate the memory of training on one GPU, from a CPU: what autograd keeps, counted tensor by tensor.
 
-    python tools/analysis_tools/estimate_memory.py configs/apt_eva02_b_coco_full.py photo.jpg --size 1536
+    python tools/analysis_tools/estimate_memory.py configs/apt_eva02_b_coco_full.py photo.jpg
     python tools/analysis_tools/estimate_memory.py configs/eva02_l_ade20k_512.py photo.jpg --size 512
 
 One forward pass under bfloat16 autocast, whose saved tensors are counted and dropped.  Added to that: parameters,
@@ -25,10 +25,12 @@ from apt_dense.extras import from_extra
 from apt_dense.mm.cli.config_files import read_config
 from apt_dense.mm.cli.launch import run_tool, scope_of
 from apt_dense.mm.data.inputs import chooser_of, resampling_of
+from apt_dense.mm.errors import LaunchError
 
 with from_extra('mm'):
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
+    from mmengine.config import Config
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, init_default_scope
     from mmengine.structures import InstanceData, PixelData
@@ -81,6 +83,25 @@ class SavedBytes:
         self._hooks.__exit__(*error)
 
 
+def side_of(cfg: Config, given: int | None) -> int:
+    """The side of the square in pixels: the one that is given, or that of the config's images.
+
+    Raises:
+        LaunchError: if it does not fit the model's windows and patches, or is not given and the config has no square.
+        ValueError: for a config without a backbone that packs tokens.
+    """
+    divisor, backbone = chooser_of(cfg).size_divisor_px, cfg.model.backbone
+    size = backbone.get('img_size', MODELS.get(backbone.type).default_arguments()['img_size'])
+    sides = set(size) if isinstance(size, (list, tuple)) else {size}
+    if given is None and len(sides) > 1:
+        raise LaunchError(f'model.backbone.img_size={tuple(size)} of the config is no square: give --size')
+    side = sides.pop() if given is None else given
+    if side < 1 or side % divisor:
+        raise LaunchError(f'--size {side} must be a multiple of {divisor} px, such as '
+                          f'{max(-(-side // divisor), 1) * divisor}')
+    return side
+
+
 def detection_sample(size: int) -> DetDataSample:
     """Three objects, a small, a medium and a large one, on a square of ``size`` px."""
     boxes = torch.tensor([[side, side, 4 * side, 4 * side] for side in (size // 64, size // 16, size // 6)]).float()
@@ -124,26 +145,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='of a detector or a segmentor')
     parser.add_argument('image', type=Path)
-    parser.add_argument('--size', type=int, default=1536, help='px, side of the square (1536)')
+    parser.add_argument('--size', type=int, help="px, side of the square (the config's)")
     parser.add_argument('--batch-size', type=int, nargs='+', default=[1, 2, 4], help='images (1 2 4)')
     args = parser.parse_args()
     cfg, image = read_config(args.config), load_image(args.image)
     init_default_scope(scope_of(cfg))
-    chooser_of(cfg)  # there is a backbone with patches
-    cfg.model.backbone.img_size = args.size
+    size = side_of(cfg, args.size)
+    cfg.model.backbone.img_size = size
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
-    image = resize(image, (args.size, args.size), resampling_of(cfg))
+    image = resize(image, (size, size), resampling_of(cfg))
     chooser = model.backbone.chooser
-    x = to_input(image, args.size, chooser.img_mean, chooser.img_std)
+    x = to_input(image, size, chooser.img_mean, chooser.img_std)
     batch = 2 if cfg.default_scope == 'mmseg' else 1
-    sample = segmentation_sample(args.size) if cfg.default_scope == 'mmseg' else detection_sample(args.size)
+    sample = segmentation_sample(size) if cfg.default_scope == 'mmseg' else detection_sample(size)
     of_blocks, of_input, rest = saved_bytes(model, x.repeat(batch, 1, 1, 1), [sample] * batch)
     depth, layout = len(model.backbone.blocks), model.backbone.last_layout
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     weights = 4 * total + 2 * total + (4 + 8) * trained
     tokens, cells = sum(layout.scale_counts) // batch, layout.num_cells // batch
-    print(f'{args.config} at {args.size} px: {tokens} of {cells} tokens, '
+    print(f'{args.config} at {size} px: {tokens} of {cells} tokens, '
           f'{total / 1e6:.0f} million parameters, {trained / 1e6:.0f} trained')
     print(f'weights, gradients, optimiser: {weights / GB:.1f} GB; an image: {of_blocks / GB:.1f} GB in the blocks, '
           f'{rest / GB:.1f} GB in the rest')

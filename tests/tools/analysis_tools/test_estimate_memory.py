@@ -11,6 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 
+from apt_dense.mm.errors import LaunchError
 from tests.locations import CONFIGS, load_tool
 
 tool = load_tool('analysis_tools/estimate_memory.py')
@@ -31,12 +32,15 @@ def test_saved_bytes_of_known_layers():
 
 
 def estimate(task, tmp_path, capsys, monkeypatch):
-    """What the command prints for the demo's APT model on noise, and its figures in MB: weights, blocks, rest."""
+    """What the command prints for the demo's APT model on noise, and its figures in MB: weights, blocks, rest.
+
+    Without a size, it is that of the config: 256 px.
+    """
     noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / 'noise.png')
     config = str(CONFIGS / f'apt_eva02_ti_demo_{task}.py')
     monkeypatch.setattr(tool, 'GB', 1e6)
-    arguments = [config, str(tmp_path / 'noise.png'), '--size', '256', '--batch-size', '1', '3']
+    arguments = [config, str(tmp_path / 'noise.png'), '--batch-size', '1', '3']
     monkeypatch.setattr(sys, 'argv', ['', *arguments])
     tool.main()
     printed = capsys.readouterr().out
@@ -54,6 +58,25 @@ def test_the_command(task, millions, tmp_path, capsys, monkeypatch):
     assert 2 * (9 * dims + 5 * hidden) < per_token < 4 * (14 * dims + 7 * hidden)  # its tensors in 2 and in 4 bytes
     one, three = (float(value) for value in re.findall(r'images: ([\d.]+) GB', printed))
     assert abs(one - weights - blocks - rest) < 0.2 and abs(three - weights - 3 * (blocks + rest)) < 0.4
+
+
+@pytest.mark.parametrize(('config', 'px'), [
+    ('dinov3_ti_demo_seg', 256), ('eva02_l_ade20k_640', 640), ('dinov3_l_coco_1536', 1536), ('mae_l_ade20k_512', 512)])
+def test_the_size_is_that_of_the_config(config, px):
+    cfg = Config.fromfile(CONFIGS / f'{config}.py')
+    assert tool.side_of(cfg, None) == px and tool.side_of(cfg, 2 * px) == 2 * px
+
+
+def test_sizes_that_are_none():
+    cfg = Config.fromfile(CONFIGS / 'apt_eva02_ti_demo_seg.py')
+    for size in (0, -64, 100):
+        with pytest.raises(LaunchError, match=f'--size {size} must be a multiple of 128 px, such as 128$'):
+            tool.side_of(cfg, size)
+    cfg.model.backbone.img_size = (256, 512)
+    with pytest.raises(LaunchError, match=r'img_size=\(256, 512\) of the config is no square: give --size'):
+        tool.side_of(cfg, None)
+    del cfg.model.backbone['img_size']
+    assert tool.side_of(cfg, None) == 1536  # APTEVA02's own
 
 
 def test_a_segmentors_two_images_count_as_one():
