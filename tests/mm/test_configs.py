@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from apt_dense.core.conversion import convert
 from apt_dense.core.embed import ADDED_PARAMETERS
+from apt_dense.core.normalisation import CLIP_MEAN, HALF_MEAN, IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.mm.cli import precision
 from tests.locations import CONFIGS
 from tests.official import official_state
@@ -398,3 +399,21 @@ def test_an_official_file_fits_the_config(name):
     added = {f'backbone.{key}' for key in ADDED} if name.startswith('apt') else set()
     assert target.keys() - conversion.state_dict.keys() == added
     assert not conversion.absent and not conversion.resampled
+
+
+def test_means_and_deviations_stand_once():
+    """... in one base file, with the core's values, which a config cannot import; everything else takes them there."""
+    numbers = [str(value) for value in (*IMAGENET_MEAN, *IMAGENET_STD, *HALF_MEAN, *CLIP_MEAN)]
+    holding = {path.name for path in CONFIGS.rglob('*.py') if any(number in path.read_text() for number in numbers)}
+    assert holding == {'imagenet.py'}
+    cfg = Config.fromfile(CONFIGS / '_base_/normalisation/imagenet.py')
+    assert (tuple(cfg.img_mean), tuple(cfg.img_std)) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_a_config_normalises_as_its_family_wants(name):
+    """... and hands the same values to preprocessor and chooser."""
+    model = Config.fromfile(CONFIGS / f'{name}.py').model
+    wanted = {key: list(MODELS.get(model.backbone.type).default_arguments()[f'img_{key}']) for key in ('mean', 'std')}
+    assert {key: list(model.data_preprocessor[key]) for key in wanted} == wanted
+    assert {key: list(model.backbone[f'img_{key}']) for key in wanted} == wanted

@@ -1,15 +1,14 @@
 # EVA-02's detector: ViTDet's simple pyramid and Cascade Mask R-CNN, settings of the official COCO models.
 # A leaf config adds the sizes of the backbone and neck.in_channels.
-img_mean = [123.675, 116.28, 103.53]  # of the image in RGB, 0..255: it is normalised, and restored to score patches
-img_std = [58.395, 57.12, 57.375]
+_base_ = '../normalisation/imagenet.py'
 norm_cfg = dict(type='LN2d', eps=1e-6)
 
 model = dict(
     type='APTCascadeRCNN',
     data_preprocessor=dict(
         type='DetDataPreprocessor',
-        mean=img_mean,
-        std=img_std,
+        mean=_base_.img_mean,
+        std=_base_.img_std,
         bgr_to_rgb=True,
         pad_mask=True,
         # A square in training and in testing.  (batch_augments would pad in training only.)
@@ -20,8 +19,8 @@ model = dict(
         patch_size=16,
         window_size=32,
         pretrain_img_size=224,
-        img_mean=img_mean,
-        img_std=img_std,
+        img_mean=_base_.img_mean,
+        img_std=_base_.img_std,
         num_scales=1,
         thresholds=()),
     neck=dict(type='SimpleFPN', out_channels=256),

@@ -1,15 +1,14 @@
 # EVA-02's segmentor: full attention with a class token, a pyramid, UPerHead and an auxiliary FCN head, settings of the
 # official ADE20K models.  The models on top of it add sizes.
-img_mean = [123.675, 116.28, 103.53]  # of the image in RGB, 0..255: it is normalised, and restored to score patches
-img_std = [58.395, 57.12, 57.375]
+_base_ = '../normalisation/imagenet.py'
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 
 model = dict(
     type='APTEncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
-        mean=img_mean,
-        std=img_std,
+        mean=_base_.img_mean,
+        std=_base_.img_std,
         bgr_to_rgb=True,
         # Training crops of images smaller than the crop; padded with zeros after normalisation, with 255 in the labels.
         size=(512, 512),
@@ -23,8 +22,8 @@ model = dict(
         global_block_indexes=(),
         with_cls_token=True,
         pretrain_img_size=512,  # the size of the position table
-        img_mean=img_mean,
-        img_std=img_std,
+        img_mean=_base_.img_mean,
+        img_std=_base_.img_std,
         num_scales=1,
         thresholds=()),
     neck=dict(type='Feature2Pyramid', rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
