@@ -7,14 +7,12 @@ sizes = dict(RandomResize=dict(scale=scale), Resize=dict(scale=scale), RandomCro
 train_pipeline = [dict(step, **sizes.get(step['type'], {})) for step in _base_.train_pipeline]
 test_pipeline = [dict(step, **sizes.get(step['type'], {})) for step in _base_.test_pipeline]
 tta_pipeline = [
-    dict(type='LoadImageFromFile'),
+    _base_.tta_pipeline[0],
     dict(
         type='TestTimeAug',
         transforms=[
-            [
-                dict(type='ResizeShortestEdge', scale=max(640, int(640 * ratio)), max_size=100000)
-                for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-            ], *_base_.tta_pipeline[1]['transforms'][1:]
+            [dict(step, scale=step['scale'] * 640 // 512) for step in _base_.tta_pipeline[1]['transforms'][0]],
+            *_base_.tta_pipeline[1]['transforms'][1:]
         ])
 ]
 
