@@ -5,7 +5,7 @@ from apt_dense.core.arguments import check_arguments, check_choice, check_heads,
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLPS, build_mlp
 from apt_dense.core.rope import Rotary
-from apt_dense.core.vit import PackedViT, from_presets
+from apt_dense.core.vit import PackedViT
 
 PRESETS = {
     'S': dict(embed_dims=384, depth=12, num_heads=6),
@@ -39,6 +39,7 @@ class APTDINOv3(PackedViT):
     Source: DINOv3 (arXiv 2508.10104) and its public code.  There, training shifts, stretches and rescales the
     coordinates of the rotations at random; here it does not.
     """
+    presets = PRESETS
 
     def __init__(self, img_size: int | tuple[int, int] = 224, patch_size: int = 16, embed_dims: int = 384,
                  depth: int = 12, num_heads: int = 6, mlp: str = 'gelu', mlp_ratio: float = 4.0,
@@ -63,15 +64,6 @@ class APTDINOv3(PackedViT):
             make_block, Rotary.over_centers(head_dim, rope_theta), embed_dims=embed_dims, depth=depth, table_cells=0,
             img_size=img_size, patch_size=patch_size, with_cls_token=with_cls_token, num_registers=num_registers,
             final_norm=final_norm, norm_eps=norm_eps, attn_backend=attn_backend, compiled=compiled, **options)
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides) -> 'APTDINOv3':
-        """Build S, S+, B, L, H+ or 7B; ``overrides`` replace or add arguments.
-
-        Raises:
-            ValueError: for an unknown name.
-        """
-        return from_presets(cls, PRESETS, name, overrides)
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path, **overrides) -> 'APTDINOv3':

@@ -10,7 +10,7 @@ from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.layers import SwiGLU
 from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.rope import Rotary
-from apt_dense.core.vit import PackedViT, from_presets
+from apt_dense.core.vit import PackedViT
 
 REFERENCE_CELLS = 16  # EVA-02 was pre-trained on 16 positions a side: all grids are scaled to that range
 # The detection models of the EVA-02 family; official detection checkpoints exist for B and L.  Official pre-trained Ti
@@ -61,6 +61,7 @@ class APTEVA02(PackedViT):
 
     Source: EVA-02 (arXiv 2303.11331), its detection and segmentation code; APT (arXiv 2510.18091).
     """
+    presets = PRESETS
 
     def __init__(self, img_size: int | tuple[int, int] = 1536, patch_size: int = 16, embed_dims: int = 768,
                  depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4 * 2 / 3, window_size: int = 32,
@@ -90,15 +91,6 @@ class APTEVA02(PackedViT):
             rope_anchor=rope_anchor, pos_anchor=pos_anchor, attn_backend=attn_backend, compiled=compiled,
             with_cp=with_cp, max_tokens=max_tokens, max_tokens_per=max_tokens_per, img_mean=img_mean, img_std=img_std,
             graph_tokens=graph_tokens, reduction=reduction)
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides) -> 'APTEVA02':
-        """Build the detection model Ti, S, B or L; ``overrides`` replace or add arguments.
-
-        Raises:
-            ValueError: for an unknown name.
-        """
-        return from_presets(cls, PRESETS, name, overrides)
 
     @classmethod
     def _build_chooser(cls, **arguments) -> PatchChooser:

@@ -5,7 +5,7 @@ from apt_dense.core.arguments import check_arguments, check_choice, check_heads,
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLPS, build_mlp
 from apt_dense.core.normalisation import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD
-from apt_dense.core.vit import PackedViT, from_presets
+from apt_dense.core.vit import PackedViT
 
 _SIZES = {
     'ti': dict(embed_dims=192, depth=12, num_heads=3), 's': dict(embed_dims=384, depth=12, num_heads=6),
@@ -48,6 +48,7 @@ class APTViT(PackedViT):
     Source: ViT (arXiv 2010.11929), MAE (2111.06377), AugReg (2106.10270), DeiT (2012.12877), DINOv2 (2304.07193) and
     its registers (2309.16588), CLIP (2103.00020).
     """
+    presets = PRESETS
 
     def __init__(self, img_size: int | tuple[int, int] = 224, patch_size: int = 16, embed_dims: int = 768,
                  depth: int = 12, num_heads: int = 12, mlp: str = 'gelu', mlp_ratio: float = 4.0,
@@ -73,18 +74,6 @@ class APTViT(PackedViT):
             img_size=img_size, patch_size=patch_size, with_cls_token=with_cls_token, num_registers=num_registers,
             prefix_positions=prefix_positions, resampling=resampling, pre_norm=pre_norm, final_norm=final_norm,
             norm_eps=norm_eps, attn_backend=attn_backend, compiled=compiled, **options)
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides) -> 'APTViT':
-        """Build a model of published sizes, such as 'mae_b', 'deit_s', 'augreg_l', 'dinov2_reg_l' or 'clip_l_336'.
-
-        Args:
-            overrides: replace or add arguments.
-
-        Raises:
-            ValueError: for an unknown name; it lists those that there are.
-        """
-        return from_presets(cls, PRESETS, name, overrides)
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path, **overrides) -> 'APTViT':

@@ -7,7 +7,7 @@ from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLP
 from apt_dense.core.normalisation import HALF_MEAN, HALF_STD
 from apt_dense.core.rope import Rotary
-from apt_dense.core.vit import PackedViT, from_presets
+from apt_dense.core.vit import PackedViT
 
 PRESETS = {'sam3': {}}
 
@@ -30,6 +30,7 @@ class APTSAM3(PackedViT):
 
     Source: SAM 3's encoder, as transformers has it.
     """
+    presets = PRESETS
     fixed = dict(resampling='tiled', patch_bias=False, pre_norm=True)
 
     def __init__(self, img_size: int | tuple[int, int] = 1008, patch_size: int = 14, embed_dims: int = 1024,
@@ -53,15 +54,6 @@ class APTSAM3(PackedViT):
             patch_size=patch_size, window_size=window_size, global_block_indexes=global_block_indexes,
             norm_eps=norm_eps, img_mean=img_mean, img_std=img_std, attn_backend=attn_backend, compiled=compiled,
             **self.fixed, **options)
-
-    @classmethod
-    def from_preset(cls, name: str = 'sam3', **overrides) -> 'APTSAM3':
-        """Build the published encoder; ``overrides`` replace or add arguments.
-
-        Raises:
-            ValueError: for an unknown name.
-        """
-        return from_presets(cls, PRESETS, name, overrides)
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path, **overrides) -> 'APTSAM3':

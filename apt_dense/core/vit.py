@@ -1,7 +1,7 @@
 """PackedViT: the loop over blocks on packed tokens of adaptive size, for any plain vision transformer."""
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,7 @@ class PackedViT(nn.Module):
 
     Source: APT (arXiv 2510.18091).
     """
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # published sizes: names -> arguments
     fixed: ClassVar[Mapping[str, Any]] = {}  # arguments of this class that a family sets by itself
 
     def __init__(self, make_block: Callable[[float], Block], rope: Rotary | None, *, embed_dims: int, depth: int,
@@ -144,6 +145,22 @@ class PackedViT(nn.Module):
         self.reduction = None if reduction is None else self._build_reduction(reduction)
         self.last_layout: TokenLayout | None = None
         self._init_parameters()
+
+    @classmethod
+    def from_preset(cls, name: str | None = None, **overrides) -> Self:
+        """Build a model of a published size; ``overrides`` replace or add arguments.
+
+        Args:
+            name: one of ``presets``; where there is one alone it may be left out.
+
+        Raises:
+            ValueError: for an unknown name; it lists those that there are.
+        """
+        names = tuple(cls.presets)
+        name = names[0] if name is None and len(names) == 1 else name
+        if name not in names:
+            raise ValueError(f'unknown preset {name!r}: choose one of {sorted(names)}')
+        return cls(**{**cls.presets[name], **overrides})
 
     @classmethod
     def build_chooser(cls, **arguments) -> PatchChooser:
@@ -384,10 +401,3 @@ class PackedViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-
-def from_presets(family: type[PackedViT], presets: Mapping[str, Mapping], name: str, overrides: Mapping) -> PackedViT:
-    """Build a model of a family from its published sizes; ValueError for an unknown name."""
-    if name not in presets:
-        raise ValueError(f'unknown preset {name!r}: choose one of {sorted(presets)}')
-    return family(**{**presets[name], **overrides})
