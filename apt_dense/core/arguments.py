@@ -1,4 +1,5 @@
 """Checks of the arguments of families, choosers and embeddings: what each must be, in one place."""
+import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from numbers import Integral, Real
@@ -117,3 +118,28 @@ def mlp_units(embed_dims: int, mlp_ratio: float, rounded: Callable[[float], int]
         raise ValueError(f'mlp_ratio={mlp_ratio} of embed_dims={embed_dims} leaves an MLP without units: set it to '
                          f'{1 / embed_dims:.3g} at least')
     return units
+
+
+def default_arguments(family: type, base: type) -> dict[str, Any]:
+    """The arguments that a family of a base class takes: names -> defaults."""
+    found = {}
+    for owner in reversed(family.__mro__):
+        if issubclass(owner, base):
+            parameters = inspect.signature(owner.__init__).parameters
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                found = {}  # it takes those alone that it names
+            found |= {name: parameter.default for name, parameter in parameters.items()
+                      if parameter.default is not parameter.empty}
+    return {name: default for name, default in found.items() if name not in family.fixed}
+
+
+def check_names(family: type, names: Iterable[str]) -> None:
+    """Raise TypeError for an argument that a model of the family does not take."""
+    own = inspect.signature(family.__init__).parameters
+    known = {*family.default_arguments(), *(name for name in own if own[name].kind is own[name].KEYWORD_ONLY)}
+    for name in names:
+        if name in family.fixed:
+            raise TypeError(f'unexpected keyword argument {name!r}: {family.__name__} has {name}={family.fixed[name]!r} '
+                            'by itself, leave it out')
+        if name not in known:
+            raise TypeError(f'unexpected keyword argument {name!r}: {family.__name__} has {sorted(known)}')

@@ -1,7 +1,7 @@
 """APTDINOv3: DINOv3's vision transformers."""
 from pathlib import Path
 
-from apt_dense.core.arguments import check_arguments, check_choice, check_heads, mlp_units
+from apt_dense.core.arguments import check_arguments, check_choice, check_heads, check_names, mlp_units
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLPS, build_mlp
 from apt_dense.core.rope import Rotary
@@ -47,7 +47,7 @@ class APTDINOv3(PackedViT):
                  layer_scale: float | None = 1e-5, final_norm: bool = True, norm_eps: float = 1e-5,
                  rope_theta: float = 100.0, attn_backend: str = 'auto', compiled: bool = False, pad_mlp: bool = False,
                  keep_casts: bool = False, **options):
-        self.check_names(options)
+        check_names(type(self), options)
         check_arguments(qkv_bias=qkv_bias, layer_scale=layer_scale, norm_eps=norm_eps, rope_theta=rope_theta,
                         pad_mlp=pad_mlp, keep_casts=keep_casts)
         check_choice('mlp', mlp, MLPS)

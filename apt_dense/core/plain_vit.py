@@ -1,7 +1,7 @@
 """APTViT: the plain vision transformer and its relatives: MAE, AugReg, DeiT, DINOv2, CLIP's image encoder."""
 from pathlib import Path
 
-from apt_dense.core.arguments import check_arguments, check_choice, check_heads, mlp_units, table_side
+from apt_dense.core.arguments import check_arguments, check_choice, check_heads, check_names, mlp_units, table_side
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLPS, build_mlp
 from apt_dense.core.normalisation import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD
@@ -57,7 +57,7 @@ class APTViT(PackedViT):
                  layer_scale: float | None = None, pre_norm: bool = False, final_norm: bool = True,
                  norm_eps: float = 1e-6, attn_backend: str = 'auto', compiled: bool = False, pad_mlp: bool = False,
                  keep_casts: bool = False, **options):
-        self.check_names(options)
+        check_names(type(self), options)
         check_arguments(qkv_bias=qkv_bias, layer_scale=layer_scale, norm_eps=norm_eps, pad_mlp=pad_mlp,
                         keep_casts=keep_casts)
         check_choice('mlp', mlp, MLPS)

@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from apt_dense.core.arguments import check_arguments, check_heads, mlp_units, table_side
+from apt_dense.core.arguments import check_arguments, check_heads, check_names, mlp_units, table_side
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.layers import MLP
 from apt_dense.core.normalisation import HALF_MEAN, HALF_STD
@@ -38,7 +38,7 @@ class APTSAM3(PackedViT):
                  window_size: int = 24, global_block_indexes: Sequence[int] = (7, 15, 23, 31), rope_cells: int = 24,
                  norm_eps: float = 1e-6, img_mean: Sequence[float] = HALF_MEAN, img_std: Sequence[float] = HALF_STD,
                  attn_backend: str = 'auto', compiled: bool = False, keep_casts: bool = False, **options):
-        self.check_names(options)
+        check_names(type(self), options)
         check_arguments(rope_cells=rope_cells, norm_eps=norm_eps, keep_casts=keep_casts)
         head_dim = check_heads(embed_dims, num_heads, 4)
         hidden_dims = mlp_units(embed_dims, mlp_ratio)

@@ -1,13 +1,21 @@
 """PackedViT: the loop over blocks on packed tokens of adaptive size, for any plain vision transformer."""
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apt_dense.core.arguments import RULES, block_indexes, check_arguments, check_choice, grid_of, output_indexes
+from apt_dense.core.arguments import (
+    RULES,
+    block_indexes,
+    check_arguments,
+    check_choice,
+    check_names,
+    default_arguments,
+    grid_of,
+    output_indexes,
+)
 from apt_dense.core.attention import check_backend
 from apt_dense.core.block import Block
 from apt_dense.core.block_loop import block_outputs, last_rows
@@ -170,7 +178,7 @@ class PackedViT(nn.Module):
             TypeError: for an argument that the class does not have.
             ValueError: for a wrong one, of those that the chooser depends on.
         """
-        cls.check_names(arguments)
+        check_names(cls, arguments)
         return cls._build_chooser(**arguments)
 
     @classmethod
@@ -185,29 +193,9 @@ class PackedViT(nn.Module):
                             window_size=0 if len(blocks) == given['depth'] else given['window_size'])
 
     @classmethod
-    def default_arguments(cls) -> dict:
+    def default_arguments(cls) -> dict[str, Any]:
         """The arguments that a model of the family takes: names -> defaults."""
-        found = {}
-        for family in reversed(cls.__mro__):
-            if issubclass(family, PackedViT):
-                parameters = inspect.signature(family.__init__).parameters
-                if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-                    found = {}  # it takes those alone that it names
-                found |= {name: parameter.default for name, parameter in parameters.items()
-                          if parameter.default is not parameter.empty}
-        return {name: default for name, default in found.items() if name not in cls.fixed}
-
-    @classmethod
-    def check_names(cls, names: Iterable[str]) -> None:
-        """Raise TypeError for an argument that a model of the family does not take."""
-        own = inspect.signature(cls.__init__).parameters
-        known = {*cls.default_arguments(), *(name for name in own if own[name].kind is own[name].KEYWORD_ONLY)}
-        for name in names:
-            if name in cls.fixed:
-                raise TypeError(f'unexpected keyword argument {name!r}: {cls.__name__} has {name}={cls.fixed[name]!r} '
-                                'by itself, leave it out')
-            if name not in known:
-                raise TypeError(f'unexpected keyword argument {name!r}: {cls.__name__} has {sorted(known)}')
+        return default_arguments(cls, PackedViT)
 
     @property
     def window_size(self) -> int:
