@@ -139,7 +139,7 @@ def check_names(family: type, names: Iterable[str]) -> None:
     known = {*family.default_arguments(), *(name for name in own if own[name].kind is own[name].KEYWORD_ONLY)}
     for name in names:
         if name in family.fixed:
-            raise TypeError(f'unexpected keyword argument {name!r}: {family.__name__} has {name}={family.fixed[name]!r} '
-                            'by itself, leave it out')
+            raise TypeError(f'unexpected keyword argument {name!r}: {family.__name__} has {name}='
+                            f'{family.fixed[name]!r} by itself, leave it out')
         if name not in known:
             raise TypeError(f'unexpected keyword argument {name!r}: {family.__name__} has {sorted(known)}')

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+RESAMPLINGS = ('bicubic', 'bicubic_antialias', 'tiled')
+
 
 def resample_table(table: Tensor, height: int, width: int, antialias: bool = False) -> Tensor:
     """Position table (h, w, C) -> (height, width, C), bicubic, align_corners False; the table's dtype.
@@ -21,6 +23,15 @@ def resample_table(table: Tensor, height: int, width: int, antialias: bool = Fal
     with torch.autocast(table.device.type, enabled=False):
         tall = (rows @ table.to(dtype).flatten(1)).unflatten(1, (table.shape[1], -1))  # (height, w, C)
         return (cols @ tall).to(table.dtype)
+
+
+def table_at(cells: Tensor, height: int, width: int, resampling: str) -> Tensor:
+    """Positions of a square of cells (h * h, C), row by row -> (height, width, C), by one of ``RESAMPLINGS``."""
+    side = round(len(cells)**0.5)
+    table = cells.unflatten(0, (side, side))
+    if resampling == 'tiled':
+        return tile_table(table, height, width)
+    return resample_table(table, height, width, antialias=resampling == 'bicubic_antialias')
 
 
 def tile_table(table: Tensor, height: int, width: int) -> Tensor:

@@ -22,20 +22,19 @@ from apt_dense.core.block_loop import block_outputs, last_rows
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.derived import DerivedTensors
 from apt_dense.core.dropping import EViT, Random
-from apt_dense.core.embed import ADDED_PARAMETERS, AdaptivePatchEmbed, position_tables
+from apt_dense.core.embed import ADDED_PARAMETERS, AdaptivePatchEmbed
+from apt_dense.core.embedding import embedded_rows, init_parameters, prefix_rows
 from apt_dense.core.graphs import BlockGraphs
 from apt_dense.core.importance import check_finite
 from apt_dense.core.layer_order import layer_of
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.order import check_grid
-from apt_dense.core.position import resample_table, tile_table
+from apt_dense.core.position import RESAMPLINGS, table_at
 from apt_dense.core.reduced import PackedRows
 from apt_dense.core.reduction import Reduction
 from apt_dense.core.reductions import build_reduction
 from apt_dense.core.rope import Rotary, check_anchor
-
-RESAMPLINGS = ('bicubic', 'bicubic_antialias', 'tiled')
 
 
 class PackedViT(nn.Module):
@@ -343,49 +342,16 @@ class PackedViT(nn.Module):
 
     def embed(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """(B, 3, H, W) and its layout -> (T, C): embedded patches with positions, prefix rows included."""
-        positions = None
-        if self.pos_embed is not None:
-            sizes = (layout.height, layout.width, layout.window_size, layout.num_scales)
-            positions = self.tables.get(sizes, [self.pos_embed], lambda: position_tables(
-                self.position_table(layout.height, layout.width), layout, self.pos_anchor))
-        rows = self.patch_embed(x, layout.without_prefix, positions)
-        if layout.num_prefix:
-            prefix = self.prefix().to(rows.dtype)
-            lengths = [length - layout.num_prefix for length in layout.images.lengths]
-            rows = torch.cat([part for image in rows.split(lengths) for part in (prefix, image)])
-        return rows if self.norm_pre is None else self.norm_pre(rows)
+        return embedded_rows(self, x, layout)
 
     def prefix(self) -> Tensor:
         """The rows before each image's patches, with their positions: (P, C)."""
-        tokens = [token[0] for token in (self.cls_token, self.reg_token) if token is not None]
-        rows = torch.cat(tokens) if len(tokens) > 1 else tokens[0]
-        placed = self.prefix_positions if self.pos_embed is not None else 0
-        positions = self.pos_embed[0, :placed] if placed else None
-        if not placed or placed >= len(rows):
-            return rows + positions if placed else rows
-        return torch.cat([rows[:placed] + positions, rows[placed:]])
+        return prefix_rows(self)
 
     def position_table(self, height: int, width: int) -> Tensor:
         """The position table (H, W, C) at a grid of cells, from the trained one by ``resampling``."""
-        cells = self.pos_embed[0, self.prefix_positions:]
-        side = round(len(cells)**0.5)
-        table = cells.unflatten(0, (side, side))
-        if self.resampling == 'tiled':
-            return tile_table(table, height, width)
-        return resample_table(table, height, width, antialias=self.resampling == 'bicubic_antialias')
+        return table_at(self.pos_embed[0, self.prefix_positions:], height, width, self.resampling)
 
     def _init_parameters(self) -> None:
-        """Truncated normal of 0.02 for weights, positions and prefix, zero for biases.
-
-        The added parameters of the patch embedding keep their own start.
-        """
-        for parameter in (self.pos_embed, self.cls_token, self.reg_token, self.patch_embed.proj.weight):
-            if parameter is not None:
-                nn.init.trunc_normal_(parameter, std=0.02)
-        if self.patch_embed.proj.bias is not None:
-            nn.init.zeros_(self.patch_embed.proj.bias)
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        """See ``init_parameters``; a family may change some of them after that."""
+        init_parameters(self)
