@@ -7,6 +7,7 @@ from apt_dense.core import dinov3, plain_vit, sam3
 from apt_dense.core.block_loop import rope_tables
 from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.core.flops import multiply_adds
+from tests.locations import ROOT
 from tests.oracle_families import oracle_tokens
 
 from .toys import SPLIT, image_of, normalise, random_scales, randomise, scales_of
@@ -227,3 +228,21 @@ def test_a_layout_of_something_else(owner, shape, message):
     layout = build(owner).make_layout(torch.randn(shape))
     with pytest.raises(ValueError, match=f'the layout does not fit .*: {message}'):
         build('dinov3').forward_tokens(torch.randn(1, 3, 32, 64), layout)
+
+
+@torch.no_grad()
+def test_the_family_that_the_page_adds():
+    """docs/encoders.md, "Add one"."""
+    page = (ROOT / 'docs/encoders.md').read_text(encoding='utf-8').partition('## Add one')[2]
+    names = {}
+    exec(page.partition('```python\n')[2].partition('```')[0], names)
+    model = names['APTMine'].from_preset(**SIZES).eval()
+    x = image_for(model, MIXED)
+    rows, layout = model.forward_tokens(x)
+    assert torch.equal(scales_of(layout.without_prefix), MIXED) and rows.shape == (layout.num_tokens, 16)
+    dense = names['APTMine'].from_preset(**{**SIZES, 'num_scales': 1, 'thresholds': ()}).eval()
+    dense.load_state_dict({key: value for key, value in model.state_dict().items() if key not in ADDED_PARAMETERS})
+    model.thresholds = (-1, -1)
+    torch.testing.assert_close(model(x), dense(x), atol=1e-5, rtol=0)
+    with pytest.raises(TypeError, match='APTMine has final_norm=True by itself'):
+        names['APTMine'](final_norm=False)

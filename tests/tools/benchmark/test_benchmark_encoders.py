@@ -27,7 +27,8 @@ def test_the_command(tmp_path, capsys):
         assert tool.main(['DINOv3-S:256', 'SAM3:336', '--depth', '1', '--repeats', '1', '--json', str(file)]) == 0
         rows = json.loads(file.read_text())['rows']
         printed = capsys.readouterr().out.splitlines()[2:]
-        assert [(row['model'], row['size_px'], row['depth']) for row in rows] == [('DINOv3-S', 256, 1), ('SAM3', 336, 1)]
+        found = [(row['model'], row['size_px'], row['depth']) for row in rows]
+        assert found == [('DINOv3-S', 256, 1), ('SAM3', 336, 1)]
         assert printed == [tool.line(row) for row in rows]
         assert tool.main(['CLIP-L:336', '--depth', '1']) == 2 and tool.main(['Swin-T:224']) == 2
     assert 'there is a twin of transformers for DINOv3, SAM 3 and the plain ViT' in capsys.readouterr().err
