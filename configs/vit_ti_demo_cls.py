@@ -4,6 +4,7 @@ _base_ = [
     '_base_/default_runtime_cls.py'
 ]
 max_iters = 1500
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=1))
 log_processor = dict(by_epoch=False)

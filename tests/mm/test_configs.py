@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from apt_dense.core.conversion import convert
 from apt_dense.core.embed import ADDED_PARAMETERS
-from apt_dense.core.normalisation import CLIP_MEAN, HALF_MEAN, IMAGENET_MEAN, IMAGENET_STD
+from apt_dense.core.normalisation import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.mm.cli import precision
 from tests.locations import CONFIGS
 from tests.official import official_state
@@ -402,12 +402,14 @@ def test_an_official_file_fits_the_config(name):
 
 
 def test_means_and_deviations_stand_once():
-    """... in one base file, with the core's values, which a config cannot import; everything else takes them there."""
+    """... in one base file each, with the core's values, which a config cannot import; all else takes them there."""
     numbers = [str(value) for value in (*IMAGENET_MEAN, *IMAGENET_STD, *HALF_MEAN, *CLIP_MEAN)]
     holding = {path.name for path in CONFIGS.rglob('*.py') if any(number in path.read_text() for number in numbers)}
-    assert holding == {'imagenet.py'}
-    cfg = Config.fromfile(CONFIGS / '_base_/normalisation/imagenet.py')
-    assert (tuple(cfg.img_mean), tuple(cfg.img_std)) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert holding == {'imagenet.py', 'half.py', 'clip.py'}
+    for name, wanted in (('imagenet', (IMAGENET_MEAN, IMAGENET_STD)), ('half', (HALF_MEAN, HALF_STD)),
+                         ('clip', (CLIP_MEAN, CLIP_STD))):
+        cfg = Config.fromfile(CONFIGS / f'_base_/normalisation/{name}.py')
+        assert (tuple(cfg.img_mean), tuple(cfg.img_std)) == wanted
 
 
 @pytest.mark.parametrize('name', LEAVES)
@@ -415,5 +417,8 @@ def test_a_config_normalises_as_its_family_wants(name):
     """... and hands the same values to preprocessor and chooser."""
     model = Config.fromfile(CONFIGS / f'{name}.py').model
     wanted = {key: list(MODELS.get(model.backbone.type).default_arguments()[f'img_{key}']) for key in ('mean', 'std')}
+    if name.endswith(('in1k_224', 'in1k_336', 'in1k_384')):  # AugReg's and CLIP's classifiers are plain ViTs too
+        mean, std = (CLIP_MEAN, CLIP_STD) if 'vit_h' in name else (HALF_MEAN, HALF_STD)
+        wanted = dict(mean=list(mean), std=list(std))
     assert {key: list(model.data_preprocessor[key]) for key in wanted} == wanted
     assert {key: list(model.backbone[f'img_{key}']) for key in wanted} == wanted

@@ -1,14 +1,13 @@
 # A ViT-B/16 with its classifier, as timm has it: vit_base_patch16_{224.augreg2,384.augreg}_in21k_ft_in1k.
-img_mean = [127.5, 127.5, 127.5]  # RGB, 0..255: images are normalised, and restored to be scored
-img_std = [127.5, 127.5, 127.5]
+_base_ = '../normalisation/half.py'
 
 model = dict(
     type='APTClassifier',
     num_classes=1000,
     data_preprocessor=dict(
         type='ClassDataPreprocessor',
-        mean=img_mean,
-        std=img_std,
+        mean=_base_.img_mean,
+        std=_base_.img_std,
         bgr_to_rgb=True,
         num_classes=1000),
     backbone=dict(
@@ -16,8 +15,8 @@ model = dict(
         embed_dims=768,
         depth=12,
         num_heads=12,
-        img_mean=img_mean,
-        img_std=img_std,
+        img_mean=_base_.img_mean,
+        img_std=_base_.img_std,
         num_scales=1,
         thresholds=()),
     pooling='class_token')

@@ -1,14 +1,13 @@
 # A ViT-L/14 of CLIP with its classifier, as timm has it: vit_large_patch14_clip_{224,336}.laion2b_ft_in12k_in1k.
-img_mean = [127.5, 127.5, 127.5]  # RGB, 0..255: images are normalised, and restored to be scored
-img_std = [127.5, 127.5, 127.5]
+_base_ = '../normalisation/half.py'
 
 model = dict(
     type='APTClassifier',
     num_classes=1000,
     data_preprocessor=dict(
         type='ClassDataPreprocessor',
-        mean=img_mean,
-        std=img_std,
+        mean=_base_.img_mean,
+        std=_base_.img_std,
         bgr_to_rgb=True,
         num_classes=1000),
     backbone=dict(
@@ -20,8 +19,8 @@ model = dict(
         pre_norm=True,
         patch_bias=False,
         norm_eps=1e-5,
-        img_mean=img_mean,
-        img_std=img_std,
+        img_mean=_base_.img_mean,
+        img_std=_base_.img_std,
         num_scales=1,
         thresholds=()),
     pooling='class_token')

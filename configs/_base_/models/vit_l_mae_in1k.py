@@ -1,15 +1,14 @@
 # MAE's ViT-L for classification: the mean over the rows, and the norm after it.  Its patches of 16 px are resampled to
 # 14 px, which the paper's models have.
-img_mean = [123.675, 116.28, 103.53]  # RGB, 0..255: images are normalised, and restored to be scored
-img_std = [58.395, 57.12, 57.375]
+_base_ = '../normalisation/imagenet.py'
 
 model = dict(
     type='APTClassifier',
     num_classes=1000,
     data_preprocessor=dict(
         type='ClassDataPreprocessor',
-        mean=img_mean,
-        std=img_std,
+        mean=_base_.img_mean,
+        std=_base_.img_std,
         bgr_to_rgb=True,
         num_classes=1000,
         mixup_alpha=0.8,
@@ -22,8 +21,8 @@ model = dict(
         num_heads=16,
         drop_path_rate=0.2,
         final_norm=False,
-        img_mean=img_mean,
-        img_std=img_std,
+        img_mean=_base_.img_mean,
+        img_std=_base_.img_std,
         num_scales=1,
         thresholds=()),
     pooling='mean',
