@@ -11,8 +11,11 @@ patches are chosen outside, and come in as further tensors: docs/deploying.md.  
 What was written is run once, on an image of noise and a flat part, and compared with the model.
 """
 import argparse
+import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,7 +24,7 @@ from torch import Tensor
 from apt_dense.benchmark.inputs import normalise
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.export import FixedEncoder
-from apt_dense.core.files import check_target
+from apt_dense.core.files import PARTIAL, NotWritten, check_target, write_atomically
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
@@ -78,7 +81,8 @@ def open_encoder(args: argparse.Namespace) -> tuple[APTEVA02, FixedEncoder]:
 
 def export_program(encoder: FixedEncoder, image: Tensor, layout: dict[str, Tensor], path: Path) -> Runner:
     """Write a program of torch.export; return what runs the written one."""
-    torch.export.save(torch.export.export(encoder, (image,), layout), path)
+    program = torch.export.export(encoder, (image,), layout)
+    write_atomically(path, lambda file: torch.export.save(program, file))
     program = torch.export.load(path).module()
     return lambda image, layout: list(program(image, **layout))
 
@@ -102,6 +106,23 @@ def export_onnx(encoder: FixedEncoder, image: Tensor, layout: dict[str, Tensor],
     return run
 
 
+@contextmanager
+def whole_or_none(out: Path) -> Iterator[Path]:
+    """A path to write at in place of ``out``, in a folder of its own; what is there moves to ``out``'s at the end.
+
+    Raises:
+        NotWritten: if it cannot be written; nothing is left behind.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'{out.name}{PARTIAL}') as folder:
+            yield Path(folder, out.name)
+            for file in Path(folder).iterdir():
+                os.replace(file, out.parent / file.name)
+    except OSError as error:
+        raise NotWritten(error.errno, error.strerror or str(error), str(out)) from error
+
+
 def difference(found: list[Tensor], wanted: tuple[Tensor, ...]) -> float:
     """The largest of all maps, in shares of the map's largest value."""
     return max(((one - other).abs().max() / other.abs().max()).item() for one, other in zip(found, wanted, strict=True))
@@ -114,12 +135,12 @@ def main(arguments: list[str] | None = None) -> int:
     image = sample_image(encoder.size_px)
     wanted = backbone(image)
     layout = {} if args.tokens is None else encoder.inputs(backbone.last_layout)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write = export_program if args.out.suffix == '.pt2' else export_onnx
-    largest = difference(write(encoder, image, layout, args.out)(image, layout), wanted)
-    if not largest < TOLERANCE:
-        raise DataError(f'{args.out} differs from the model by {largest:.1e} of the largest value: do not use it, and '
-                        'tell us')
+    with whole_or_none(args.out) as path:
+        largest = difference(write(encoder, image, layout, path)(image, layout), wanted)
+        if not largest < TOLERANCE:
+            raise DataError(f'{args.out} would differ from the model by {largest:.1e} of the largest value: nothing '
+                            'was written, and please tell us')
     shapes = ', '.join(str(tuple(one.shape)) for one in wanted)
     print(f'{args.out}: {args.out.stat().st_size / 1e6:.1f} MB; image (1, 3, {encoder.size_px[0]}, '
           f'{encoder.size_px[1]}), {encoder.num_tokens} tokens -> maps {shapes}')

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from apt_dense.calibration.thresholds import Family, ScoreMaps
 from apt_dense.core.chooser import PatchChooser
+from apt_dense.drawing.saving import save_figure
 from apt_dense.extras import from_extra
 
 with from_extra('tools'):
@@ -88,5 +89,5 @@ def draw(path: Path, scored: Scored, thresholds: tuple[float, ...], family: Fami
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     pyplot.close(figure)

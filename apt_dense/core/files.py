@@ -6,10 +6,38 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PARTIAL = '.partial'  # ends the name of a file while it is written
 HELD = (errno.EACCES, errno.EAGAIN)  # what a lock of another process gives
+
+
+class NotWritten(OSError):
+    """A file that could not be written, and of which nothing is left; errno and strerror are the cause's."""
+
+    def __str__(self) -> str:
+        remedy = 'Make room there, or choose' if self.errno in NO_SPACE else 'Choose'
+        return f'{self.filename} cannot be written: {self.strerror}. {remedy} another place'
+
+
+class _ErrorsKept:
+    """A file for a writer that cannot bear an error: torch's ends the process.  It is kept, and the rest dropped."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self.error = file, None
+
+    def write(self, content: bytes) -> int:
+        """Write, until it fails."""
+        if self.error is None:
+            try:
+                return self._file.write(content)
+            except OSError as error:
+                self.error = error
+        return len(memoryview(content).cast('B'))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def try_lock(file: IO) -> OSError | None:
@@ -39,11 +67,19 @@ def write_atomically(path: str | Path, content: bytes | str | Callable[[IO[bytes
         content: bytes, text (as UTF-8), or a function that writes to the open file.
 
     Raises:
-        OSError: if it cannot be written; nothing is left behind, and a file of that name is as it was.
+        NotWritten: if it cannot be written; nothing is left behind, and a file of that name is as it was.
     """
     path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_and_rename(path, content)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise NotWritten(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _write_and_rename(path: Path, content: bytes | str | Callable[[IO[bytes]], None]) -> None:
     partial, own = path.with_name(path.name + PARTIAL), False
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(partial, 'ab') as file:
             error = try_lock(file)
@@ -52,13 +88,15 @@ def write_atomically(path: str | Path, content: bytes | str | Callable[[IO[bytes
             own = True
             file.truncate(0)
             if callable(content):
-                content(file)
+                kept = _ErrorsKept(file)
+                content(kept)
+                if kept.error is not None:
+                    raise kept.error
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
             os.replace(partial, path)
-        _sync_directory(path.parent)
     except BaseException:
         if own and partial.is_file():
             partial.unlink()

@@ -33,10 +33,15 @@ def test_dense(dense_det, tmp_path, capsys):  # noqa: F811
 
 
 def test_a_file_that_differs_is_an_error(dense_det, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(tool, 'export_program', lambda *_: lambda image, layout: [torch.zeros(1, 32, 8, 8)])
+    def export(encoder, image, layout, path):
+        path.write_bytes(b'a program')
+        return lambda image, layout: [torch.zeros(1, 32, 8, 8)]
+
+    monkeypatch.setattr(tool, 'export_program', export)
     config, weights = map(str, dense_det)
-    with pytest.raises(DataError, match='differs from the model by 1.0e[+]00'):
-        tool.main([config, str(tmp_path / 'dense.pt2'), '--weights', weights, '--size', '128', '128'])
+    with pytest.raises(DataError, match='would differ from the model by 1.0e[+]00'):
+        tool.main([config, str(tmp_path / 'new/dense.pt2'), '--weights', weights, '--size', '128', '128'])
+    assert not any((tmp_path / 'new').iterdir())
 
 
 def test_bad_input(checkpoints, dense_det, tmp_path):  # noqa: F811

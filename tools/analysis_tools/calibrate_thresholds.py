@@ -24,7 +24,7 @@ from apt_dense.calibration.report import Scored, describe, draw
 from apt_dense.calibration.thresholds import Family, ScoreMaps, find_thresholds, quantile_family, ratio_family
 from apt_dense.calibration.token_counts import write_token_counts
 from apt_dense.core.chooser import PatchChooser
-from apt_dense.core.files import check_folder, check_target, write_atomically
+from apt_dense.core.files import NotWritten, check_folder, check_target, write_atomically
 from apt_dense.core.quadtree import check_thresholds
 from apt_dense.core.scorers import SCORERS
 from apt_dense.extras import from_extra
@@ -246,7 +246,6 @@ def run(args: argparse.Namespace) -> int:
     if args.images:
         print(f'{args.fit} to {args.size} px, resampling by {args.resampling}')
     print(table)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
     draw(args.out_dir / 'thresholds.png', scored, thresholds, family, args.kept, args.content)
     write_atomically(args.out_dir / 'thresholds.py', snippet(args, source, family, thresholds, table))
     print(f'-> {args.out_dir / "thresholds.png"}, {args.out_dir / "thresholds.py"}')
@@ -264,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
     try:
         return run(args)
-    except ValueError as error:
+    except (ValueError, NotWritten) as error:
         print(f'calibrate_thresholds: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from typing import Any
 from apt_dense.benchmark.run import environment
 from apt_dense.core.files import check_folder, write_atomically
 from apt_dense.drawing.panels import Panel, join_panels
+from apt_dense.drawing.saving import save_figure, save_picture
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
@@ -164,7 +165,7 @@ def draw_kept(path: Path, first: Tested, second: Tested) -> None:
     axes[1].set(xlabel=f'kept tokens of the image by {fewer.name}, % without padding', ylabel='score of B - score of A')
     for axis in axes:
         axis.grid(alpha=0.3)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=110, format='png'))
+    save_figure(figure, path, dpi=110)
     pyplot.close(figure)
 
 
@@ -179,7 +180,6 @@ def main(arguments: list[str] | None = None) -> None:
               for path, a, b, kept_a, kept_b in zip(first.paths, first.scores, second.scores, first.kept, second.kept,
                                                     strict=True)]
     words = ['python tools/analysis_tools/compare_models.py', *(arguments or sys.argv[1:])]
-    (args.out_dir / 'different').mkdir(parents=True, exist_ok=True)
     write_atomically(args.out_dir / 'compare.json', json.dumps(dict(
         environment=environment(words), metrics_a=first.metrics, metrics_b=second.metrics, images=images),
         indent=1) + '\n')
@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     order = sorted(range(len(images)), key=lambda index: -abs(second.scores[index] - first.scores[index]))
     for place, index in enumerate(order[:args.draw], start=1):
         path = args.out_dir / 'different' / f'{place:02}_{Path(first.paths[index]).stem}.png'
-        draw_different(first, second, index, args.min_score).save(path)
+        save_picture(draw_different(first, second, index, args.min_score), path)
         print(f'{first.paths[index]}: A {first.scores[index]:.3f}, B {second.scores[index]:.3f} -> {path}')
     print(f'-> {args.out_dir}/compare.json, kept.png')
 

@@ -19,6 +19,7 @@ import torch
 
 from apt_dense.benchmark.inputs import synthetic_scales
 from apt_dense.benchmark.report import rewrite
+from apt_dense.core.files import write_atomically
 from apt_dense.core.flops import multiply_adds
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.vit import PackedViT
@@ -133,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.check:
         print(f'{PAGE}: {"as computed" if new == old else "another table than is computed: run this without --check"}')
         return int(new != old)
-    PAGE.write_text(new, encoding='utf-8')
+    write_atomically(PAGE, new)
     print(f'{PAGE}: written')
     return 0
 

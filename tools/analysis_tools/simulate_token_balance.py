@@ -19,7 +19,8 @@ from pathlib import Path
 
 from apt_dense.calibration.images import RESAMPLINGS, find_images, load_image, resize, to_input
 from apt_dense.calibration.token_counts import load_token_counts
-from apt_dense.core.files import check_target
+from apt_dense.core.files import NotWritten, check_target
+from apt_dense.drawing.saving import save_figure
 from apt_dense.extras import from_extra
 from apt_dense.mm.data.samplers import balanced_steps
 
@@ -130,8 +131,7 @@ def draw(path: Path, rows: list[tuple[int, int, float, float]], title: str) -> N
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     pyplot.close(figure)
 
 
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_target(args.out, '--out')
         run(args)
-    except ValueError as error:
+    except (ValueError, NotWritten) as error:
         print(f'simulate_token_balance: {error}', file=sys.stderr)
         return 2
     return 0

@@ -29,6 +29,7 @@ from apt_dense.benchmark.run import device_name, environment
 from apt_dense.calibration.images import find_images
 from apt_dense.calibration.shares import thresholds_for
 from apt_dense.core.files import check_folder, write_atomically
+from apt_dense.drawing.saving import save_figure
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
@@ -250,7 +251,7 @@ def draw(path: Path, settings: Sequence[Setting], metric: str, title: str) -> No
     height = 0.17 * len(front) / figure.get_figheight()
     figure.tight_layout(rect=(0, height + 0.04, 1, 1))
     figure.text(0.03, 0.02, '\n'.join(lines), family='monospace', fontsize=9, va='bottom')
-    write_atomically(path, lambda file: figure.savefig(file, dpi=110, format='png'))
+    save_figure(figure, path, dpi=110)
     pyplot.close(figure)
 
 
@@ -276,7 +277,6 @@ def main(arguments: list[str] | None = None) -> None:
     how = (f'{len(evaluation)} images; times of {count} x {args.rounds}, {device_name(model.device)}, float32, '
            f'{args.clock} time')
     print(f'{args.model}, {how}\n{describe(settings, metric)}')
-    args.out_dir.mkdir(parents=True, exist_ok=True)
     words = ['python tools/analysis_tools/sweep_thresholds.py', *(arguments or sys.argv[1:])]
     content: dict[str, Any] = dict(environment=environment(words), setting=how, metric=metric,
                                    settings=[vars(setting) for setting in settings])

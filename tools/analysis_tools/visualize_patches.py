@@ -32,8 +32,9 @@ from apt_dense.calibration.inputs import BackboneInput
 from apt_dense.calibration.shares import thresholds_for
 from apt_dense.calibration.thresholds import ScoreMaps
 from apt_dense.core.chooser import PatchChooser
-from apt_dense.core.files import check_folder
+from apt_dense.core.files import NotWritten, check_folder
 from apt_dense.core.scorers import SCORERS
+from apt_dense.drawing.saving import save_picture
 from apt_dense.drawing.variants import Variant, draw_variants
 from apt_dense.extras import from_extra
 
@@ -206,29 +207,33 @@ class Writer:
 
     def write(self, name: str, picture: Image.Image) -> Path:
         """Write a picture, or a frame of a video; return where it stands."""
-        self.out_dir.mkdir(parents=True, exist_ok=True)
         video, _, frame = name.rpartition('#')
         if not (video and frame.isdecimal() and Path(video).suffix.lower() in VIDEO_SUFFIXES):
             path = self._free(Path(name).stem, '.png')
-            picture.save(path)
+            save_picture(picture, path)
             return path
         if video != self._video:
-            from apt_dense.mm.inference.writing import open_video
+            from apt_dense.mm.inference.writing import VideoFile
             self.close()
             self._video, self._path = video, self._free(Path(video).stem, '.mp4')
-            self._writer, self._size = open_video(self._path, video, picture.size), picture.size
+            self._writer, self._size = VideoFile(self._path, video, picture.size), picture.size
         if picture.size != self._size:  # a label of another length has broken in another way
             fitted = Image.new('RGB', self._size, 'white')
             fitted.paste(picture, (0, self._size[1] - picture.height))
             picture = fitted
-        self._writer.write(np.ascontiguousarray(np.asarray(picture)[..., ::-1]))
+        self._writer.write(np.asarray(picture))
         return self._path
 
     def close(self) -> None:
         """Finish the video."""
+        ended, self._video, self._writer = self._writer, '', None
+        if ended is not None:
+            ended.close()
+
+    def discard(self) -> None:
+        """Give up a video that is not finished."""
         if self._writer is not None:
-            self._writer.release()
-        self._video, self._writer = '', None
+            self._writer.discard()
 
     def _free(self, stem: str, suffix: str) -> Path:
         path, number = self.out_dir / f'{stem}_patches{suffix}', 2
@@ -257,16 +262,22 @@ def main(arguments: list[str] | None = None) -> int:
         f'longest side to {args.img_size} px by {args.resampling}' if args.img_size else 'size as it is')
     print(f'{how}; ' + '; '.join(f'{scorer}, {label}' for scorer, row in variants for label, _ in row))
     writer, drawn = Writer(args.out_dir), 0
-    for name, image in read_all(args.images, fail):
-        try:
-            picture, lines = draw_variants(variants, prepare(image), args.heat_maps)
-        except ValueError as error:
-            fail(error)
-            continue
-        target = writer.write(name, picture)
-        drawn += 1
-        print('\n'.join(f'{name}: {line} -> {target}' for line in lines))
-    writer.close()
+    try:
+        for name, image in read_all(args.images, fail):
+            try:
+                picture, lines = draw_variants(variants, prepare(image), args.heat_maps)
+            except ValueError as error:
+                fail(error)
+                continue
+            target = writer.write(name, picture)
+            drawn += 1
+            print('\n'.join(f'{name}: {line} -> {target}' for line in lines))
+        writer.close()
+    except NotWritten as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    finally:
+        writer.discard()
     return 0 if not failed else 1 if drawn else 2
 
 

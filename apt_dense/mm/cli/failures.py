@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from apt_dense.core.files import NO_SPACE, NotWritten
 from apt_dense.mm.errors import DataError, LaunchError
-from apt_dense.mm.fault_tolerance.checkpointing import NO_SPACE, WorkDirError
+from apt_dense.mm.fault_tolerance.checkpointing import WorkDirError
 
 PACKAGE = str(Path(__file__).parents[2])
 LAST_PLACE = re.compile(r'.*^\s*File "([^"]+)", line \d+', re.MULTILINE | re.DOTALL)  # of a traceback in a text
@@ -20,9 +21,9 @@ def user_message(error: BaseException) -> str | None:
 
     That is the text of a LaunchError, a DataError or a ValueError that this project's code has raised, also where a
     registry has raised it again with words of its own or a data loader's worker has sent it as a text; a file of the
-    data that is missing, locked or damaged; a work directory that cannot be used, a full disk.
+    data that is missing, locked or damaged; a work directory that cannot be used, a file that cannot be written.
     """
-    if isinstance(error, WorkDirError):
+    if isinstance(error, (WorkDirError, NotWritten)):
         return str(error)
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return (f'{error.filename or "a file"} cannot be written: {error.strerror}. Make room or choose another '

@@ -14,7 +14,7 @@ from apt_dense.mm.compat.checkpoints import allow_mmengine_checkpoints, load_che
 from apt_dense.mm.compat.coco_evaluation import evaluate_coco_faster
 from apt_dense.mm.compat.configs import know_own_configs
 from apt_dense.mm.compat.cpu import BF16OptimWrapper, setup_cpu_ddp
-from apt_dense.mm.compat.drawing import draw_on_any_picture, keep_drawing_limits
+from apt_dense.mm.compat.drawing import draw_on_any_picture, keep_drawing_limits, write_whole_pictures
 from apt_dense.mm.compat.logs import filter_library_warnings, log_core_to
 from apt_dense.mm.compat.operator_set import describe_operators, plain_operators, provide_operators
 from apt_dense.mm.compat.operators import (
@@ -40,6 +40,7 @@ def apply() -> None:
     run_nms_in_float32()
     repair_roi_align()
     keep_drawing_limits()
+    write_whole_pictures()
     know_own_configs()
 
 

@@ -1,12 +1,14 @@
 """Label maps for mmsegmentation: checked when they are read, with their folders when they are written."""
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 import mmcv
 import mmengine.fileio as fileio
 import numpy as np
 from mmengine.registry import METRICS, TRANSFORMS
 
+from apt_dense.core.files import NotWritten
 from apt_dense.extras import from_extra
 from apt_dense.mm.data.output_names import name_below
 from apt_dense.mm.errors import DataError
@@ -144,6 +146,7 @@ class FolderIoUMetric(IoUMetric):
 
     Raises:
         DataError: if two images of one folder differ in their suffix only, and would share a map.
+        NotWritten: if a map cannot be written; nothing is left of it.
     """
 
     def __init__(self, *args, image_root: str | None = None, **kwargs):
@@ -165,7 +168,15 @@ class FolderIoUMetric(IoUMetric):
                     raise DataError(f'{image} and {sample["img_path"]} would both have the label map {stem}.png: '
                                     'rename one, or test them apart')
                 self.output_dir = os.path.dirname(os.path.join(top, stem))  # where IoUMetric writes NAME.png
-                os.makedirs(self.output_dir, exist_ok=True)
-                super().process(data_batch, [sample])
+                self._process_one(data_batch, sample, f'{os.path.join(top, stem)}.png')
         finally:
             self.output_dir = top
+
+    def _process_one(self, data_batch: dict, sample: dict, label_map: str) -> None:
+        try:
+            os.makedirs(self.output_dir, exist_ok=True)
+            super().process(data_batch, [sample])
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(label_map)  # what there is of it
+            raise NotWritten(error.errno, error.strerror or str(error), label_map) from error

@@ -2,7 +2,6 @@
 
 Importing the module makes mmengine's local file backend write whole files or none.
 """
-import errno
 import glob
 import hashlib
 import logging
@@ -24,11 +23,10 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from apt_dense.core.files import HELD, try_lock, write_atomically
+from apt_dense.core.files import HELD, NO_SPACE, NotWritten, try_lock, write_atomically
 from apt_dense.mm.fault_tolerance.leftovers import LAST_CHECKPOINT, STOPPED, remove_leftovers
 
 LOCK = '.train.lock'
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class WorkDirError(OSError):
@@ -46,8 +44,8 @@ def write_to_work_dir(path: str | Path, content: bytes) -> None:
     """
     try:
         write_atomically(path, content)
-    except OSError as error:
-        raise WorkDirError(error.errno, _explained(error, Path(path), len(content))) from error
+    except NotWritten as error:
+        raise WorkDirError(error.errno, _explained(error.__cause__, Path(path), len(content))) from error
 
 
 def _explained(error: OSError, path: Path, size: int) -> str:

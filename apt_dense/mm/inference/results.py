@@ -11,6 +11,7 @@ from PIL import Image
 
 from apt_dense.core.layout import TokenLayout
 from apt_dense.drawing.patches import draw_patches
+from apt_dense.drawing.saving import save_picture
 from apt_dense.extras import from_extra
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.inference.sources import Picture
@@ -121,6 +122,7 @@ class Result:
 
         Raises:
             DataError: for a path whose ending is not one of a picture.
+            NotWritten: if it cannot be written, as on a full disk.
         """
         if path is not None and Path(path).suffix.lower() not in Image.registered_extensions():
             raise DataError(f'{path} has no ending of a picture: give .png or .jpg')
@@ -130,8 +132,7 @@ class Result:
         self._visualizer.add_datasample(self.name, self._picture.pixels(), self._sample, **options)
         image = Image.fromarray(self._visualizer.get_image())
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            image.save(path)
+            save_picture(image, Path(path))
         return image
 
     def pixels(self) -> Image.Image:

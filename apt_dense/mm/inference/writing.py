@@ -1,5 +1,7 @@
 """Predictions into a folder: pictures, COCO's JSON, label maps, videos."""
+import errno
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -8,7 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from apt_dense.core.files import write_atomically
+from apt_dense.core.files import PARTIAL, NotWritten, write_atomically
+from apt_dense.drawing.saving import save_picture
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.inference.results import Result
 
@@ -38,13 +41,16 @@ class PredictionWriter:
         self._content: dict[str, list[dict[str, Any]]] = dict(images=[], annotations=[], categories=[
             dict(id=index, name=name) for index, name in enumerate(classes, start=1)])
         self._taken: set[str] = set()
-        self._video: tuple[str, cv2.VideoWriter] | None = None
+        self._video: tuple[str, VideoFile] | None = None
 
     def __enter__(self) -> 'PredictionWriter':
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._end_video()
+        if error is None:
+            self._end_video()
+        elif self._video is not None:
+            self._video[1].discard()
         if not self._content['images']:
             return
         if self.task == 'seg':
@@ -53,7 +59,6 @@ class PredictionWriter:
 
     def add(self, result: Result) -> None:
         """Write one result."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         video, frame = _video_of(result)
         name = self._free_name(result.name if video is None else f'{Path(video).stem}_{frame:06d}')
         number = len(self._content['images']) + 1
@@ -63,15 +68,15 @@ class PredictionWriter:
         if self.task == 'seg':
             image['label_map'] = f'labels/{name}.png'
             self._write_labels(result, name)
-        else:
-            for entry in result.to_coco(image_id=number):
-                entry['area'], entry['iscrowd'] = entry['bbox'][2] * entry['bbox'][3], 0
-                self._content['annotations'].append(dict(id=len(self._content['annotations']) + 1, **entry))
-        self._content['images'].append(image)
         if self.draw and video is None:
             result.draw(self.folder / f'{name}.png', self.min_score)
         elif self.draw:
             self._add_frame(video, result)
+        self._content['images'].append(image)
+        if self.task == 'det':
+            for entry in result.to_coco(image_id=number):
+                entry['area'], entry['iscrowd'] = entry['bbox'][2] * entry['bbox'][3], 0
+                self._content['annotations'].append(dict(id=len(self._content['annotations']) + 1, **entry))
 
     def _free_name(self, path: str) -> str:
         """The file's name without its ending, numbered where it is taken."""
@@ -83,21 +88,20 @@ class PredictionWriter:
         return name
 
     def _write_labels(self, result: Result, name: str) -> None:
-        (self.folder / 'labels').mkdir(exist_ok=True)
         kind = np.uint8 if len(result.classes) < 256 else np.uint16
-        Image.fromarray(result.label_map.astype(kind)).save(self.folder / 'labels' / f'{name}.png')
+        save_picture(Image.fromarray(result.label_map.astype(kind)), self.folder / 'labels' / f'{name}.png')
 
     def _add_frame(self, video: str, result: Result) -> None:
         if self._video is None or self._video[0] != video:
             self._end_video()
             path = self.folder / f'{self._free_name(video)}.mp4'
-            self._video = video, open_video(path, video, result.size[::-1])
-        self._video[1].write(np.asarray(result.draw(min_score=self.min_score))[..., ::-1])
+            self._video = video, VideoFile(path, video, result.size[::-1])
+        self._video[1].write(np.asarray(result.draw(min_score=self.min_score)))
 
     def _end_video(self) -> None:
         if self._video is not None:
-            self._video[1].release()
-            self._video = None
+            ended, self._video = self._video[1], None
+            ended.close()
 
 
 def check_unused(folder: Path) -> None:
@@ -106,17 +110,50 @@ def check_unused(folder: Path) -> None:
         raise DataError(f'{folder} has predictions already: choose another folder, or remove it')
 
 
-def open_video(path: Path, like: str, size: tuple[int, int]) -> cv2.VideoWriter:
-    """A video of (width, height) pixels to write frames into, as fast as that at ``like``.
+class VideoFile:
+    """A video that is written frame by frame, under another name until it is whole.
+
+    Args:
+        path: ends in .mp4; its folder is made if it is not there.
+        like: the path of a video that is as fast.
+        size: (width, height) in pixels.
 
     Raises:
         DataError: if OpenCV cannot write it.
     """
-    rate = cv2.VideoCapture(like).get(cv2.CAP_PROP_FPS) or FRAMES_PER_SECOND
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), rate, size)
-    if not writer.isOpened():
-        raise DataError(f'{path} cannot be written as a video: give its pictures instead')
-    return writer
+
+    def __init__(self, path: Path, like: str, size: tuple[int, int]):
+        self._path, self._frames = path, 0
+        self._partial = path.with_name(f'{path.stem}{PARTIAL}{path.suffix}')  # OpenCV looks at the ending
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rate = cv2.VideoCapture(like).get(cv2.CAP_PROP_FPS) or FRAMES_PER_SECOND
+        self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter_fourcc(*'mp4v'), rate, size)
+        if not self._writer.isOpened():
+            self.discard()
+            raise DataError(f'{path} cannot be written as a video: give its pictures instead')
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add a frame (H, W, 3) uint8, RGB."""
+        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        self._frames += 1
+
+    def close(self) -> None:
+        """Finish it.
+
+        Raises:
+            NotWritten: if frames are missing, which OpenCV tells nobody; nothing is left behind.
+        """
+        self._writer.release()
+        found = int(cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT))
+        if found < self._frames:
+            self.discard()
+            raise NotWritten(errno.ENOSPC, f'only {max(found, 0)} of {self._frames} frames are in it', str(self._path))
+        os.replace(self._partial, self._path)
+
+    def discard(self) -> None:
+        """Give it up; nothing is left behind."""
+        self._writer.release()
+        self._partial.unlink(missing_ok=True)
 
 
 def _video_of(result: Result) -> tuple[str | None, int]:

@@ -11,9 +11,15 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 
+from apt_dense.core.files import NotWritten
+from apt_dense.drawing.saving import save_picture
+from apt_dense.extras import from_extra
 from apt_dense.mm.data.json_stream import LIST, read_sections
 from apt_dense.mm.preflight.coco import reads_coco
 from apt_dense.mm.preflight.datasets import SPLITS, Source, annotation_file, datasets_of, is_remote
+
+with from_extra('mm'):
+    from PIL import Image
 
 EXCERPT_BYTES = 20 << 20  # of a larger file, about so much is looked at
 PACK = {'mmdet': dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape')),
@@ -28,6 +34,9 @@ def draw_samples(cfg: Config, out_dir: str, num_pictures: int) -> Iterator[str]:
 
     Yields:
         a line for each dataset: where its pictures are, or why there are none.
+
+    Raises:
+        NotWritten: if they cannot be written.
     """
     done = []
     for split in SPLITS:
@@ -38,6 +47,8 @@ def draw_samples(cfg: Config, out_dir: str, num_pictures: int) -> Iterator[str]:
             try:
                 with DefaultScope.overwrite_default_scope(cfg.default_scope), tempfile.TemporaryDirectory() as scratch:
                     names = _draw(source, cfg.default_scope, Path(out_dir), num_pictures, Path(scratch))
+            except NotWritten:
+                raise
             except Exception as error:  # bad data fails in many ways, and what was found has been said
                 yield f'{source.key}: no pictures drawn ({type(error).__name__}: {str(error).splitlines()[0][:200]})'
             else:
@@ -72,8 +83,8 @@ def _draw(source: Source, scope: str, out_dir: Path, num_pictures: int, scratch:
         image = sample['inputs'].permute(1, 2, 0).numpy()[..., ::-1]
         stem = Path(sample['data_samples'].img_path).stem
         path = out_dir / f'{source.key.replace("_dataloader.dataset", "")}_{stem}.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        visualizer.add_datasample(stem, image.copy(), sample['data_samples'], draw_pred=False, out_file=str(path))
+        visualizer.add_datasample(stem, image.copy(), sample['data_samples'], draw_pred=False)
+        save_picture(Image.fromarray(visualizer.get_image()), path)
         names.append(str(path))
     return names
 
