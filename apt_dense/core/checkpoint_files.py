@@ -11,6 +11,8 @@ from apt_dense.extras import install_command
 
 ZIP = b'PK\x03\x04'  # what a file of torch.save begins with
 PICKLE = b'\x80'  # and one of its old format
+USE_AS_IT_IS = ("in this project's format already. Use it as it is: apt_dense.load(FILE), tools/test.py CONFIG FILE, "
+                'or --cfg-options load_from=FILE to train on')
 WRAPPERS = ('model', 'model_ema', 'state_dict', 'module')
 
 
@@ -72,6 +74,9 @@ def read_pickle(path: Path) -> object:
         return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         names = _unsafe_names(path)
+        if any(name.startswith('mmengine.') for name in names):
+            raise ValueError(f'{path} is a checkpoint of a training, with the log of it, and nothing to convert. If '
+                             f'this project has written it, it is {USE_AS_IT_IS}') from error
         if names:
             raise ValueError(f'{path} holds more than plain data and is not loaded, because that could run code: '
                              f'{listed(names)}. Ask its author for a file with tensors only') from error

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 import torch
 
-from apt_dense.core.checkpoint_files import listed
+from apt_dense.core.checkpoint_files import USE_AS_IT_IS, listed
+from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.pyramid import SimpleFeaturePyramid
 from apt_dense.core.renaming import without_ddp_prefix
@@ -71,13 +72,13 @@ def recognise_task(names: Iterable[str]) -> str:
         ValueError: if they are none of these.
     """
     names = list(names)
+    if is_converted(names):
+        raise ValueError(f'these are the names of this project: the file is {USE_AS_IT_IS}')
     task = looks_official(names)
     if task is not None and not lacking_layers(names, PREFIXES[task]):
         return task
     if lacking_layers(names, PREFIXES['seg']):
         raise ValueError(f'these keys belong to no official EVA-02 checkpoint: {describe_other(names)}')
-    if any(name.startswith(('neck.', 'rpn_head.', 'roi_head.')) for name in names):
-        raise ValueError('these are the names of this project: the file is converted already')
     return 'seg'
 
 
@@ -93,6 +94,17 @@ def looks_official(names: Iterable[str]) -> str | None:
                 any(name.startswith(blocks) for name in names) and lacking_layers(names, PREFIXES[task])):
             return task
     return None
+
+
+def is_converted(names: Iterable[str]) -> bool:
+    """Whether the names are those of a model of this project, with a neck or heads, or with what APT adds.
+
+    A dense backbone of EVA-02 alone has the names of an official segmentor's.
+    """
+    names = list(names)
+    own = tuple(f'backbone.{name}' for name in ADDED_PARAMETERS)
+    return any(name.startswith('backbone.blocks.0.attn.q_proj.') for name in names) and any(
+        name.startswith(('neck.', 'rpn_head.', 'roi_head.', *own)) for name in names)
 
 
 def lacking_layers(names: Iterable[str], prefix: str = '') -> list[str]:

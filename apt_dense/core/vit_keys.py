@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from apt_dense.core.checkpoint_files import listed
+from apt_dense.core.checkpoint_files import USE_AS_IT_IS, listed
 from apt_dense.core.eva02_keys import looks_official
 from apt_dense.core.renaming import Rules
 
@@ -261,7 +261,7 @@ def _refuse(names: list[str]) -> None:
         raise ValueError('these are the names of an official EVA-02 file: convert it by '
                          'tools/model_converters/eva02_to_mm.py')
     if any(name.startswith('backbone.blocks.0.attn.q_proj.') for name in names):
-        raise ValueError('these are the names of this project: the file is converted already')
+        raise ValueError(f'these are the names of this project: the file is {USE_AS_IT_IS}')
 
 
 def describe_layouts(family: str = 'auto') -> list[str]:

@@ -137,8 +137,11 @@ def test_a_file_of_something_else():
 
 
 def test_a_converted_file_is_not_converted_again(detector):
-    with pytest.raises(ValueError, match='converted already'):
+    with pytest.raises(ValueError, match=r"in this project's format already\. Use it as it is: apt_dense\.load"):
         convert(convert(detector).state_dict)
+    apt = {f'backbone.{name}': value for name, value in backbone(num_scales=3, thresholds=(1, 1)).state_dict().items()}
+    with pytest.raises(ValueError, match="in this project's format already"):
+        convert(apt)
 
 
 def test_a_missing_last_block():

@@ -140,7 +140,7 @@ def test_official_eva02_and_converted_files(files):
              for layer in ('attn.q_proj.weight', 'attn.q_bias', 'mlp.w1.weight', 'mlp.ffn_ln.weight')}
     with pytest.raises(ValueError, match='official EVA-02 file: convert it by tools/model_converters/eva02_to_mm.py'):
         convert_vit(eva02)
-    with pytest.raises(ValueError, match='converted already'):
+    with pytest.raises(ValueError, match="in this project's format already. Use it as it is"):
         convert_vit(convert_vit(files('hf_vit')[1]).state_dict)
 
 

@@ -1,5 +1,7 @@
 """Bad input of every tool: one message, status 2, nothing written, and before time is spent on a model."""
 import io
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -10,11 +12,11 @@ from PIL import Image
 import apt_dense
 from apt_dense.mm.cli.launch import run_tool
 from apt_dense.mm.errors import DataError
-from tests.locations import CONFIGS, load_tool
+from tests.locations import CONFIGS, ROOT, TOOLS, load_tool
 from tests.mm.inference.conftest import checkpoints, picture  # noqa: F401
 
 DEMO = f'{CONFIGS}/apt_eva02_ti_demo_det.py'
-TOOLS = {
+SCRIPTS = {
     'predict': 'predict.py', 'export': 'export.py', 'train': 'train.py', 'test': 'test.py', 'check': 'check_data.py',
     'patches': 'analysis_tools/visualize_patches.py', 'calibrate': 'analysis_tools/calibrate_thresholds.py',
     'convert': 'model_converters/eva02_to_mm.py', 'compare': 'analysis_tools/compare_models.py',
@@ -61,7 +63,7 @@ def refuse(tool, arguments, place, monkeypatch, capfd):
     monkeypatch.setattr(sys, 'argv', ['tool.py', *arguments])
     capfd.readouterr()
     try:
-        status = run_tool(load_tool(TOOLS[tool]).main)
+        status = run_tool(load_tool(SCRIPTS[tool]).main)
     except SystemExit as stopped:  # of argparse
         status = stopped.code
     said = capfd.readouterr().err
@@ -142,6 +144,16 @@ def test_nothing_that_can_be_predicted(checkpoints, place, monkeypatch, capfd): 
     """Found only when it is read, so the model is there: no empty predictions are left."""
     arguments = ['text.jpg', 'text.mp4', '--model', str(checkpoints['det']), '--out', 'new']
     refuse('predict', arguments, place, monkeypatch, capfd)
+
+
+@pytest.mark.parametrize('converter', ['eva02_to_mm.py', 'vit_to_mm.py'])
+def test_a_checkpoint_of_this_project_is_not_converted(converter, checkpoints, place):  # noqa: F811
+    """In a process of its own: mmengine's classes, which the log is made of, are not known there."""
+    done = subprocess.run([sys.executable, TOOLS / 'model_converters' / converter, checkpoints['seg'], 'o.pth'],
+                          capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 2 and not (place / 'o.pth').exists()
+    assert "in this project's format already. Use it as it is: apt_dense.load(FILE)" in done.stderr, done.stderr
+    assert 'author' not in done.stderr and done.stderr.startswith(f'error: {checkpoints["seg"]} is a checkpoint of a')
 
 
 def test_another_order_than_it_was_given(checkpoints):  # noqa: F811
