@@ -2,7 +2,7 @@
 """Estimate the memory of training on one GPU, from a CPU: what autograd keeps, counted tensor by tensor.
 
     python tools/analysis_tools/estimate_memory.py configs/apt_eva02_b_coco_full.py photo.jpg
-    python tools/analysis_tools/estimate_memory.py configs/eva02_l_ade20k_512.py photo.jpg --size 512
+    python tools/analysis_tools/estimate_memory.py configs/eva02_l_ade20k_512.py photo.jpg --save docs/memory.json
 
 One forward pass under bfloat16 autocast, whose saved tensors are counted and dropped.  Added to that: parameters,
 gradients and AdamW's two states in float32, and autocast's bfloat16 copy of the weights.  Not counted: CUDA's context
@@ -12,8 +12,10 @@ segmentor sees it twice, and the count is halved: the batch norm behind UPerHead
 value a channel.
 """
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
 from apt_dense.calibration.images import load_image, resize, to_input
+from apt_dense.core.files import check_target, write_atomically
 from apt_dense.extras import from_extra
 from apt_dense.mm.cli.config_files import read_config
 from apt_dense.mm.cli.launch import run_tool, scope_of
@@ -35,6 +38,7 @@ with from_extra('mm'):
     from mmengine.registry import MODELS, init_default_scope
     from mmengine.structures import InstanceData, PixelData
     from mmseg.structures import SegDataSample
+    from PIL import Image
 
 GB = 1e9
 
@@ -141,37 +145,74 @@ def saved_bytes(model: nn.Module, images: Tensor, samples: list) -> tuple[float,
     return tuple(bytes_ / len(images) for bytes_ in (sum(blocks), max(inputs), counter.total - sum(blocks)))
 
 
+class Memory(NamedTuple):
+    """What a training step takes, in bytes; ``with_cp`` is activation checkpointing."""
+    size_px: int
+    tokens: int
+    cells: int
+    parameters: int
+    trained: int
+    weights: int
+    blocks: float
+    blocks_with_cp: float
+    rest: float
+
+    def of(self, images: int, with_cp: bool) -> float:
+        """Bytes with so many images a step."""
+        return self.weights + images * (self.rest + (self.blocks_with_cp if with_cp else self.blocks))
+
+
+def count(cfg: Config, image: Image.Image, size_px: int | None) -> Memory:
+    """Count the training step of a config.
+
+    Args:
+        image: of any size; resized to the square.
+        size_px: side of the square; None: see ``side_of``.
+    """
+    init_default_scope(scope_of(cfg))
+    size_px = cfg.model.backbone.img_size = side_of(cfg, size_px)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
+    image = resize(image, (size_px, size_px), resampling_of(cfg))
+    chooser = model.backbone.chooser
+    x = to_input(image, size_px, chooser.img_mean, chooser.img_std)
+    batch = 2 if cfg.default_scope == 'mmseg' else 1
+    sample = segmentation_sample(size_px) if cfg.default_scope == 'mmseg' else detection_sample(size_px)
+    of_blocks, of_input, rest = saved_bytes(model, x.repeat(batch, 1, 1, 1), [sample] * batch)
+    depth, layout = len(model.backbone.blocks), model.backbone.last_layout
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return Memory(size_px, sum(layout.scale_counts) // batch, layout.num_cells // batch, total, trained,
+                  4 * total + 2 * total + (4 + 8) * trained, of_blocks, depth * of_input + of_blocks / depth, rest)
+
+
+def save(memory: Memory, config: str, path: Path) -> None:
+    """Put an entry under the config's name into a JSON file, which is made if it is not there."""
+    entries = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    entries[Path(config).stem] = {name: round(value) for name, value in memory._asdict().items()}
+    write_atomically(path, json.dumps(dict(sorted(entries.items())), indent=1) + '\n')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='of a detector or a segmentor')
     parser.add_argument('image', type=Path)
     parser.add_argument('--size', type=int, help="px, side of the square (the config's)")
     parser.add_argument('--batch-size', type=int, nargs='+', default=[1, 2, 4], help='images (1 2 4)')
+    parser.add_argument('--save', type=Path, metavar='FILE', help='JSON to put the figures into, by config, in bytes')
     args = parser.parse_args()
     cfg, image = read_config(args.config), load_image(args.image)
-    init_default_scope(scope_of(cfg))
-    size = side_of(cfg, args.size)
-    cfg.model.backbone.img_size = size
-    model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
-    image = resize(image, (size, size), resampling_of(cfg))
-    chooser = model.backbone.chooser
-    x = to_input(image, size, chooser.img_mean, chooser.img_std)
-    batch = 2 if cfg.default_scope == 'mmseg' else 1
-    sample = segmentation_sample(size) if cfg.default_scope == 'mmseg' else detection_sample(size)
-    of_blocks, of_input, rest = saved_bytes(model, x.repeat(batch, 1, 1, 1), [sample] * batch)
-    depth, layout = len(model.backbone.blocks), model.backbone.last_layout
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    weights = 4 * total + 2 * total + (4 + 8) * trained
-    tokens, cells = sum(layout.scale_counts) // batch, layout.num_cells // batch
-    print(f'{args.config} at {size} px: {tokens} of {cells} tokens, '
-          f'{total / 1e6:.0f} million parameters, {trained / 1e6:.0f} trained')
-    print(f'weights, gradients, optimiser: {weights / GB:.1f} GB; an image: {of_blocks / GB:.1f} GB in the blocks, '
-          f'{rest / GB:.1f} GB in the rest')
-    recomputed = depth * of_input + of_blocks / depth
+    if args.save:
+        check_target(args.save, '--save')
+    memory = count(cfg, image, args.size)
+    if args.save:
+        save(memory, args.config, args.save)
+    print(f'{args.config} at {memory.size_px} px: {memory.tokens} of {memory.cells} tokens, '
+          f'{memory.parameters / 1e6:.0f} million parameters, {memory.trained / 1e6:.0f} trained')
+    print(f'weights, gradients, optimiser: {memory.weights / GB:.1f} GB; an image: {memory.blocks / GB:.1f} GB in the '
+          f'blocks, {memory.rest / GB:.1f} GB in the rest')
     for images in args.batch_size:
-        both = (weights + images * (activations + rest) for activations in (of_blocks, recomputed))
-        print('{} images: {:.1f} GB, with_cp=True: {:.1f} GB'.format(images, *(bytes_ / GB for bytes_ in both)))
+        print('{} images: {:.1f} GB, with_cp=True: {:.1f} GB'.format(
+            images, *(memory.of(images, with_cp) / GB for with_cp in (False, True))))
 
 
 if __name__ == '__main__':

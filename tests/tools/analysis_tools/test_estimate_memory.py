@@ -1,4 +1,5 @@
 """The count of what autograd saves, and the estimate as a command."""
+import json
 import re
 import sys
 
@@ -77,6 +78,24 @@ def test_sizes_that_are_none():
         tool.side_of(cfg, None)
     del cfg.model.backbone['img_size']
     assert tool.side_of(cfg, None) == 1536  # APTEVA02's own
+
+
+def test_figures_are_kept_by_config(tmp_path, monkeypatch):
+    """At the config's own size; an entry that is there is replaced, others stay."""
+    Image.fromarray(np.full((90, 120, 3), 90, np.uint8)).save(tmp_path / 'flat.png')
+    path = tmp_path / 'new/memory.json'
+    memory = tool.Memory(256, 1, 4, 10, 5, 120, 1000.4, 100.0, 10.0)
+    for name in ('one', 'apt_eva02_ti_demo_seg'):
+        tool.save(memory, f'configs/{name}.py', path)
+    monkeypatch.setattr(sys, 'argv', ['', str(CONFIGS / 'apt_eva02_ti_demo_seg.py'), str(tmp_path / 'flat.png'),
+                                      '--save', str(path)])
+    tool.main()
+    entries = json.loads(path.read_text())
+    assert entries['one'] == dict(memory._asdict(), blocks=1000)
+    counted = tool.Memory(**entries['apt_eva02_ti_demo_seg'])
+    assert counted.size_px == Config.fromfile(CONFIGS / 'apt_eva02_ti_demo_seg.py').model.backbone.img_size
+    assert counted.tokens < counted.cells == (counted.size_px // 16)**2
+    assert counted.of(2, True) == counted.weights + 2 * (counted.blocks_with_cp + counted.rest)
 
 
 def test_a_segmentors_two_images_count_as_one():
