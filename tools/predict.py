@@ -6,8 +6,9 @@
         --kept 0.7 --calibrate-on photos/
 
 Written into --out: each picture with what was found, NAME.png (NAME.mp4 for a video); predictions.json in COCO's
-layout, with each picture's tokens; for segmentation labels/NAME.png, the label of each pixel.  A picture that cannot be
-read is named, the others go on, and the exit status is 1; 2 if none can be read, and nothing is written.
+layout, with each picture's tokens; for segmentation labels/NAME.png, the label of each pixel.  What is no picture is
+named before the model is loaded, what turns out to be damaged later; the others go on, and the exit status is 1; 2 if
+none can be read, and nothing is written.
 """
 import argparse
 import sys
@@ -23,8 +24,8 @@ with from_extra('mm'):
     import apt_dense.mm  # noqa: F401
     from apt_dense.mm.cli.launch import run_tool
     from apt_dense.mm.errors import DataError
-    from apt_dense.mm.inference import load
-    from apt_dense.mm.inference.sources import count_pictures
+    from apt_dense.mm.inference import CocoIds, load
+    from apt_dense.mm.inference.sources import count_pictures, find_readable
     from apt_dense.mm.inference.writing import PredictionWriter, check_unused
 
 
@@ -39,6 +40,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=1, help='pictures that a detector gets at once')
     parser.add_argument('--min-score', type=float, default=0.3, help='of the boxes that are drawn; the JSON has all')
     parser.add_argument('--no-draw', action='store_true', help='write no pictures and videos')
+    parser.add_argument('--annotations', metavar='FILE',
+                        help="COCO's file of the pictures: the JSON has its ids of pictures and classes")
     parser.add_argument('--as-published', action='store_true',
                         help="a detector's published test setting, every box of any score; slow")
     patches = parser.add_argument_group('patches', "in place of the config's")
@@ -58,19 +61,28 @@ def main() -> int:
     args = parse_args()
     check_folder(args.out, '--out')
     check_unused(args.out)
-    total = count_pictures(args.inputs)
+    inputs, failed = find_readable(args.inputs)
+    for error in failed:
+        print(f'predict: {error}', file=sys.stderr)
+    if not inputs:
+        return 2
+    ids = CocoIds(args.annotations) if args.annotations else None
+    for path in inputs if ids else ():
+        ids.of_image(str(path))
     model = load(args.model, args.weights, args.device, args.kept, calibrate_on=args.calibrate_on,
                  thresholds=args.thresholds, max_tokens=args.max_tokens, as_published=args.as_published)
     print(model)
-    failed: list[DataError] = []
+
+    def fail(error: DataError) -> None:
+        print(f'predict: {error}', file=sys.stderr)
+        failed.append(error)
+
     start, done, tokens, cells = time.perf_counter(), 0, 0, 0
-    with PredictionWriter(args.out, model.task, model.classes, args.min_score, not args.no_draw) as writer:
-        for result in tqdm(model.stream(args.inputs, args.batch_size, failed.append), total=total, unit='picture',
+    with PredictionWriter(args.out, model.task, model.classes, args.min_score, not args.no_draw, ids) as writer:
+        for result in tqdm(model.stream(inputs, args.batch_size, fail), total=count_pictures(inputs), unit='picture',
                            disable=None):
             writer.add(result)
             done, tokens, cells = done + 1, tokens + result.tokens.num_tokens, cells + result.tokens.num_cells
-    for error in failed:
-        print(f'predict: {error}', file=sys.stderr)
     if not done:
         return 2
     rate = done / (time.perf_counter() - start)

@@ -96,6 +96,8 @@ def test_configs(tool, config, place, monkeypatch, capfd):
     (f'predict a.png --out o --model {DEMO} --max-tokens 0', 'max_tokens=0 must be a whole number'),
     (f'predict a.png --out o --model {DEMO} --kept 0', 'kept=0.0 is no share of the tokens'),
     (f'predict a.png --out o --model {DEMO} --kept 0.5 --calibrate-on text.jpg', 'text.jpg cannot be read'),
+    ('predict a.png --out o --model no.pth --annotations no.json', 'no.json cannot be read: No such file'),
+    ('predict a.png --out o --model no.pth --annotations text.jpg', 'text.jpg is a single value, not an object'),
     ('predict empty --out o --model no.pth', 'empty holds no image'),
     ('predict folder.jpg --out o --model no.pth', 'folder.jpg holds no image'),
     ('patches no.jpg', 'no.jpg does not exist'),
@@ -141,9 +143,24 @@ def test_the_rest(command, message, place, monkeypatch, capfd):
 
 
 def test_nothing_that_can_be_predicted(checkpoints, place, monkeypatch, capfd):  # noqa: F811
-    """Found only when it is read, so the model is there: no empty predictions are left."""
-    arguments = ['text.jpg', 'text.mp4', '--model', str(checkpoints['det']), '--out', 'new']
-    refuse('predict', arguments, place, monkeypatch, capfd)
+    """Found only when it is read to its end, so the model is there: no empty predictions are left."""
+    Image.fromarray(picture(90, 90)).save('cut.png')
+    (place / 'cut.png').write_bytes((place / 'cut.png').read_bytes()[:200])
+    said = refuse('predict', ['cut.png', '--model', str(checkpoints['det']), '--out', 'new'], place, monkeypatch, capfd)
+    assert 'cut.png cannot be read as a picture' in said
+
+
+def test_what_is_no_picture_is_said_before_the_model_is_looked_for(place, monkeypatch, capfd):
+    """Of a list and of a folder; what is one goes on."""
+    (place / 'folder.jpg/text.png').write_text('no picture')
+    arguments = ['text.jpg', 'text.mp4', 'folder.jpg', '--model', 'no.pth', '--out', 'new']
+    said = refuse('predict', arguments, place, monkeypatch, capfd)
+    assert said == ('predict: folder.jpg/text.png cannot be read as a picture: give a JPEG, PNG, WebP, TIFF or BMP '
+                    'file that is not damaged')
+    monkeypatch.setattr(sys, 'argv', ['', 'a.png', *arguments])
+    assert run_tool(load_tool('predict.py').main) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if 'error: ' in line or 'predict: ' in line]
+    assert [line.split()[1] for line in lines] == ['text.jpg', 'text.mp4', 'folder.jpg/text.png', 'checkpoint']
 
 
 @pytest.mark.parametrize('converter', ['eva02_to_mm.py', 'vit_to_mm.py'])

@@ -30,16 +30,23 @@ def content_of(out):
 
 def test_detection_of_a_folder(checkpoints, folder, tmp_path):  # noqa: F811
     out = tmp_path / 'out'
-    said, _ = predict(folder, '--model', checkpoints['det'], '--out', out, '--batch-size', 2, '--as-published')
+    classes = apt_dense.load(checkpoints['det']).classes
+    (tmp_path / 'val.json').write_text(json.dumps(dict(
+        images=[dict(id=70 + index, file_name=name) for index, name in enumerate(NAMES)],
+        categories=[dict(id=50 + index, name=name) for index, name in enumerate(classes)])))
+    said, _ = predict(folder, '--model', checkpoints['det'], '--out', out, '--batch-size', 2, '--as-published',
+                      '--annotations', tmp_path / 'val.json')
     assert '3 pictures' in said and 'of the tokens kept' in said
     content = content_of(out)
     assert [image['file_name'] for image in content['images']] == [str(folder / name) for name in NAMES]
     assert [(image['height'], image['width']) for image in content['images']] == [(96, 128), (120, 90), (64, 200)]
-    assert [category['name'] for category in content['categories']] == list(apt_dense.load(checkpoints['det']).classes)
+    assert [category['name'] for category in content['categories']] == list(classes)
+    assert [image['id'] for image in content['images']] == [70, 71, 72]
     wanted = apt_dense.load(checkpoints['det'], as_published=True).predict(folder)
     assert len(content['annotations']) == sum(map(len, wanted)) > 0
     first = content['annotations'][0]
-    assert first['category_id'] == wanted[0].labels[0] + 1 and first['score'] == pytest.approx(wanted[0].scores[0])
+    assert first['category_id'] == wanted[0].labels[0] + 50 and first['image_id'] == 70
+    assert first['score'] == pytest.approx(wanted[0].scores[0])
     assert np.array_equal(coco_masks.decode(first['segmentation']), wanted[0].masks[0])
     assert len({entry['id'] for entry in content['annotations']}) == len(content['annotations'])
     assert sorted(path.name for path in out.glob('*.png')) == ['a.png', 'b.png', 'c.png']

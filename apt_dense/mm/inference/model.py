@@ -19,7 +19,7 @@ from apt_dense.mm.data.inputs import slide_windows, test_transforms
 from apt_dense.mm.data.load_picture import load_as
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.inference.results import Grid, Result, Tokens
-from apt_dense.mm.inference.sources import Picture, pictures_of
+from apt_dense.mm.inference.sources import NO_PICTURE, Picture, pictures_of
 
 _numbers = itertools.count()
 
@@ -90,9 +90,10 @@ class Model:
         """
         if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
             raise DataError(f'batch_size={batch_size!r} must be a whole number from 1 on')
-        read = self._read_all(pictures_of(source, on_bad), on_bad)
+        read, numbers = self._read_all(pictures_of(source, on_bad), on_bad), itertools.count(1)
         while batch := list(itertools.islice(read, batch_size if self.task == 'det' else 1)):
-            yield from self._predict(*zip(*batch, strict=True))
+            for result in self._predict(*zip(*batch, strict=True)):
+                yield replace(result, number=next(numbers))
 
     @torch.no_grad()
     def test_step(self, batch: dict[str, list]) -> tuple[list[BaseDataElement], list[Tokens]]:
@@ -133,8 +134,7 @@ class Model:
         try:
             return self._transforms(dict(given, img_id=0, seg_fields=[], reduce_zero_label=False))
         except (AssertionError, cv2.error) as error:  # mmcv asserts that an image was decoded
-            raise DataError(f'{picture.name} cannot be read as a picture, or is damaged: give a JPEG, PNG, WebP, TIFF '
-                            'or BMP file') from error
+            raise DataError(f'{picture.name} cannot be read as a picture: {NO_PICTURE}') from error
         except (OSError, ValueError) as error:
             raise DataError(f'{picture.name} cannot be read as a picture: {error}') from error
 

@@ -14,6 +14,7 @@ from apt_dense.drawing.patches import draw_patches
 from apt_dense.drawing.saving import save_picture
 from apt_dense.extras import from_extra
 from apt_dense.mm.errors import DataError
+from apt_dense.mm.inference.coco_ids import CocoIds, image_id_of
 from apt_dense.mm.inference.sources import Picture
 
 with from_extra('mm'):
@@ -90,6 +91,7 @@ class Result:
         scores, labels: (N,) float32 in 0..1, and (N,) int.
         masks: (N, H, W) bool; None for a detector without masks.
         label_map: (H, W) int, the label of each pixel.
+        number: counted from 1 in the call that gave it.
     """
     name: str
     size: tuple[int, int]
@@ -100,6 +102,7 @@ class Result:
     labels: np.ndarray | None = None
     masks: np.ndarray | None = None
     label_map: np.ndarray | None = None
+    number: int = 1
     _picture: Picture | None = field(default=None, repr=False, compare=False)
     _sample: BaseDataElement | None = field(default=None, repr=False, compare=False)
     _visualizer: Visualizer | None = field(default=None, repr=False, compare=False)
@@ -178,25 +181,37 @@ class Result:
         return supervision.Detections(xyxy=boxes, mask=masks, confidence=scores, class_id=labels,
                                       data={'class_name': names})
 
-    def to_coco(self, image_id: int | str | None = None, category_ids: Sequence[int] | None = None) -> list[dict]:
+    def to_coco(self, image_id: int | None = None, category_ids: Sequence[int] | None = None,
+                ids: CocoIds | None = None) -> list[dict]:
         """Entries of COCO's result format, boxes as x y width height and masks as compressed RLE.
 
+        ``pycocotools.coco.COCO.loadRes`` takes a list of them, if they have the ids of its dataset.
+
         Args:
-            image_id: of the picture; by default its file's name without the ending.
+            image_id: of the picture; by default the number in its file's name, as COCO's files have it
+                ('000000000139.jpg' is 139), and ``number`` where the name is none.
             category_ids: of each class; by default 1, 2, ... in the order of ``classes``.
+            ids: of a dataset, in place of both defaults.
+
+        Raises:
+            ValueError: for another number of category_ids than of classes.
+            DataError: if ``ids`` knows no such picture or class.
         """
-        ids = range(1, len(self.classes) + 1) if category_ids is None else category_ids
-        if len(ids) != len(self.classes):
-            raise ValueError(f'got {len(ids)} category_ids for {len(self.classes)} classes: give one for each')
-        image_id = Path(self.name).stem if image_id is None else image_id
+        if ids is not None:
+            image_id = ids.of_image(self.name) if image_id is None else image_id
+            category_ids = ids.of_classes(self.classes) if category_ids is None else category_ids
+        image_id = image_id_of(self.name, self.number) if image_id is None else image_id
+        category_ids = range(1, len(self.classes) + 1) if category_ids is None else category_ids
+        if len(category_ids) != len(self.classes):
+            raise ValueError(f'got {len(category_ids)} category_ids for {len(self.classes)} classes: give one for each')
         if self.boxes is None:
             labels, masks = self._class_masks()
-            return [dict(image_id=image_id, category_id=ids[label], segmentation=_rle(mask))
+            return [dict(image_id=image_id, category_id=category_ids[label], segmentation=_rle(mask))
                     for label, mask in zip(labels.tolist(), masks, strict=True)]
         entries = []
         for index, label in enumerate(self.labels.tolist()):
             x1, y1, x2, y2 = map(float, self.boxes[index])
-            entry = dict(image_id=image_id, category_id=ids[label], bbox=[x1, y1, x2 - x1, y2 - y1],
+            entry = dict(image_id=image_id, category_id=category_ids[label], bbox=[x1, y1, x2 - x1, y2 - y1],
                          score=float(self.scores[index]))
             if self.masks is not None:
                 entry['segmentation'] = _rle(self.masks[index])

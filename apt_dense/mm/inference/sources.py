@@ -13,6 +13,7 @@ from apt_dense.calibration.images import VIDEO_SUFFIXES, find_images, to_rgb
 from apt_dense.mm.data.load_picture import as_picture
 from apt_dense.mm.errors import DataError
 
+NO_PICTURE = 'give a JPEG, PNG, WebP, TIFF or BMP file that is not damaged'
 WANTED = ('a path of a picture, a folder or a video, an array (H, W, 3) in RGB, a PIL image, or a list or generator of '
           'them')
 
@@ -60,11 +61,7 @@ def _one(source: Any, index: int) -> Iterator[Picture]:
     elif isinstance(source, np.ndarray):
         yield Picture(f'array {index}', _checked_array(source, f'array {index}'))
     elif isinstance(source, (str, Path)):
-        if '://' in str(source):
-            raise DataError(f'{source} is an address: download it, and give the file')
-        if not str(source):
-            raise DataError(f'got an empty path, wanted {WANTED}')
-        path = Path(source).expanduser()
+        path = _checked_path(source)
         if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
             yield from _frames(path)
             return
@@ -72,6 +69,48 @@ def _one(source: Any, index: int) -> Iterator[Picture]:
     else:
         hint = ': tensor.permute(1, 2, 0).numpy() of a tensor (3, H, W)' if isinstance(source, Tensor) else ''
         raise DataError(f'got {type(source).__name__} to predict, wanted {WANTED}{hint}')
+
+
+def _checked_path(source: str | Path) -> Path:
+    if '://' in str(source):
+        raise DataError(f'{source} is an address: download it, and give the file')
+    if not str(source):
+        raise DataError(f'got an empty path, wanted {WANTED}')
+    return Path(source).expanduser()
+
+
+def find_readable(sources: Sequence[str | Path]) -> tuple[list[Path], list[DataError]]:
+    """The pictures and videos of some paths, of folders those in them and below, by a look at their first bytes.
+
+    Returns:
+        Those that a reader knows, and an error for each of the others.
+
+    Raises:
+        DataError: for a path that is not there, an address, or a folder without a picture.
+    """
+    good, bad = [], []
+    for source in sources:
+        path = _checked_path(source)
+        video = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+        for file in [path] if video else _files(path):
+            known = cv2.VideoCapture(str(file)).isOpened() if video else _has_reader(file)
+            if known:
+                good.append(file)
+            else:
+                bad.append(DataError(f'{file} cannot be read as a {"video" if video else "picture"}: ' + (
+                    'no frame was found in it' if video else NO_PICTURE)))
+    return good, bad
+
+
+def _has_reader(file: Path) -> bool:
+    """Whether OpenCV or Pillow knows what a file begins with."""
+    if cv2.haveImageReader(str(file)):
+        return True
+    try:
+        with Image.open(file):
+            return True
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
 
 
 def _many(source: Any) -> bool:

@@ -1,5 +1,6 @@
 """Predictions into a folder: pictures, COCO's JSON, label maps, videos."""
 import errno
+import itertools
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from apt_dense.core.files import PARTIAL, NotWritten, write_atomically
 from apt_dense.drawing.saving import save_picture
 from apt_dense.mm.errors import DataError
+from apt_dense.mm.inference.coco_ids import CocoIds, image_id_of
 from apt_dense.mm.inference.results import Result
 
 FRAMES_PER_SECOND = 25.0  # where a video does not say
@@ -30,16 +32,22 @@ class PredictionWriter:
         task, classes: of the model.
         min_score: of the boxes that are drawn; the JSON has all.
         draw: draw at all.
+        ids: of a dataset, for the JSON.  Without, a picture has the number in its file's name, as COCO's do, or its
+            place where the name is none or the number is taken; class i is category i + 1.
 
     Raises:
-        DataError: if the folder has predictions already.
+        DataError: if the folder has predictions already, or ``ids`` lack a class.
     """
 
-    def __init__(self, folder: Path, task: str, classes: tuple[str, ...], min_score: float = 0.3, draw: bool = True):
+    def __init__(self, folder: Path, task: str, classes: tuple[str, ...], min_score: float = 0.3, draw: bool = True,
+                 ids: CocoIds | None = None):
         self.folder, self.task, self.min_score, self.draw = folder, task, min_score, draw
         check_unused(folder)
+        self._ids = ids
+        self._category_ids = list(range(1, len(classes) + 1)) if ids is None else ids.of_classes(classes)
         self._content: dict[str, list[dict[str, Any]]] = dict(images=[], annotations=[], categories=[
-            dict(id=index, name=name) for index, name in enumerate(classes, start=1)])
+            dict(id=number, name=name) for number, name in zip(self._category_ids, classes, strict=True)])
+        self._image_ids: set[int] = set()
         self._taken: set[str] = set()
         self._video: tuple[str, VideoFile] | None = None
 
@@ -61,7 +69,7 @@ class PredictionWriter:
         """Write one result."""
         video, frame = _video_of(result)
         name = self._free_name(result.name if video is None else f'{Path(video).stem}_{frame:06d}')
-        number = len(self._content['images']) + 1
+        number = self._image_id(result.name)
         height, width = result.size
         image = dict(id=number, file_name=result.name, height=height, width=width,
                      num_tokens=result.tokens.num_tokens, kept_tokens=result.tokens.kept)
@@ -74,9 +82,19 @@ class PredictionWriter:
             self._add_frame(video, result)
         self._content['images'].append(image)
         if self.task == 'det':
-            for entry in result.to_coco(image_id=number):
+            for entry in result.to_coco(number, self._category_ids):
                 entry['area'], entry['iscrowd'] = entry['bbox'][2] * entry['bbox'][3], 0
                 self._content['annotations'].append(dict(id=len(self._content['annotations']) + 1, **entry))
+
+    def _image_id(self, name: str) -> int:
+        place = len(self._content['images']) + 1
+        if self._ids is not None:
+            return self._ids.of_image(name)
+        number = image_id_of(name, place)
+        if number in self._image_ids:
+            number = next(free for free in itertools.count(place) if free not in self._image_ids)
+        self._image_ids.add(number)
+        return number
 
     def _free_name(self, path: str) -> str:
         """The file's name without its ending, numbered where it is taken."""

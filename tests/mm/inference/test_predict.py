@@ -1,6 +1,7 @@
 """Predictions: those of the packages' own functions, whatever they are asked for; and what is no picture."""
 import copy
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -11,10 +12,12 @@ from mmengine.registry import VISUALIZERS, DefaultScope
 from mmseg.apis import inference_model
 from PIL import Image
 from pycocotools import mask as coco_masks
+from pycocotools.coco import COCO
 
 import apt_dense
 from apt_dense.mm.errors import DataError
-from apt_dense.mm.inference import Model
+from apt_dense.mm.inference import CocoIds, Model
+from apt_dense.mm.inference.coco_ids import image_id_of
 from tests.mm.inference.conftest import NAMES, picture
 
 TASKS = ('det', 'seg')
@@ -218,7 +221,7 @@ def test_coco_and_dict(models, folder):
         np.testing.assert_allclose([x, y, x + w, y + h], box, rtol=1e-5)
         assert entry['category_id'] == [3, 1, 2, 9, 8][label]
         assert np.array_equal(coco_masks.decode(entry['segmentation']), mask)
-    assert result.to_coco()[0]['image_id'] == 'a' and result.to_coco()[0]['category_id'] == result.labels[0] + 1
+    assert result.to_coco()[0]['image_id'] == 1 and result.to_coco()[0]['category_id'] == result.labels[0] + 1
     with pytest.raises(ValueError, match='got 2 category_ids for 5 classes'):
         result.to_coco(category_ids=[1, 2])
     content = json.loads(json.dumps(result.to_dict()))
@@ -228,6 +231,45 @@ def test_coco_and_dict(models, folder):
     assert (sum(masks) == 1).all()  # every pixel has one class
     content = json.loads(json.dumps(segmented.to_dict()))
     assert sum(entry['share'] for entry in content['classes']) == pytest.approx(1)
+
+
+def test_coco_ids(models, folder, tmp_path):
+    """Whole numbers: those of the dataset, those in the files' names, or the place of a picture."""
+    (tmp_path / 'val').mkdir()
+    names = ['000000000139.png', 'street.png', '12.5.png']
+    for name in names:
+        shutil.copy(folder / 'a.png', tmp_path / 'val' / name)
+    results = models['det'].predict([tmp_path / 'val' / name for name in names], batch_size=2)
+    assert [result.to_coco()[0]['image_id'] for result in results] == [139, 2, 3]
+    assert [image_id_of(name, 7) for name in ('film.mp4#3', '12.mp4#3', 'array 0', '12.jpg')] == [7, 7, 7, 12]
+    classes = models['det'].classes
+    content = dict(images=[dict(id=number, file_name=name) for number, name in zip((5, 900, 7), names, strict=True)],
+                   categories=[dict(id=90 - index, name=name) for index, name in enumerate((*classes, 'more'))])
+    (tmp_path / 'val.json').write_text(json.dumps(content))
+    ids = CocoIds(tmp_path / 'val.json')
+    found = [entry for result in results for entry in result.to_coco(ids=ids)]
+    assert sorted({entry['image_id'] for entry in found}) == [5, 7, 900]
+    assert found[0]['category_id'] == 90 - results[0].labels[0]
+    coco = COCO()
+    coco.dataset = content | dict(annotations=[])
+    coco.createIndex()
+    assert len(coco.loadRes(found).anns) == len(found) == sum(map(len, results))
+    with pytest.raises(DataError, match=r"a\.png is no picture of .*val\.json, whose pictures are named like 00000000"):
+        models['det'].predict(folder / 'a.png')[0].to_coco(ids=ids)
+    content['categories'] = content['categories'][1:]
+    (tmp_path / 'val.json').write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"the model has the class '{classes[0]}', which .*val.json has not"):
+        results[0].to_coco(ids=CocoIds(tmp_path / 'val.json'))
+
+
+@pytest.mark.parametrize(('content', 'message'), [
+    ('[]', 'is a list, not an object'), ('{"images": []}', 'has 0 images and 0 categories'), ('', 'is empty'),
+    ('{"images": [{"id": 1}], "categories": []}', "has an image or a category without 'file_name'"),
+])
+def test_ids_of_what_is_no_dataset(content, message, tmp_path):
+    (tmp_path / 'a.json').write_text(content)
+    with pytest.raises(DataError, match=rf'a\.json .*{message}'):
+        CocoIds(tmp_path / 'a.json')
 
 
 def test_supervision(models, folder):
