@@ -31,11 +31,26 @@ def models(checkpoints):
     return loaded
 
 
+def with_own_score(result):
+    """The boxes whose score differs from both neighbours'; of the last, one is not known.
+
+    An untrained detector gives boxes on flat parts of a picture the same score.  Their order is chance: a batch rounds
+    otherwise than a single picture.
+    """
+    apart = -np.diff(result.scores) > 1e-6
+    return np.flatnonzero(apart & np.append(True, apart[:-1]))
+
+
 def same(first, second):
+    """Equal up to rounding, and up to the order of boxes that share their score."""
     if first.boxes is None:
         return np.array_equal(first.label_map, second.label_map)
-    return (np.allclose(first.boxes, second.boxes, atol=1e-3) and np.array_equal(first.labels, second.labels) and
-            np.array_equal(first.masks, second.masks) and np.allclose(first.scores, second.scores, atol=1e-5))
+    if len(first) != len(second) or not np.allclose(first.scores, second.scores, atol=1e-5):
+        return False
+    sure = with_own_score(first)
+    return (np.allclose(first.boxes[sure], second.boxes[sure], atol=1e-3) and
+            np.array_equal(first.labels[sure], second.labels[sure]) and
+            np.array_equal(first.masks[sure], second.masks[sure]))
 
 
 def test_detections_are_mmdetections(models, folder):
@@ -71,15 +86,16 @@ def test_every_kind_of_source(task, models, folder):
     """Paths, arrays in RGB, PIL images, lists of all of them, one by one and in batches."""
     model, paths = models[task], [folder / name for name in NAMES[:2]]
     wanted = [model.predict(path)[0] for path in paths]
+    assert task == 'seg' or all(len(with_own_score(result)) > 20 for result in wanted)
     images = [Image.open(path) for path in paths]
     arrays = [np.asarray(image) for image in images]
     grey = np.full((50, 70), 90, np.uint8)
-    for source in (paths, list(map(str, paths)), tuple(images), arrays, [paths[0], arrays[1]]):
-        for batch_size in (1, 2, 5):
-            found = model.predict(source, batch_size=batch_size)
-            assert len(found) == 2 and all(map(same, found, wanted)), (type(source), batch_size)
-            assert [result.tokens.num_tokens for result in found] == [result.tokens.num_tokens for result in wanted]
-    assert [result.name for result in model.predict(arrays)] == ['array 0', 'array 1']
+    for source, batch_size in ((paths, 2), (list(map(str, paths)), 1), (tuple(images), 5), ([paths[0], arrays[1]], 2),
+                               (arrays, 1)):
+        found = model.predict(source, batch_size=batch_size)
+        assert len(found) == 2 and all(map(same, found, wanted)), (type(source), batch_size)
+        assert [result.tokens.num_tokens for result in found] == [result.tokens.num_tokens for result in wanted]
+    assert [result.name for result in found] == ['array 0', 'array 1']
     assert same(model.predict(grey)[0], model.predict(np.stack([grey] * 3, -1))[0])
     assert same(model.predict(arrays[0][..., ::-1])[0], wanted[0]) is False  # BGR is another picture
     alpha = np.full(arrays[0].shape[:2], 90, np.uint8)
@@ -128,8 +144,7 @@ def test_generators(models, folder):
     assert len(models['det'].predict(paths, batch_size=np.int64(2))) == 3
 
 
-@pytest.mark.parametrize('task', TASKS)
-@pytest.mark.parametrize('orientation', [3, 6, 8])
+@pytest.mark.parametrize(('task', 'orientation'), [('det', 6), ('seg', 3), ('seg', 6), ('seg', 8)])
 def test_pictures_that_exif_turns(task, orientation, models, tmp_path):
     upright = picture(96, 128)
     turned = Image.fromarray(upright).rotate({3: 180, 6: 90, 8: -90}[orientation], expand=True)
