@@ -1,6 +1,6 @@
 """Conversion of official checkpoints: every key lands, or nothing is written."""
-import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from apt_dense import APTEVA02, SimpleFeaturePyramid
 from apt_dense.core.conversion import convert
 from apt_dense.core.eva02_keys import looks_official
-from tests.locations import TOOLS
+from tests.locations import load_tool
 
 pytestmark = pytest.mark.own_device  # files are read and written on a CPU
 
-TOOL = TOOLS / 'model_converters/eva02_to_mm.py'
 DEPTH, DIM = 3, 16
 
 
@@ -277,11 +276,25 @@ def test_what_does_not_fit_the_target_is_named(pretrained):
 
 
 # ---- the tool ----
-def run_tool(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True)
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """run_tool(*arguments) -> the converter's exit status and what it prints."""
+    tool = load_tool('model_converters/eva02_to_mm.py')
+
+    def run(*arguments) -> SimpleNamespace:
+        monkeypatch.setattr(sys, 'argv', ['eva02_to_mm.py', *map(str, arguments)])
+        status = 0
+        try:
+            tool.run(tool.main)
+        except SystemExit as stopped:
+            status = stopped.code
+        printed = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
+
+    return run
 
 
-def test_tool_converts_and_reports(tmp_path, detector):
+def test_tool_converts_and_reports(tmp_path, detector, run_tool):
     source, target = tmp_path / 'official.pth', tmp_path / 'out/converted.pth'
     torch.save({'model': detector, 'optimizer': {}}, source)
     before = source.read_bytes()
@@ -298,7 +311,7 @@ def test_tool_converts_and_reports(tmp_path, detector):
     assert again.returncode == 2 and 'exists: remove it, or replace it with --force' in again.stderr
 
 
-def test_tool_on_another_vision_transformer(tmp_path):
+def test_tool_on_another_vision_transformer(tmp_path, run_tool):
     torch.save({'model': {f'blocks.0.{layer}': torch.zeros(1) for layer in OTHER_VITS['timm_vit_dino_mae'][0]}},
                tmp_path / 'vit.pth')
     done = run_tool(tmp_path / 'vit.pth', tmp_path / 'converted.pth')
@@ -306,7 +319,7 @@ def test_tool_on_another_vision_transformer(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['vit.pth']
 
 
-def test_tool_writes_nothing_on_an_error(tmp_path, detector):
+def test_tool_writes_nothing_on_an_error(tmp_path, detector, run_tool):
     source = tmp_path / 'official.pth'
     torch.save({'model': {**detector, 'roi_heads.odd': torch.zeros(1)}}, source)
     done = run_tool(source, tmp_path / 'converted.pth')

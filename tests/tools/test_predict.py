@@ -12,6 +12,7 @@ from pycocotools import mask as coco_masks
 
 import apt_dense
 from apt_dense import cli
+from apt_dense.mm.cli.launch import run_tool
 from tests.locations import ROOT, TOOLS, load_tool
 from tests.mm.inference.conftest import NAMES, checkpoints, folder, picture  # noqa: F401
 
@@ -24,18 +25,25 @@ def predict(*arguments, status=0, cwd=None):
     return done.stdout, done.stderr
 
 
+def predict_here(monkeypatch, capsys, *arguments):
+    """The same in this process, which has imported everything."""
+    monkeypatch.setattr(sys, 'argv', ['predict.py', *map(str, arguments)])
+    assert run_tool(load_tool('predict.py').main) == 0
+    return capsys.readouterr().out
+
+
 def content_of(out):
     return json.loads((out / 'predictions.json').read_text())
 
 
-def test_detection_of_a_folder(checkpoints, folder, tmp_path):  # noqa: F811
+def test_detection_of_a_folder(checkpoints, folder, tmp_path, monkeypatch, capsys):  # noqa: F811
     out = tmp_path / 'out'
     classes = apt_dense.load(checkpoints['det']).classes
     (tmp_path / 'val.json').write_text(json.dumps(dict(
         images=[dict(id=70 + index, file_name=name) for index, name in enumerate(NAMES)],
         categories=[dict(id=50 + index, name=name) for index, name in enumerate(classes)])))
-    said, _ = predict(folder, '--model', checkpoints['det'], '--out', out, '--batch-size', 2, '--as-published',
-                      '--annotations', tmp_path / 'val.json')
+    said = predict_here(monkeypatch, capsys, folder, '--model', checkpoints['det'], '--out', out, '--batch-size', 2,
+                        '--as-published', '--annotations', tmp_path / 'val.json')
     assert '3 pictures' in said and 'of the tokens kept' in said
     content = content_of(out)
     assert [image['file_name'] for image in content['images']] == [str(folder / name) for name in NAMES]

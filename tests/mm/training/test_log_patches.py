@@ -19,13 +19,14 @@ from tests.mm.conftest import point_to
 from tests.mm.models import test_seg
 
 
-def config(task, tiny_config, coco_root, tmp_path, **options):
+def config(task, tiny_config, coco_root, tmp_path, max_iters=3, **options):
+    """A validation after each iteration."""
     if task == 'det':
-        cfg = point_to(tiny_config(), coco_root, tmp_path / 'work', max_iters=6)
+        cfg = point_to(tiny_config(), coco_root, tmp_path / 'work', max_iters)
     else:
         scenes = test_seg.write_scenes(tmp_path / 'scenes', [(128, 128), (150, 211), (99, 75), (96, 200)])
-        cfg = test_seg.point_to(test_seg.tiny(), scenes, tmp_path / 'work', max_iters=6)
-    cfg.train_cfg.val_interval = 2
+        cfg = test_seg.point_to(test_seg.tiny(), scenes, tmp_path / 'work', max_iters)
+    cfg.train_cfg.val_interval = 1
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
     if options.pop('hook', True):
         cfg.custom_hooks = [*cfg.custom_hooks, dict(type='LogPatchesHook', **options)]
@@ -46,10 +47,10 @@ def test_what_is_logged(task, tiny_config, coco_root, tmp_path):
     train(config(task, tiny_config, coco_root, tmp_path, num_images=2, interval=2, **options))
     pictures = {path.name for path in (tmp_path / 'work').rglob('vis_image/*.png')}
     wanted = {f'{name}_{step}.png' for name in ('patches_0', 'patches_1', 'predictions_0', 'predictions_1',
-                                                'tokens_by_size') for step in (2, 6)}
-    assert wanted <= pictures and not any(name.endswith('_4.png') and 'val_img' not in name for name in pictures)
-    (folder,) = {path.parent for path in (tmp_path / 'work').rglob('tokens_by_size_2.png')}
-    first, second = (np.asarray(Image.open(folder / f'patches_{number}_2.png')) for number in range(2))
+                                                'tokens_by_size') for step in (1, 3)}
+    assert wanted <= pictures and not any(name.endswith('_2.png') and 'val_img' not in name for name in pictures)
+    (folder,) = {path.parent for path in (tmp_path / 'work').rglob('tokens_by_size_1.png')}
+    first, second = (np.asarray(Image.open(folder / f'patches_{number}_1.png')) for number in range(2))
     assert first.shape != second.shape or (first != second).any()
     (scalars,) = (tmp_path / 'work').rglob('vis_data/scalars.json')
     lines = [json.loads(line) for line in Path(scalars).read_text().splitlines()]
@@ -57,9 +58,9 @@ def test_what_is_logged(task, tiny_config, coco_root, tmp_path):
     assert len(shares) >= 2 and all(sum(share) == pytest.approx(1) and min(share) >= 0 for share in shares)
     (events,) = (tmp_path / 'work').rglob('events.out*')
     accumulator = EventAccumulator(str(events), size_guidance=dict(images=0, histograms=0)).Reload()
-    assert [event.step for event in accumulator.Images('patches_1')] == [2, 6]
+    assert [event.step for event in accumulator.Images('patches_1')] == [1, 3]
     histograms = accumulator.Histograms('tokens_by_scale')
-    assert [event.step for event in histograms] == [2, 6]
+    assert [event.step for event in histograms] == [1, 3]
     for event, share in zip(histograms, (shares[0], shares[-1]), strict=True):
         value = event.histogram_value
         assert value.bucket_limit == [0.5, 1.5, 2.5] and value.num == sum(value.bucket) > 0
@@ -114,14 +115,14 @@ class FakeWandb(ModuleType):
 def test_weights_and_biases(tiny_config, coco_root, tmp_path, monkeypatch):
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, 'wandb', wandb)
-    cfg = config('det', tiny_config, coco_root, tmp_path, num_images=1)
+    cfg = config('det', tiny_config, coco_root, tmp_path, max_iters=1, num_images=1)
     cfg.visualizer.vis_backends = [dict(type='WandbVisBackend')]
     cfg.visualizer.name = 'of this test'
     train(cfg)
     names = [name for values in wandb.logged for name in values]
     assert {'patches_0', 'predictions_0', 'tokens_by_size', 'tokens_by_scale', 'loss', 'val_tokens_16px'} <= set(names)
     histograms = [values['tokens_by_scale'] for values in wandb.logged if 'tokens_by_scale' in values]
-    assert len(histograms) == 3 and all(len(counts) == 3 and counts.sum() > 0 for counts in histograms)
+    assert len(histograms) == 1 and len(histograms[0]) == 3 and histograms[0].sum() > 0
 
 
 def test_bars():
