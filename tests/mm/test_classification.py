@@ -96,10 +96,12 @@ def test_it_learns(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(('tool', 'arguments'), [
     ('analysis_tools/get_flops.py', ['--head-images', '1', '--num-images', '2']),
-    ('analysis_tools/calibrate_thresholds.py', ['--config', None, '--kept', '0.5']), ('check_data.py', [])])
+    ('analysis_tools/calibrate_thresholds.py', ['--config', None, '--kept', '0.5']), ('check_data.py', []),
+    ('analysis_tools/estimate_memory.py', [None, 'PICTURE'])])
 def test_tools_that_read_a_config(data, tmp_path, monkeypatch, capsys, tool, arguments):
     path = config(data, tmp_path / 'run', **{'model.backbone.num_scales': 2, 'model.backbone.thresholds': (5.0,)})
-    words = [path if word is None else word for word in arguments] if None in arguments else [path, *arguments]
+    places = {None: path, 'PICTURE': str(data / 'val/red/0.png')}
+    words = [places.get(word, word) for word in (arguments if None in arguments else [None, *arguments])]
     assert run(monkeypatch, tool, *words) == 0, capsys.readouterr().err
 
 

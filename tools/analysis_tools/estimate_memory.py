@@ -36,7 +36,7 @@ with from_extra('mm'):
     from mmengine.config import Config
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, init_default_scope
-    from mmengine.structures import InstanceData, PixelData
+    from mmengine.structures import BaseDataElement, InstanceData, PixelData
     from mmseg.structures import SegDataSample
     from PIL import Image
 
@@ -145,6 +145,10 @@ def saved_bytes(model: nn.Module, images: Tensor, samples: list) -> tuple[float,
     return tuple(bytes_ / len(images) for bytes_ in (sum(blocks), max(inputs), counter.total - sum(blocks)))
 
 
+SAMPLES = {'mmdet': detection_sample, 'mmseg': segmentation_sample,
+           'mmengine': lambda size: BaseDataElement(gt_label=0)}
+
+
 class Memory(NamedTuple):
     """What a training step takes, in bytes; ``with_cp`` is activation checkpointing."""
     size_px: int
@@ -176,7 +180,7 @@ def count(cfg: Config, image: Image.Image, size_px: int | None) -> Memory:
     chooser = model.backbone.chooser
     x = to_input(image, size_px, chooser.img_mean, chooser.img_std)
     batch = 2 if cfg.default_scope == 'mmseg' else 1
-    sample = segmentation_sample(size_px) if cfg.default_scope == 'mmseg' else detection_sample(size_px)
+    sample = SAMPLES[cfg.default_scope](size_px)
     of_blocks, of_input, rest = saved_bytes(model, x.repeat(batch, 1, 1, 1), [sample] * batch)
     depth, layout = len(model.backbone.blocks), model.backbone.last_layout
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -194,7 +198,7 @@ def save(memory: Memory, config: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='of a detector or a segmentor')
+    parser.add_argument('config', help='of a detector, a segmentor or a classifier')
     parser.add_argument('image', type=Path)
     parser.add_argument('--size', type=int, help="px, side of the square (the config's)")
     parser.add_argument('--batch-size', type=int, nargs='+', default=[1, 2, 4], help='images (1 2 4)')

@@ -62,7 +62,7 @@ def file_name(split: str, index: int) -> str:
     return f'{split}/{NAMES[index % len(NAMES)]}/{index:06d}.jpg'
 
 
-def make_dataset(out: str | Path, num_train: int = 2000, num_val: int = 500, seed: int = 0) -> bool:
+def make_dataset(out: str | Path, num_train: int = 3000, num_val: int = 500, seed: int = 0) -> bool:
     """Make the dataset in the folder ``out``, unless it is there already.
 
     Everything is written to a temporary folder beside ``out`` and renamed at the end: ``out`` is never half-written.
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line; wrong arguments and a missing package end it with status 2 and one line that says why."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--out', default='data/demo_cls', help='the folder to make (default: %(default)s)')
-    parser.add_argument('--num-train', type=int, default=2000, help='training pictures (default: %(default)s)')
+    parser.add_argument('--num-train', type=int, default=3000, help='training pictures (default: %(default)s)')
     parser.add_argument('--num-val', type=int, default=500, help='validation pictures (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='another seed, other pictures (default: %(default)s)')
     args = parser.parse_args(argv)

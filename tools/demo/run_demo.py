@@ -41,16 +41,21 @@ def newest(paths) -> Path:
     return max(paths, key=lambda path: path.stat().st_mtime)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', type=Path)
-    parser.add_argument('--work-dir', type=Path, required=True)
-    args = parser.parse_args()
+def set_environment() -> None:
+    """Of the tools that are started: threads that suit a shared CPU, and no GPU that does not work."""
     # Waiting threads give up their core: where another process wants it, spinning ones slow training down tenfold.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     os.environ.setdefault('OMP_NUM_THREADS', str(min(os.cpu_count() or 1, 4)))
     if not gpu_signs():  # whatever torch is built for: the demo is made for the CPU
         os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', type=Path)
+    parser.add_argument('--work-dir', type=Path, required=True)
+    args = parser.parse_args()
+    set_environment()
     cfg = Config.fromfile(args.config)
     seconds = run('train.py', args.config, '--work-dir', args.work_dir, '--resume')
     checkpoint = find_latest_checkpoint(str(args.work_dir))
