@@ -39,6 +39,7 @@ setup(
         'demo': [*IMAGES, 'gradio>=6', 'starlette'],  # apt-dense demo
         'hf': ['transformers>=5.24', 'huggingface_hub', 'safetensors'],  # apt_dense.hf; from_pretrained of a name
         'supervision': ['supervision'],  # Result.to_supervision
+        'cls': ['torchvision'],  # apt_dense.mm.cls: transforms, and the list of classes' folders
         'gpu': ['torchvision'],  # RoIAlign and NMS there; of the release that belongs to torch's
         'export': ['onnx', 'onnxscript', 'onnxruntime'],  # tools/export.py, to ONNX
         # Those of tests/mm need 'mm' too.

@@ -126,12 +126,12 @@ install_torchvision() {
         "torch from where torch came from"
 }
 
-# What only tests compare with, in a folder that nothing else looks into: see requirements-oracles.txt.
+# What tests compare with, and torchvision, in a folder that nothing else looks into: see requirements-oracles.txt.
 install_oracles() {
     local missing folder=$VENV/oracles
     missing=$(PYTHONPATH=$folder missing_pins requirements-oracles.txt)
     [ -n "$missing" ] || return 0
-    say "installing" $missing "for the tests"
+    say "installing" $missing "into $folder"
     # shellcheck disable=SC2086  # one word a package
     "${PIP[@]}" install -qq --no-deps --upgrade --target "$folder" $missing
 }

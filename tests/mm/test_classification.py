@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from apt_dense.mm.cli import launch
-from tests.locations import CONFIGS, TOOLS
+from apt_dense.mm.preflight.class_folders import check_class_folders
+from tests.locations import CONFIGS, ROOT, TOOLS
 
 pytest.importorskip('apt_dense.mm.cls', exc_type=ImportError)
 
@@ -52,6 +54,7 @@ def config(root, work, name='vit_ti_demo_cls', **settings) -> str:
 
 def run(monkeypatch, tool: str, *arguments: str) -> int:
     monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+    monkeypatch.syspath_prepend(str((TOOLS / tool).parent))  # as for a script that is started
     return launch.run_tool(runpy.run_path(str(TOOLS / tool), run_name='tool')['main'])
 
 
@@ -138,3 +141,67 @@ def test_nothing_is_drawn_of_a_classifier(data, tmp_path, monkeypatch, capsys, o
     torch.save(dict(state_dict={'head.weight': torch.zeros(1)}), tmp_path / 'x.pth')
     assert run(monkeypatch, 'test.py', path, tmp_path / 'x.pth', option, '--work-dir', tmp_path / 'run') == 2
     assert 'a classifier has neither' in capsys.readouterr().err
+
+
+def test_the_documented_config_for_own_pictures(data, tmp_path):
+    """Of docs/classification.md, beside the base that it names."""
+    text = (ROOT / 'docs/classification.md').read_text().partition('# configs/mine.py\n')[2].partition('```')[0]
+    path = tmp_path / 'mine.py'
+    path.write_text(text.replace("'apt_vit", f"'{CONFIGS}/apt_vit").replace('data/mine/', f'{data}/'))
+    cfg = Config.fromfile(path)
+    assert {cfg[f'{split}_dataloader'].dataset.data_root for split in ('train', 'val', 'test')} == {f'{data}/'}
+    found = list(check_class_folders(cfg, ('train', 'val', 'test')))  # there are three classes, and not two
+    assert len(found) == 3 and all('num_classes is 2' in str(one) for one in found)
+    with torch.device('meta'), DefaultScope.overwrite_default_scope('mmengine'):
+        assert MODELS.build(cfg.model).head.out_features == 2
+
+
+# ---- comparing methods ----
+@pytest.fixture(scope='module')
+def compared(data, tmp_path_factory):
+    """A config with APT and a dense checkpoint of random weights."""
+    folder = tmp_path_factory.mktemp('compared')
+    path = config(data, folder / 'apt', **{'model.backbone.num_scales': 2, 'model.backbone.thresholds': (5.0,)})
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict({'model.backbone.num_scales': 1, 'model.backbone.thresholds': ()})
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), folder / 'dense.pth')
+    return path, folder / 'dense.pth'
+
+
+def test_methods_are_compared_and_kept(compared, tmp_path, monkeypatch, capsys):
+    """Every method keeps about its budget, refused ones say why, and a second run measures what is new."""
+    out, words = tmp_path / 'out', ['--time-batches', '1', '--rounds', '1']
+    tool = 'analysis_tools/compare_methods.py'
+    assert run(monkeypatch, tool, *compared, '--budgets', '0.6', '--out-dir', out, *words) == 0
+    rows = json.loads((out / 'methods.json').read_text())['configs']['apt']['results']
+    assert rows['dense']['kept'] == 1 and rows['dense']['speedup']['model'][0] > 0
+    for name in ('apt_0.6', 'resizing_0.6', 'random_0.6'):
+        assert rows[name]['kept'] == pytest.approx(0.6, abs=0.05), name
+    assert rows['apt_0.6']['accuracy/top1'] == rows['resizing_0.6']['accuracy/top1']
+    assert 'it can be' in rows['tome_0.6']['refused'], 'two blocks: one merging'
+    assert (out / 'methods.png').stat().st_size > 10000 and '| APT | 0.6' in (out / 'methods.md').read_text()
+    capsys.readouterr()
+    assert run(monkeypatch, tool, *compared, '--budgets', '0.6', '0.8', '--methods', 'random', 'tome', '--out-dir',
+               out, *words) == 0
+    again = json.loads((out / 'methods.json').read_text())['configs']['apt']['results']
+    assert again['apt_0.6'] == rows['apt_0.6'] and again['tome_0.8']['kept'] == pytest.approx(0.8, abs=0.05)
+    assert 'random_0.6' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+    (['CONFIG'], 'give each config with its checkpoint behind it'),
+    (['CONFIG', 'CHECKPOINT', '--budgets', '1.5'], '--budgets 1.5: wanted shares'),
+    (['CONFIG', 'nowhere.pth'], 'checkpoint nowhere.pth'),
+    (['DENSE', 'CHECKPOINT'], 'has one size of patches'),
+    (['CONFIG', 'CHECKPOINT', '--methods', 'dtem', '--budgets', '0.8'], 'its metric is learnt')])
+def test_what_cannot_be_compared(compared, data, tmp_path, monkeypatch, capsys, words, message):
+    places = {'CONFIG': compared[0], 'CHECKPOINT': compared[1], 'DENSE': config(data, tmp_path / 'dense')}
+    try:
+        status = run(monkeypatch, 'analysis_tools/compare_methods.py', *(places.get(word, word) for word in words),
+                     '--out-dir', tmp_path / 'out', '--time-batches', '1', '--rounds', '1')
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == (0 if 'dtem' in words else 2)
+    assert message in capsys.readouterr().err
