@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from apt_dense.benchmark.inputs import normalise
-from apt_dense.core.eva02 import APTEVA02
 from apt_dense.core.export import FixedEncoder
 from apt_dense.core.files import PARTIAL, NotWritten, check_target, write_atomically
+from apt_dense.core.vit import PackedViT
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
     import apt_dense.mm  # noqa: F401
     from apt_dense.mm.cli.launch import run_tool
+    from apt_dense.mm.data.inputs import image_size_of
     from apt_dense.mm.errors import DataError
     from apt_dense.mm.inference import load
 
@@ -44,8 +45,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('out', type=Path, help='file, .pt2 or .onnx')
     parser.add_argument('--weights', help='checkpoint of the config; official EVA-02 files are converted on the way')
     parser.add_argument('--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
-                        help="of the images in pixels, padding included (default: the config's square)")
-    parser.add_argument('--tokens', type=int, help='with APT: how many, class token included')
+                        help="of the images in pixels, padding included (default: those of the config)")
+    parser.add_argument('--tokens', type=int, help='with APT: how many, class token and registers included')
     parser.add_argument('--thresholds', type=float, nargs='+', help="fine to coarse, in place of the config's")
     return parser.parse_args(arguments)
 
@@ -57,14 +58,14 @@ def sample_image(size_px: tuple[int, int]) -> Tensor:
     return normalise(image)
 
 
-def open_encoder(args: argparse.Namespace) -> tuple[APTEVA02, FixedEncoder]:
+def open_encoder(args: argparse.Namespace) -> tuple[PackedViT, FixedEncoder]:
     """The model's backbone, and the same with fixed shapes."""
     if args.out.suffix not in FORMATS:
         raise DataError(f'{args.out} ends in {args.out.suffix!r}: choose one of {", ".join(FORMATS)}')
     check_target(args.out)
     model = load(args.model, args.weights, 'cpu', thresholds=args.thresholds)
     backbone = model.module.backbone
-    size_px = tuple(args.size or [model.cfg.model.backbone.get('img_size', 1536)] * 2)
+    size_px = tuple(args.size or image_size_of(model.cfg))
     if backbone.num_scales > 1 and args.tokens is None:
         raise DataError(f'{args.model} has {backbone.num_scales} sizes of patches: say how many tokens, --tokens; '
                         'calibrate_thresholds.py shows how many your images have')
@@ -73,7 +74,7 @@ def open_encoder(args: argparse.Namespace) -> tuple[APTEVA02, FixedEncoder]:
     try:
         encoder = FixedEncoder(backbone, size_px, args.tokens).eval().requires_grad_(False)
         if args.tokens is not None:
-            backbone.chooser.max_tokens = args.tokens - (backbone.cls_token is not None)
+            backbone.chooser.max_tokens = args.tokens - backbone.num_prefix
         return backbone, encoder
     except ValueError as error:
         raise DataError(str(error)) from error

@@ -1,6 +1,9 @@
 """tools/export.py: what it writes runs, and what it says of bad input."""
+from types import SimpleNamespace
+
 import pytest
 import torch
+from mmengine.config import Config
 
 import apt_dense
 from apt_dense.mm.errors import DataError
@@ -54,3 +57,20 @@ def test_bad_input(checkpoints, dense_det, tmp_path):  # noqa: F811
             ([config, 'a.pt2', '--weights', weights, '--tokens', '60'], 'leave --tokens out')):
         with pytest.raises(DataError, match=said.replace('.', '[.]')):
             tool.main(arguments)
+
+
+@pytest.mark.parametrize(('changes', 'size_px'), [({}, (64, 96)), (dict(img_size=None), (224, 224)),
+                                                  (dict(img_size=128), (128, 128))])
+def test_a_family_with_registers(changes, size_px, tmp_path, monkeypatch):
+    """The bucket holds all rows before the patches; a size that no config gives is the family's."""
+    settings = dict(img_size=(64, 96), embed_dims=32, depth=2, num_heads=2, num_scales=2, thresholds=(2.0,)) | changes
+    settings = {name: value for name, value in settings.items() if value is not None}
+    backbone = apt_dense.APTDINOv3(**settings).eval()
+    model = SimpleNamespace(module=SimpleNamespace(backbone=backbone), cfg=Config(dict(model=dict(
+        backbone=dict(settings, type='APTDINOv3')))))
+    monkeypatch.setattr(tool, 'load', lambda *_, **options: model)
+    _, encoder = tool.open_encoder(tool.parse_args(['model', str(tmp_path / 'a.pt2'), '--tokens', '20']))
+    assert encoder.size_px == size_px and backbone.chooser.max_tokens == 15
+    if size_px == (64, 96):
+        layout = backbone.make_layout(torch.randn(1, 3, *size_px))
+        assert 6 < layout.num_tokens <= 20 and encoder.inputs(layout)

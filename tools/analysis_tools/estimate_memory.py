@@ -27,7 +27,7 @@ from apt_dense.core.files import check_target, write_atomically
 from apt_dense.extras import from_extra
 from apt_dense.mm.cli.config_files import read_config
 from apt_dense.mm.cli.launch import run_tool, scope_of
-from apt_dense.mm.data.inputs import chooser_of, resampling_of
+from apt_dense.mm.data.inputs import chooser_of, image_size_of, resampling_of
 from apt_dense.mm.errors import LaunchError
 
 with from_extra('mm'):
@@ -94,12 +94,10 @@ def side_of(cfg: Config, given: int | None) -> int:
         LaunchError: if it does not fit the model's windows and patches, or is not given and the config has no square.
         ValueError: for a config without a backbone that packs tokens.
     """
-    divisor, backbone = chooser_of(cfg).size_divisor_px, cfg.model.backbone
-    size = backbone.get('img_size', MODELS.get(backbone.type).default_arguments()['img_size'])
-    sides = set(size) if isinstance(size, (list, tuple)) else {size}
-    if given is None and len(sides) > 1:
-        raise LaunchError(f'model.backbone.img_size={tuple(size)} of the config is no square: give --size')
-    side = sides.pop() if given is None else given
+    divisor, sides = chooser_of(cfg).size_divisor_px, image_size_of(cfg)
+    if given is None and sides[0] != sides[1]:
+        raise LaunchError(f'model.backbone.img_size={sides} of the config is no square: give --size')
+    side = sides[0] if given is None else given
     if side < 1 or side % divisor:
         raise LaunchError(f'--size {side} must be a multiple of {divisor} px, such as '
                           f'{max(-(-side // divisor), 1) * divisor}')

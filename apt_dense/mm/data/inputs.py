@@ -175,6 +175,13 @@ def chooser_of(cfg: Config, num_scales: int | None = None) -> PatchChooser:
     return family.build_chooser(**arguments)
 
 
+def image_size_of(cfg: Config) -> tuple[int, int]:
+    """(height, width) in pixels of the images that a config's backbone is built for: its own, or its family's."""
+    backbone = cfg.model.backbone
+    size = backbone.get('img_size', MODELS.get(backbone.type).default_arguments()['img_size'])
+    return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+
+
 def resampling_of(cfg: Config, split: str = 'train') -> str:
     """How the pipeline of a split resizes images, one of ``apt_dense.calibration.images.RESAMPLINGS``."""
     return 'pillow' if any(step.get('backend') == 'pillow' for step in _pipeline(cfg, split)) else 'opencv'
