@@ -28,7 +28,7 @@ def free_resampling(monkeypatch):
     def resample(table: torch.Tensor, height: int, width: int, antialias: bool = False) -> torch.Tensor:
         return table.mean((0, 1)).expand(height, width, -1)
 
-    for module in ('embed', 'vit'):
+    for module in ('embed', 'position'):
         monkeypatch.setattr(f'apt_dense.core.{module}.resample_table', resample)
 
 
