@@ -46,6 +46,7 @@ RULES = {
     **dict.fromkeys(('reduction.proportional', 'reduction.fuse'), _FLAG), 'reduction.seed': _whole(0),
     **dict.fromkeys(('reduction.nearest', 'reduction.metric_dims'), _whole(1)),
     **dict.fromkeys(('reduction.tau1', 'reduction.tau2'), _POSITIVE),
+    'in_channels': _whole(4), 'out_channels': _whole(1),
     'make_block': Rule(callable, 'must be a function: rate of drop path -> a block')}
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apt_dense.core.arguments import check_arguments
+
 
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of (B, C, H, W)."""
@@ -33,12 +35,16 @@ class SimpleFeaturePyramid(nn.Module):
         in_channels: D, channels of the backbone's map.
         out_channels: channels of each map that comes out.
 
+    Raises:
+        ValueError: for numbers of channels that are none.
+
     Source: ViTDet (arXiv 2203.16527), as in EVA-02's detection code: stages simfp_2 to simfp_5 upsample by 4 and 2,
     keep, and halve by max-pooling; p6 takes every second position of p5.
     """
 
     def __init__(self, in_channels: int, out_channels: int = 256):
         super().__init__()
+        check_arguments(in_channels=in_channels, out_channels=out_channels)
         half, quarter = in_channels // 2, in_channels // 4
 
         def lateral(channels: int) -> list[nn.Module]:

@@ -106,7 +106,7 @@ def share_of_each(kept: float, blocks: Sequence[int], depth: int, lowest: float)
         ValueError: if one step cannot leave so little.
     """
     # Layers (attention, MLP) from each step on; those before the first one have all rows.
-    ends = [2 * index + 1 for index in blocks[1:]] + [2 * depth]
+    ends = [*(2 * index + 1 for index in blocks[1:]), 2 * depth][:len(blocks)]
     layers = [end - 2 * index - 1 for index, end in zip(blocks, ends, strict=True)]
 
     def mean(share: float) -> float:

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from apt_dense import APTEVA02, APTSAM3, APTDINOv3, APTViT, PackedViT, PatchChooser
+from apt_dense import APTEVA02, APTSAM3, APTDINOv3, APTViT, PackedViT, PatchChooser, SimpleFeaturePyramid
 from apt_dense.core.arguments import check_arguments
 from apt_dense.core.block import Attention, Block
 from apt_dense.core.embed import AdaptivePatchEmbed
@@ -113,9 +113,11 @@ EMBED = {name: BAD[name] for name in ('patch_size', 'embed_dims', 'num_scales', 
 
 @pytest.mark.parametrize(('build', 'name', 'values'), [
     *((PatchChooser, name, values) for name, values in (CHOOSER | {'num_prefix': BAD['num_registers']}).items()),
+    (SimpleFeaturePyramid, 'in_channels', (3, *NO_COUNT)), (SimpleFeaturePyramid, 'out_channels', NO_COUNT),
     *((AdaptivePatchEmbed, name, values) for name, values in (EMBED | {'bias': NO_FLAG}).items())])
-def test_arguments_of_the_chooser_and_the_embedding(build, name, values):
-    good = dict(num_scales=3, thresholds=(1, 1)) if build is PatchChooser else {}
+def test_arguments_of_the_chooser_the_embedding_and_the_pyramid(build, name, values):
+    needed = {PatchChooser: dict(num_scales=3, thresholds=(1, 1)), SimpleFeaturePyramid: dict(in_channels=8)}
+    good = needed.get(build, {})
     for value in values:
         with pytest.raises(ValueError, match=name):
             build(**good | {name: value})

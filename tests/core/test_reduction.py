@@ -386,6 +386,7 @@ def test_budgets():
     ('registers', dict(type='ToMe', kept=0.7, r=8), 'give kept, a share of the tokens, or r'),
     ('registers', dict(type='ToMe', kept=0.2), r'kept=0.2: in blocks \[0, 1, 2\] of 4 it can be 0.359 to 1'),
     ('registers', dict(type='ToMe', kept=0.7, blocks=(7,)), r'reduction.blocks holds \[7\], but depth=4'),
+    ('registers', dict(type='ToMe', kept=0.7, blocks=()), r'kept=0.7: in blocks \[\] of 4 it can be 1.000 to 1'),
     ('registers', dict(type='ToMe', r=[1] * 5), r'reduction.r=\[1, 1, 1, 1, 1\]: wanted a number of rows, at most 4'),
     ('registers', dict(type='ToMe', r=-1), 'reduction.r=-1: wanted a number of rows, .* none of them below 0'),
     ('registers', dict(type='ToMe', r=0.5), 'reduction.r=0.5: wanted a number of rows'),
