@@ -92,9 +92,9 @@ def grid_of(img_size: int | Sequence[int], patch_size: int, name: str = 'img_siz
     return sides[0] // patch_size, sides[1] // patch_size
 
 
-def block_indexes(name: str, indexes: Iterable[int], depth: int) -> frozenset[int]:
+def block_indexes(name: str, indexes: Collection[int], depth: int) -> frozenset[int]:
     """Resolve negative indexes; raise ValueError for one out of range, and for what are no numbers of blocks."""
-    if isinstance(indexes, str) or not isinstance(indexes, Iterable):
+    if isinstance(indexes, str) or not isinstance(indexes, Collection):
         raise ValueError(f'{name}={indexes!r} must be a sequence of numbers of blocks, such as ({depth - 1},)')
     outside = [index for index in indexes if not is_whole(index, -depth) or index >= depth]
     if outside:
@@ -102,7 +102,7 @@ def block_indexes(name: str, indexes: Iterable[int], depth: int) -> frozenset[in
     return frozenset(index % depth for index in indexes)
 
 
-def output_indexes(indexes: Iterable[int], depth: int) -> frozenset[int]:
+def output_indexes(indexes: Collection[int], depth: int) -> frozenset[int]:
     """``block_indexes`` of the outputs: one at least, and none of them twice."""
     found = block_indexes('out_indices', indexes, depth)
     if not found or len(found) < len(tuple(indexes)):
