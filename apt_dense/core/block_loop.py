@@ -1,5 +1,6 @@
 """The loop over blocks on packed rows: one run of launches, a CUDA graph, or with rows that are merged on the way."""
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ def block_outputs(model: nn.Module, x: Tensor, layout: TokenLayout, wanted: froz
     """
     inputs, factors = _start(model, x, layout)
     if model.reduction is not None:
-        steps = reduced_blocks(model, inputs, layout, factors, recompute, merged)
+        last = max(wanted, default=-1)  # no block after it is run
+        steps = islice(reduced_blocks(model, inputs, layout, factors, recompute, merged), last + 2)
         return [state.spread(rows) for index, rows, state in steps if index in wanted]
     if model.graphs is None or torch.is_grad_enabled() or any(factor is not None for factor, _ in factors):
         return _launched(model, inputs, factors, wanted, recompute)
@@ -68,7 +70,7 @@ def _launched(model: nn.Module, inputs: PackedInputs, factors: Sequence[BranchFa
               recompute: bool) -> list[Tensor]:
     x = inputs.x
     outputs = [x] if -1 in wanted else []
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(islice(model.blocks, max(wanted, default=-1) + 1)):
         local = model.window_size > 0 and index not in model.global_blocks
         runs, rope = (inputs.windows, inputs.local_rope) if local else (inputs.images, inputs.global_rope)
         tokens = BlockTokens(runs, rope, factors[index])

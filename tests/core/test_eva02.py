@@ -82,6 +82,15 @@ def test_out_indices():
             assert torch.equal(output, every[index])
 
 
+@pytest.mark.parametrize('reduction', [None, dict(type='ToMe', kept=0.8)])
+def test_no_block_after_the_last_output_runs(reduction):
+    model, ran = toy_model(**{**TOY, 'out_indices': (1,)}, reduction=reduction), []
+    for index, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+    model(torch.randn(2, 3, 64, 128))
+    assert ran == [0, 1]
+
+
 @torch.no_grad()
 def test_inputs_of_other_sizes_than_img_size():
     model = toy_model(**TOY)
