@@ -58,9 +58,10 @@ def build_packed(encoder: nn.Module, family: Family, options: Mapping[str, Any])
 def _check_place(encoder: nn.Module) -> None:
     """Raise ValueError for an encoder that is spread over devices or fetched from elsewhere layer by layer."""
     devices = sorted({str(parameter.device) for parameter in encoder.parameters()})
-    hooked = any(hasattr(module, '_hf_hook') for module in encoder.modules())
+    hooks = [module._hf_hook for module in encoder.modules() if hasattr(module, '_hf_hook')]
+    hooked = any(getattr(part, 'offload', True) for hook in hooks for part in getattr(hook, 'hooks', [hook]))
     if len(devices) > 1 or hooked:
-        hooks = ', with hooks of accelerate' if hooked else ''
+        hooks = ', with hooks of accelerate that offload it' if hooked else ''
         raise ValueError(f'the encoder {type(encoder).__name__} is on {devices}{hooks}: '
                          "packed tokens need it on one device, without offloading, as by device_map={'': 0}")
 

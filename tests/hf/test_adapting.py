@@ -231,14 +231,14 @@ def test_a_class_of_ones_own():
         hf.adapt(other(build('ViTModel').config), 2, (-1,))
 
 
-def test_an_encoder_on_two_devices_or_with_hooks_is_refused():
+def test_an_encoder_on_two_devices_or_offloaded_is_refused():
     model = build('ViTModel')
     model.layers[2].to('meta')
     with pytest.raises(ValueError, match=r"is on \['cpu', 'meta'\]: packed tokens need it on one device"):
         hf.adapt(model, 2, (-1,))
     model = build('ViTModel')
     model.layers[0]._hf_hook = object()
-    with pytest.raises(ValueError, match='with hooks of accelerate: packed tokens need it on one device'):
+    with pytest.raises(ValueError, match='hooks of accelerate that offload it: packed tokens need it on one device'):
         hf.adapt(model, 2, (-1,))
 
 
