@@ -27,16 +27,25 @@ def load_added(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> N
         raise ValueError(f'{type(model).__name__} has no added parameters: call apt_dense.hf.adapt first, with more '
                          "than one scale and another detail_branch than 'none'")
     stored = source if isinstance(source, Mapping) else _read(Path(source))
-    wrong = [f'{name} is missing' if name not in stored else f'{name} is {tuple(stored[name].shape)} there and '
+    found = {name: _named(name, stored) for name in added}
+    wrong = [f'{name} is missing' if found[name] is None else f'{name} is {tuple(found[name].shape)} there and '
              f'{tuple(parameter.shape)} here' for name, parameter in added.items()
-             if name not in stored or stored[name].shape != parameter.shape]
+             if found[name] is None or found[name].shape != parameter.shape]
     if wrong:
         there = [name for name in stored if '.apt.' in f'.{name}']
         raise ValueError(f'the added parameters do not fit: {listed(wrong)}. The source has {listed(there) or "none"}: '
                          'adapt the model as the saved one was')
     with torch.no_grad():
         for name, parameter in added.items():
-            parameter.copy_(stored[name])
+            parameter.copy_(found[name])
+
+
+def _named(name: str, stored: Mapping[str, Tensor]) -> Tensor | None:
+    """The tensor of a name, or of its end: transformers writes some models, LLaVA for one, by their older names."""
+    if name in stored:
+        return stored[name]
+    close = [tensor for other, tensor in stored.items() if name.endswith(f'.{other}') or other.endswith(f'.{name}')]
+    return close[0] if len(close) == 1 else None
 
 
 def _read(path: Path) -> dict[str, Tensor]:
