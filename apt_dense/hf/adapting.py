@@ -53,7 +53,7 @@ def adapt(model: nn.Module, num_scales: int, thresholds: Sequence[float], *, sub
         if 'apt' in encoder._modules:
             raise ValueError(f'{name or "the model"} is adapted already: set packed_encoders(model)[{name!r}]'
                              '.thresholds, or load the model again for other scales')
-        mean, std = (family.mean, family.std) if image_processor is None else _normalisation(image_processor)
+        mean, std = (family.mean, family.std) if image_processor is None else normalisation_of(image_processor)
         settings = dict(num_scales=num_scales, thresholds=thresholds, img_mean=mean, img_std=std, **options)
         try:
             built.append((encoder, family, *build_packed(encoder, family, settings)))
@@ -132,7 +132,7 @@ def _encoders(model: nn.Module, submodule: str | None) -> dict[str, tuple[nn.Mod
                      f'{names or "no module of transformers"}. Supported are {supported()}')
 
 
-def _normalisation(processor: Any) -> tuple[list[float], list[float]]:
+def normalisation_of(processor: Any) -> tuple[list[float], list[float]]:
     """Mean and standard deviation in 0..255 of an image processor; ValueError if it does something else."""
     processor = getattr(processor, 'image_processor', processor)
     if getattr(processor, 'rescale_offset', False) or not hasattr(processor, 'image_mean'):
