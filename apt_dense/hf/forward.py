@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from apt_dense.core.layout import TokenLayout
 from apt_dense.core.vit import PackedViT
 from apt_dense.extras import from_extra
 from apt_dense.hf.building import configured_size
@@ -56,16 +57,37 @@ class PackedForward:
         given.setdefault('output_attentions', getattr(config, 'output_attentions', False))
         interpolates = given.pop('interpolate_pos_encoding', None)
         _check_arguments(type(self.encoder).__name__, given)
-        self.ties.hold()
-        self._check_image(image, interpolates)
-        _check_training(self.encoder)
+        self._get_ready(image, interpolates)
         output = self._run(image, selected_states(asked, self.packed))
         return output.to_tuple() if (config.return_dict if return_dict is None else return_dict) is False else output
 
+    def hidden_rows(self, image: Tensor, layout: TokenLayout, index: int) -> Tensor:
+        """One hidden state, without repetition over cells.
+
+        Args:
+            image: (B, 3, H, W), normalised, on the encoder's device; of any floating type.
+            layout: its patches.
+            index: 0 is what enters the first block, i what leaves the i-th.
+
+        Returns:
+            (T, C) in the order of the layout.
+
+        Raises:
+            ValueError: for an image or a layout that does not fit.
+        """
+        self._get_ready(image, None)
+        image = image.to(self.packed.patch_embed.proj.weight.dtype)
+        return self.packed.block_rows(image, layout, frozenset([index - 1]))[0]
+
+    def _get_ready(self, image: Tensor | None, interpolates: bool | None) -> None:
+        self.ties.hold()
+        self._check_image(image, interpolates)
+        _check_training(self.encoder)
+        self.packed.with_cp = self.encoder.training and any(
+            getattr(layer, 'gradient_checkpointing', False) for layer in self.family.layers_of(self.encoder))
+
     def _run(self, image: Tensor, asked: frozenset[int] | None) -> Any:
         encoder, packed = self.encoder, self.packed
-        packed.with_cp = encoder.training and any(
-            getattr(layer, 'gradient_checkpointing', False) for layer in self.family.layers_of(encoder))
         layout = packed.make_layout(image)  # before the cast: half precision would round grey levels
         image = image.to(packed.patch_embed.proj.weight.dtype)
         build = backbone_output if isinstance(encoder, BackboneMixin) else model_output
