@@ -37,7 +37,11 @@ setup(
         'tools': TOOLS,  # the other tools; those that read configs need 'mm' too
         'flash': ['flash-attn>=2.5'],
         'demo': [*IMAGES, 'gradio>=6', 'starlette'],  # apt-dense demo
-        'hf': ['transformers>=5.24', 'huggingface_hub', 'safetensors'],  # apt_dense.hf; from_pretrained of a name
+        # apt_dense.hf; from_pretrained of a name.
+        'hf': ['transformers>=5.24', 'huggingface_hub', 'safetensors', 'numpy'],
+        # tools/vqa/train.py, and LLaVA's benchmarks by lmms-eval.
+        'vqa': [*IMAGES, 'transformers>=5.24', 'tokenizers', 'accelerate', 'huggingface_hub', 'safetensors', 'tqdm',
+                'lmms-eval', 'filelock<4'],  # which lmms-eval 0.7 needs and does not say
         'supervision': ['supervision'],  # Result.to_supervision
         'cls': ['torchvision'],  # apt_dense.mm.cls: transforms, and the list of classes' folders
         'gpu': ['torchvision'],  # RoIAlign and NMS there; of the release that belongs to torch's

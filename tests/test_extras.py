@@ -16,24 +16,28 @@ from tests.locations import ROOT
 
 # Import names that are not the distribution's.
 DISTRIBUTIONS = {'PIL': 'pillow', 'cv2': 'opencv-python', 'mmseg': 'mmsegmentation', 'flash_attn': 'flash-attn',
-                 'skimage': 'scikit-image', 'mmcv': 'mmcv-lite', 'faster_coco_eval': 'faster-coco-eval'}
+                 'lmms_eval': 'lmms-eval', 'skimage': 'scikit-image', 'mmcv': 'mmcv-lite',
+                 'faster_coco_eval': 'faster-coco-eval'}
 # gradio asks for an older Pillow than the tests'; torchvision's release follows torch's.
-UNPINNED = {'flash-attn', 'gradio', 'starlette', 'torchvision'}
+# lmms-eval is left to who evaluates: it brings some seventy packages, and an older filelock.
+UNPINNED = {'flash-attn', 'gradio', 'starlette', 'torchvision', 'lmms-eval', 'filelock'}
 LOCAL = {'apt_dense', 'tests', 'tools', *(path.stem for path in (ROOT / 'tools').rglob('*.py'))}
 # Where code lies -> the extras that it may take from; the first that fits counts.
 MAY_USE = {
     'apt_dense/core': ('flash', 'tools', 'hf'),  # inside functions only: test_import.py
     'apt_dense/__init__.py': (),
     'apt_dense/demo': ('demo', 'mm'),
+    **dict.fromkeys(('apt_dense/hf/llava_data.py', 'apt_dense/hf/lmms_eval_model.py'), ('vqa',)),
     'apt_dense/hf': ('hf',),
     'apt_dense/mm/inference': ('mm', 'images', 'supervision'),
     'apt_dense/mm': ('mm', 'gpu'),  # the latter where a GPU is, inside a function
     'apt_dense': ('images', 'tools'),
     'configs': ('mm',),
     'tools/export.py': ('mm', 'export'),
-    'tools/benchmark/benchmark_encoders.py': ('hf',),
+    **dict.fromkeys(('tools/benchmark/benchmark_encoders.py', 'tools/benchmark/benchmark_llava.py'), ('hf',)),
+    **dict.fromkeys(('tools/vqa', 'tools/demo/vqa_model.py', 'tools/demo/run_vqa_demo.py'), ('vqa',)),
     'tools': ('mm', 'images', 'tools'),
-    'tests': ('mm', 'test', 'hf'),
+    'tests': ('mm', 'test', 'hf', 'vqa'),
 }
 
 
@@ -81,8 +85,8 @@ def test_every_import_is_in_an_extra_that_its_place_may_use(package):
 
 def test_every_extra_package_is_imported_somewhere(package):
     """... or, for a few, run or looked up in another way."""
-    # mmseg imports the first two and does not declare them.
-    otherwise = {'ftfy', 'regex', 'ruff', 'pytest-xdist'}
+    # mmseg imports the first two, lmms-eval filelock, and they do not declare them.
+    otherwise = {'ftfy', 'regex', 'ruff', 'pytest-xdist', 'filelock'}
     imported = {distribution for source in SOURCES
                 for _, distribution in third_party(ast.parse((ROOT / source).read_text()))}
     for extra, requirements in package['extras_require'].items():

@@ -2,7 +2,6 @@
 import copy
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -12,6 +11,7 @@ from apt_dense.hf.image_patches import choose_patches, count_tokens
 from apt_dense.hf.llava import PackedImageFeatures
 
 with from_extra('hf'):
+    import numpy as np
     from transformers import LlavaProcessor
 
 
