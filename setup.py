@@ -26,7 +26,8 @@ setup(
                                         '.mim/tools/analysis_tools/model_zoo.py', '.mim/tools/docs/*',
                                         '.mim/tools/fault_drill/*',
                                         '.mim/tools/experiments/*', '.mim/tools/experiments/configs/*']},
-    entry_points={'console_scripts': ['apt-dense = apt_dense.cli:main']},
+    entry_points={'console_scripts': ['apt-dense = apt_dense.cli:main'],
+                  'lmms_eval.models': ['apt_llava = apt_dense.hf.lmms_eval_model:manifest']},
     install_requires=['torch>=2.4'],
     extras_require={
         # mmcv without its compiled operators: apt_dense/mm/compat/operator_set.py has those that are needed.
