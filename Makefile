@@ -3,15 +3,16 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 WORK_DIRS ?= work_dirs
 DATA ?= data/demo
-DATA_CLS ?= data/demo_cls
 
-.PHONY: help setup data demo demo-dense demo-seg demo-seg-dense data-cls demo-cls test package benchmark docs tutorial lint clean
+.PHONY: help setup data demo demo-dense demo-seg demo-seg-dense data-cls demo-cls demo-vqa test \
+        package benchmark docs tutorial lint clean
 
 help:
 	@echo 'make demo        install, make the demo dataset, train and evaluate the small APT detector, draw pictures'
 	@echo 'make demo-dense  the same with its dense twin, for comparison'
 	@echo 'make demo-seg    the same for segmentation; make demo-seg-dense, its dense twin'
 	@echo 'make demo-cls    classification: a dense model, then APT from it; a table of both'
+	@echo 'make demo-vqa    train a small LLaVA from nothing on questions about scenes, answer them with fewer tokens'
 	@echo 'make test        install, lint, run the tests'
 	@echo 'make package     install, build the wheel and use it from an empty directory'
 	@echo 'make benchmark   measure what docs/benchmarks.md reports, and write its tables'
@@ -40,10 +41,13 @@ demo-seg-dense: data
 	@$(PY) tools/demo/run_demo.py configs/eva02_ti_demo_seg.py --work-dir $(WORK_DIRS)/eva02_ti_demo_seg
 
 data-cls: setup
-	@$(PY) tools/demo/make_class_dataset.py --out $(DATA_CLS)
+	@$(PY) tools/demo/make_class_dataset.py --out '$(DATA)_cls'
 
 demo-cls: data-cls
 	@$(PY) tools/demo/run_class_demo.py --work-dir $(WORK_DIRS)/demo_cls
+
+demo-vqa: setup
+	@$(PY) tools/demo/run_vqa_demo.py --data '$(DATA)_vqa' --work-dir '$(WORK_DIRS)/demo_vqa'
 
 benchmark: setup
 	@$(PY) tools/benchmark/benchmark_docs.py
@@ -71,5 +75,7 @@ package: setup
 
 clean:
 	rm -rf $(foreach config,apt_eva02_ti_demo_det eva02_ti_demo_det apt_eva02_ti_demo_seg eva02_ti_demo_seg demo_cls,'$(WORK_DIRS)/$(config)')
+	rm -rf '$(WORK_DIRS)/demo_vqa'
+	@if grep -qs vqa_scenes '$(DATA)_vqa/meta.json'; then rm -rf '$(DATA)_vqa'; fi
 	@if grep -qs make_demo_dataset '$(DATA)/meta.json'; then rm -rf '$(DATA)'; fi
-	@if grep -qs make_class_dataset '$(DATA_CLS)/meta.json'; then rm -rf '$(DATA_CLS)'; fi
+	@if grep -qs make_class_dataset '$(DATA)_cls/meta.json'; then rm -rf '$(DATA)_cls'; fi
