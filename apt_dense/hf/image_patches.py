@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from apt_dense.core.chooser import PatchChooser
+from apt_dense.core.dropping import Random
 from apt_dense.core.layout import TokenLayout
-from apt_dense.core.reduction import Random, Step
+from apt_dense.core.reduction import Step
 from apt_dense.core.runs import Runs
 
 LEFT_OUT = -1  # in a map: no token covers this cell
