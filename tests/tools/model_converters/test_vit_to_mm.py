@@ -41,7 +41,7 @@ def convert(monkeypatch, capsys):
 def segmentor(name: str, **backbone) -> Config:
     """A demo config of DINOv3 with a tiny model."""
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
-    cfg.model.backbone.update(img_size=128, embed_dims=32, depth=3, num_heads=2, out_indices=(0, 1, 1, 2), **backbone)
+    cfg.model.backbone.update(img_size=128, embed_dims=32, depth=3, num_heads=2, out_indices=(0, 1, 2), **backbone)
     cfg.model.neck.update(embed_dim=32, norm_cfg=dict(type='BN'))
     cfg.model.decode_head.update(in_channels=[32] * 4, channels=16, norm_cfg=dict(type='BN'))
     cfg.model.auxiliary_head.update(in_channels=32, channels=16, norm_cfg=dict(type='BN'))
@@ -100,7 +100,7 @@ def test_a_resampled_file_into_a_backbone(tmp_path, convert):
     torch.save({'model': fused_qkv(state, depth=2), 'optimizer': {}}, tmp_path / 'mae.pth')
     sizes = dict(img_size=96, embed_dims=32, depth=2, num_heads=2, pretrain_img_size=96)
     cfg = segmentor('dinov3_ti_demo_seg')
-    cfg.model.backbone = dict(type='APTViT', out_indices=(0, 1, 1, 1), **sizes)
+    cfg.model.backbone = dict(type='APTViT', out_indices=(0, 1), **sizes)
     cfg.dump(tmp_path / 'config.py')
     status, output, errors = convert(tmp_path / 'mae.pth', tmp_path / 'new.pth', '--config', tmp_path / 'config.py')
     assert status == 0, errors
