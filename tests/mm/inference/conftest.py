@@ -1,4 +1,7 @@
 """A detector and a segmentor as a training leaves them: a checkpoint with its config inside."""
+import functools
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -29,8 +32,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def checkpoints(tmp_path_factory):
-    """Checkpoints by task, each of a training of one iteration."""
-    root = tmp_path_factory.mktemp('trained')
+    """Checkpoints by task, each of a training of one iteration; not to be changed."""
+    return train(tmp_path_factory.getbasetemp() / 'trained')
+
+
+@functools.cache
+def train(root: Path) -> dict[str, Path]:
+    """Once in a process: each module that imports the fixture has one of its own."""
+    root.mkdir()
     scenes = [(f'{index}.png', *draw_scene(np.random.default_rng(index), 96, 128, 2)) for index in range(2)]
     write_coco(root / 'det_data', scenes)
     test_seg.write_scenes(root / 'seg_data', [(96, 128), (110, 128)])
