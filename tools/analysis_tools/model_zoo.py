@@ -6,9 +6,11 @@
 
 Parameters are those of the model, which is built without memory.  Multiply-adds are the backbone's, exact for a layout
 that keeps the wanted share of one input: the square of a detector, a window of a segmentor.  Memory is that of
-docs/memory.md, if it has the config.  What is published is a fact of the papers and model cards, and stands here.
+docs/memory.json, which estimate_memory.py writes.  What is published is a fact of the papers and model cards, and
+stands here; so are the licences of the weights.
 """
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -40,11 +42,13 @@ PUBLISHED = {
     'eva02_b_coco': ('58.93', '58.79'), 'eva02_l_coco': ('62.28', '62.07'), 'eva02_b_ade20k_512': ('55.25', None),
     'eva02_l_ade20k_512': ('59.77', '59.70'), 'eva02_l_ade20k_640': ('60.05', '60.01'),
 }
-FAMILIES = ('eva02', 'dinov3', 'dinov2', 'mae')
+# Family -> licence of its weights; docs/model_zoo.md says where it is said.
+FAMILIES = {'eva02': 'Apache-2.0', 'dinov3': 'DINOv3 License', 'dinov2': 'Apache-2.0', 'mae': 'CC-BY-NC 4.0'}
+NONE = '-'
 KINDS = {'': 'short, added parameters', 'entire': 'short, entire model', 'full': 'full, from pre-training',
          '24gb': 'short, on 24 GB'}
 HEADINGS = ('config', 'training', 'px', 'parameters', 'trained', 'published', 'G multiply-adds at 1', '0.7', '0.5',
-            'GB, 1 image')
+            'GB, 1 image', 'licence', 'command')
 
 
 class Row(NamedTuple):
@@ -71,9 +75,21 @@ class Row(NamedTuple):
 
     @property
     def published(self) -> str:
-        """Nothing for what the papers do not have: they fine-tune for the short time, at the official size."""
+        """'-' for what the papers do not have: they fine-tune for the short time, at the official size."""
         value = None if self.kind in ('full', '24gb') else PUBLISHED.get(self.model, (None, None))[self.apt]
-        return '' if value is None else f'{value} {"mAP" if "coco" in self.model else "mIoU"}'
+        return NONE if value is None else f'{value} {"mAP" if "coco" in self.model else "mIoU"}'
+
+    @property
+    def family(self) -> str:
+        return self.model.partition('_')[0]
+
+    @property
+    def command(self) -> str:
+        """Dense models whose weights are published are tested, the others trained; short fine-tuning wants a model."""
+        if not self.apt and self.family == 'eva02':
+            return f'`apt-dense test {self.path.stem} FILE`'
+        source = ' --cfg-options load_from=DENSE' if self.apt and self.kind != 'full' else ''
+        return f'`apt-dense train {self.path.stem} --amp{source}`'
 
 
 def rows() -> Iterator[Row]:
@@ -81,7 +97,7 @@ def rows() -> Iterator[Row]:
     found = filter(None, map(Row.of, (ROOT / 'configs').glob('*.py')))
     known = list(PUBLISHED)
     yield from sorted(found, key=lambda row: (
-        known.index(row.model) if row.model in known else len(known), FAMILIES.index(row.model.split('_')[0]),
+        known.index(row.model) if row.model in known else len(known), list(FAMILIES).index(row.family),
         row.model, row.apt, list(KINDS).index(row.kind)))
 
 
@@ -93,16 +109,21 @@ def count_multiply_adds(backbone: PackedViT, size_px: int, kept: float) -> int:
     return multiply_adds(backbone, layout).total
 
 
-def memory_of(config: str, size_px: int, with_cp: bool, page: str) -> str:
-    """One image in docs/memory.md's table at that size, with or without with_cp; '' if it has no such row."""
-    row = re.search(rf'^\| `{config}\.py`[^|]*\| {size_px} \|.*', page, re.MULTILINE)
-    if row is None:
-        return ''
-    columns = [column.strip() for column in row[0].strip('| ').split('|')]
-    return columns[-1].split(',')[0] if with_cp else columns[5]
+def memory_of(config: str, size_px: int, parameters: int, with_cp: bool, counted: dict[str, dict]) -> str:
+    """One image in GB, with or without with_cp.
+
+    Raises:
+        ValueError: for a config that was not counted, or was another model when it was.
+    """
+    figures = counted.get(config)
+    if figures is None or (figures['size_px'], figures['parameters']) != (size_px, parameters):
+        raise ValueError(f'docs/memory.json has no figures of {config} at {size_px} px: count them, '
+                         f'estimate_memory.py configs/{config}.py PHOTO --save docs/memory.json')
+    blocks = figures['blocks_with_cp' if with_cp else 'blocks']
+    return f'{(figures["weights"] + blocks + figures["rest"]) / 1e9:.1f}'
 
 
-def cells_of(row: Row, memory_page: str) -> list[str]:
+def cells_of(row: Row, counted: dict[str, dict]) -> list[str]:
     """The texts of a row."""
     cfg = Config.fromfile(row.path)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
@@ -110,18 +131,19 @@ def cells_of(row: Row, memory_page: str) -> list[str]:
     size_px = cfg.model.backbone.img_size
     sizes = [parameter.numel() for parameter in model.parameters()]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    counts = [f'{count_multiply_adds(model.backbone, size_px, kept) / 1e9:.0f}' if row.apt or kept == 1 else ''
+    counts = [f'{count_multiply_adds(model.backbone, size_px, kept) / 1e9:.0f}' if row.apt or kept == 1 else NONE
               for kept in KEPT]
     return [f'`{row.path.name}`', row.training, str(size_px), f'{sum(sizes) / 1e6:.1f} M', f'{trained / 1e6:.1f} M',
             row.published, *counts,
-            memory_of(row.path.stem, size_px, model.backbone.with_cp, memory_page)]
+            memory_of(row.path.stem, size_px, sum(sizes), model.backbone.with_cp, counted), FAMILIES[row.family],
+            row.command]
 
 
 def table() -> str:
     """The page's table, in Markdown."""
-    memory_page = (ROOT / 'docs/memory.md').read_text(encoding='utf-8')
-    lines = [HEADINGS, ['---'] * 2 + ['---:'] * (len(HEADINGS) - 2)]
-    lines += [cells_of(row, memory_page) for row in rows()]
+    counted = json.loads((ROOT / 'docs/memory.json').read_text(encoding='utf-8'))
+    lines = [HEADINGS, ['---'] * 2 + ['---:'] * (len(HEADINGS) - 4) + ['---'] * 2]
+    lines += [cells_of(row, counted) for row in rows()]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 

@@ -1,4 +1,6 @@
 """The model zoo's table is what the configs say."""
+import pytest
+
 from tests.locations import CONFIGS, load_tool
 
 tool = load_tool('analysis_tools/model_zoo.py')
@@ -20,10 +22,16 @@ def test_every_config_but_the_demos_has_a_row():
     assert {row.path.name for row in tool.rows()} == wanted
 
 
+def test_no_cell_is_empty():
+    for line in (line for line in tool.PAGE.read_text(encoding='utf-8').splitlines() if line.startswith('| `')):
+        cells = [cell.strip() for cell in line.strip('|').split('|')]
+        assert len(cells) == len(tool.HEADINGS) and all(cells), line
+
+
 def test_memory_is_that_of_the_size():
-    page = ('| model | px | ... |\n'
-            '| `a.py` (upper bound) | 1024 | 9 | 6.5 | 5.3 + 0.9 | 12.7 | 18.9 | 31.3 | 8.0, 9.5 |\n'
-            '| `a.py`, scaled | 1536 | 9 | 6.5 | 11.9 + 2.0 | 20 | 34 | 62 | 10, 13 |\n')
-    assert tool.memory_of('a', 1024, False, page) == '12.7'
-    assert tool.memory_of('a', 1536, True, page) == '10'
-    assert tool.memory_of('a', 512, True, page) == tool.memory_of('b', 1024, True, page) == ''
+    counted = dict(a=dict(size_px=1024, parameters=10, weights=6.5e9, blocks=5.3e9, blocks_with_cp=0.6e9, rest=0.9e9))
+    assert tool.memory_of('a', 1024, 10, False, counted) == '12.7'
+    assert tool.memory_of('a', 1024, 10, True, counted) == '8.0'
+    for config, size_px, parameters in (('a', 512, 10), ('b', 1024, 10), ('a', 1024, 11)):
+        with pytest.raises(ValueError, match=rf'no figures of {config} at {size_px} px: count them'):
+            tool.memory_of(config, size_px, parameters, True, counted)
