@@ -1,9 +1,12 @@
 """The code of docs/using.md and of the README runs as it stands, but for the paths."""
+import json
 import re
 
 import pytest
 
+import apt_dense
 from tests.locations import ROOT
+from tests.mm.inference.conftest import NAMES
 
 PATH = 'work_dirs/apt_eva02_ti_demo_det/iter_500.pth'
 
@@ -22,8 +25,22 @@ def test_three_lines(page, checkpoints, folder, tmp_path, monkeypatch):
     assert (tmp_path / 'found.png').stat().st_size
 
 
+def test_ids_of_coco(checkpoints, folder, tmp_path):
+    code = blocks_of('docs/using.md')[2]
+    model = apt_dense.load(checkpoints['det'])
+    content = dict(images=[dict(id=index, file_name=name) for index, name in enumerate(NAMES)], annotations=[],
+                   categories=[dict(id=index, name=name) for index, name in enumerate(model.classes)])
+    (tmp_path / 'val.json').write_text(json.dumps(content))
+    for old, new in (('instances_val2017.json', str(tmp_path / 'val.json')), ('val2017/', str(folder))):
+        assert old in code
+        code = code.replace(old, new)
+    names = dict(model=model)
+    exec(compile(code, 'using.md', 'exec'), names)
+    assert len(names['found']) == sum(map(len, model.predict(folder)))
+
+
 def test_streams_and_other_thresholds(checkpoints, folder, capsys):
-    first, stream, ways, _ = blocks_of('docs/using.md')
+    first, stream, _, ways, _ = blocks_of('docs/using.md')
     names = {}
     exec(compile(first.partition('result,')[0].replace(PATH, str(checkpoints['det'])), 'using.md', 'exec'), names)
     exec(compile(stream.replace('film.mp4', str(folder)), 'using.md', 'exec'), names)
