@@ -43,7 +43,8 @@ PUBLISHED = {
     'eva02_l_ade20k_512': ('59.77', '59.70'), 'eva02_l_ade20k_640': ('60.05', '60.01'),
 }
 # Family -> licence of its weights; docs/model_zoo.md says where it is said.
-FAMILIES = {'eva02': 'Apache-2.0', 'dinov3': 'DINOv3 License', 'dinov2': 'Apache-2.0', 'mae': 'CC-BY-NC 4.0'}
+FAMILIES = {'eva02': 'Apache-2.0', 'dinov3': 'DINOv3 License', 'dinov2': 'Apache-2.0', 'mae': 'CC-BY-NC 4.0',
+            'vit': '-'}  # of the file that is chosen
 NONE = '-'
 KINDS = {'': 'short, added parameters', 'entire': 'short, entire model', 'full': 'full, from pre-training',
          '24gb': 'short, on 24 GB'}
@@ -62,14 +63,14 @@ class Row(NamedTuple):
     def of(cls, path: Path) -> 'Row | None':
         """None for the demos' configs."""
         families = '|'.join(FAMILIES)
-        shape = rf'(apt_)?((?:{families})_[bl]_(?:coco|ade20k)(?:_\d+)?)(?:_(\w+))?'
+        shape = rf'(apt_)?((?:{families})_[blh]_(?:coco|ade20k|in1k)(?:_\d+)?)(?:_(\w+))?'
         found = re.fullmatch(shape, path.stem)
         return found and cls(path, bool(found[1]), found[2], found[3] or '')
 
     @property
     def training(self) -> str:
         if not self.apt:
-            return 'dense twin'
+            return 'dense twin' + (f', {self.kind}' if self.kind else '')
         # The added parameters alone are EVA-02's.
         return KINDS[self.kind or ('' if self.model.startswith('eva02') else 'entire')]
 
@@ -84,11 +85,17 @@ class Row(NamedTuple):
         return self.model.partition('_')[0]
 
     @property
+    def licence(self) -> str:
+        """Of the weights that it starts from; a classifier's full training starts from MAE's."""
+        return FAMILIES['mae' if self.family == 'vit' and self.kind == 'full' else self.family]
+
+    @property
     def command(self) -> str:
         """Dense models whose weights are published are tested, the others trained; short fine-tuning wants a model."""
         if not self.apt and self.family == 'eva02':
             return f'`apt-dense test {self.path.stem} FILE`'
-        source = ' --cfg-options load_from=DENSE' if self.apt and self.kind != 'full' else ''
+        start = 'DENSE' if self.apt else 'FILE' if self.family == 'vit' else ''
+        source = f' --cfg-options load_from={start}' if start and self.kind != 'full' else ''
         return f'`apt-dense train {self.path.stem} --amp{source}`'
 
 
@@ -135,7 +142,7 @@ def cells_of(row: Row, counted: dict[str, dict]) -> list[str]:
               for kept in KEPT]
     return [f'`{row.path.name}`', row.training, str(size_px), f'{sum(sizes) / 1e6:.1f} M', f'{trained / 1e6:.1f} M',
             row.published, *counts,
-            memory_of(row.path.stem, size_px, sum(sizes), model.backbone.with_cp, counted), FAMILIES[row.family],
+            memory_of(row.path.stem, size_px, sum(sizes), model.backbone.with_cp, counted), row.licence,
             row.command]
 
 
