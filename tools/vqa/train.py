@@ -117,8 +117,11 @@ def train_added(model: nn.Module, processor: object, rows: list, images: Path, a
     return trainer
 
 
-def good_rows(recipe: Recipe, output_dir: Path) -> list:
-    """The sample's rows that can be trained with; says what is wrong with the others, all of them in a file."""
+def good_rows(recipe: Recipe, output_dir: Path, tell: bool = True) -> list:
+    """The sample's rows that can be trained with; tells what is wrong with the others, all of them in a file.
+
+    Rows of text alone are left out too: what is trained has no part in them.
+    """
     try:
         rows = json.loads(recipe.data.read_text())
     except (OSError, ValueError) as error:
@@ -127,30 +130,35 @@ def good_rows(recipe: Recipe, output_dir: Path) -> list:
         raise ValueError(f'--data {recipe.data} holds a {type(rows).__name__}, wanted a list of conversations')
     drawn = draw_rows(rows, recipe.share, recipe.sample_seed)
     good, bad = check_rows(drawn, recipe.images)
-    print(f'{len(rows)} rows, {len(drawn)} drawn by seed {recipe.sample_seed}, {len(bad)} of them bad and left out')
-    if bad:
+    pictured = [row for row in good if 'image' in row]
+    if tell:
+        print(f'{len(rows)} rows, {len(drawn)} drawn by seed {recipe.sample_seed}, left out {len(bad)} that are bad '
+              f'and {len(good) - len(pictured)} without an image')
+    if bad and tell:
         listing = output_dir / 'bad_rows.txt'
         write_atomically(listing, ''.join(f'{name}\t{reason}\n' for name, reason in bad))
         print(f'{count_faults(bad)}\nall of them: {listing}')
-    if not good:
-        raise ValueError(f'no row of {recipe.data} can be used: {count_faults(bad)}')
-    return good
+    if not pictured:
+        raise ValueError(f'no row of {recipe.data} can be used: {len(drawn)} drawn, {len(bad)} bad, '
+                         f'{len(good)} without an image; {count_faults(bad)}')
+    return pictured
 
 
 def main() -> None:
     recipe, args = HfArgumentParser((Recipe, Arguments)).parse_args_into_dataclasses()
     try:
-        rows = good_rows(recipe, Path(args.output_dir))
+        rows = good_rows(recipe, Path(args.output_dir), args.process_index == 0)
     except ValueError as error:
         sys.exit(f'error: {error}')
     dtype = torch.bfloat16 if args.bf16 else torch.float32
     model = LlavaForConditionalGeneration.from_pretrained(recipe.model, dtype=dtype)
     set_seed(args.seed)  # of the detail branch's start
-    adapt_llava(model, recipe.num_scales, recipe.thresholds)
+    processor = AutoProcessor.from_pretrained(recipe.model)
+    adapt_llava(model, recipe.num_scales, recipe.thresholds, image_processor=processor)
     model.model.vision_tower.apt.float()  # steps of 2e-6 are lost in bfloat16
-    processor = llava_processor(model, AutoProcessor.from_pretrained(recipe.model))
-    train_added(model, processor, rows, recipe.images, args, recipe.max_length, recipe.system)
-    print(f'{Path(args.output_dir) / WEIGHTS}: open it by apt_dense.hf.load_added(adapt_llava(model), FILE)')
+    train_added(model, llava_processor(model, processor), rows, recipe.images, args, recipe.max_length, recipe.system)
+    if args.should_save:
+        print(f'{Path(args.output_dir) / WEIGHTS}: open it by apt_dense.hf.load_added(adapt_llava(model), FILE)')
 
 
 if __name__ == '__main__':

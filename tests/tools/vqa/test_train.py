@@ -18,7 +18,7 @@ train = load_tool('vqa/train.py')
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model, its processor, three pictures and a json of twelve rows, of which one is bad."""
+    """A model, its processor, three pictures and a json of thirteen rows; one is bad, one has no image."""
     model = llava()
     model.generation_config.pad_token_id = 0
     model.save_pretrained(tmp_path / 'model')
@@ -29,6 +29,7 @@ def folder(tmp_path):
         {'from': 'human', 'value': '<image>\nwhat is left'}, {'from': 'gpt', 'value': ('red', 'right')[index % 2]}]}
         for index in range(12)]
     rows[5]['conversations'][1]['value'] = ''
+    rows.append({'id': 'text', 'conversations': [{**turn, 'value': 'red'} for turn in rows[0]['conversations']]})
     (tmp_path / 'rows.json').write_text(json.dumps(rows))
     return tmp_path
 
@@ -51,7 +52,8 @@ class Stop(Exception):
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(folder, monkeypatch, capsys):
     wanted = run(folder, monkeypatch, 'whole')
     told = capsys.readouterr().out
-    assert '12 rows, 12 drawn by seed 0, 1 of them bad and left out\n1 rows: empty answer (row5)' in told
+    assert ('13 rows, 13 drawn by seed 0, left out 1 that are bad and 1 without an image\n1 rows: empty answer (row5)'
+            in told)
     assert (folder / 'whole/bad_rows.txt').read_text() == 'row5\tempty answer\n'
     assert set(wanted) == {f'model.vision_tower.apt.{name}.{part}' for name in ('conv_down', 'zero_mlp')
                            for part in ('weight', 'bias')}
@@ -88,7 +90,8 @@ def test_what_is_frozen_stays(folder, monkeypatch):
 
 def test_a_file_that_is_no_json_is_refused(folder, monkeypatch):
     for text, reason in (('{', 'is no json that can be read'), ('{}', 'holds a dict, wanted a list'),
-                         ('[{}]', 'no row of .* can be used: 1 rows: no conversations'), ('[]', 'of 0 rows')):
+                         ('[{}]', 'can be used: 1 drawn, 1 bad, 0 without an image; 1 rows: no conv'),
+                         ('[]', 'of 0 rows')):
         (folder / 'rows.json').write_text(text)
         with pytest.raises(SystemExit, match=reason):
             run(folder, monkeypatch, 'out')
