@@ -153,6 +153,17 @@ def test_added_parameters_that_do_not_fit_are_refused(tmp_path):
         hf.load_added(model, state)
 
 
+def test_added_parameters_by_the_end_of_their_name():
+    """As transformers writes LLaVA's; a name that two tensors end with says nothing."""
+    model, other = adapted('ViTForImageClassification'), adapted('ViTForImageClassification')
+    short = {name.removeprefix('vit.'): value for name, value in model.state_dict().items() if '.apt.' in name}
+    hf.load_added(other, short)
+    assert torch.equal(other.vit.apt.zero_mlp.weight, model.vit.apt.zero_mlp.weight)
+    twice = {f'{place}.vit.{name}': value for name, value in short.items() for place in ('a', 'b')}
+    with pytest.raises(ValueError, match='vit.apt.conv_down.weight is missing'):
+        hf.load_added(other, twice)
+
+
 def test_weights_of_mae_open_as_vit(tmp_path):
     """As the refusal of ViTMAEModel says."""
     source = transformers_package.ViTMAEModel(transformers_package.ViTMAEConfig(**MLP))
