@@ -89,7 +89,8 @@ _TIMM = Layout(
     prefix=r'(?:visual\.trunk\.)?',
     others=r'text\..+|logit_scale|logit_bias')
 _APT = Layout(
-    "APT's classifier", {'vit': ()}, ('mixed_patch.cls_token',),
+    "APT's classifier", {'clip': ('norm_pre.weight',), 'vit': ()},
+    tuple(f'mixed_patch.{name}' for name in ('cls_token', 'patch_attn.weight', 'patch_embed.proj.weight')),
     (*_TIMM_STEM, *_TIMM_BLOCKS,
      (r'mixed_patch\.cls_token', 'cls_token'),
      (r'mixed_patch\.base_pos_embed', 'pos_embed'),

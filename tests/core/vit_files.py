@@ -75,6 +75,10 @@ def apt_classifier(state: State) -> State:
         'mixed_patch.base_mini_pos_embed', 'head.weight', 'head.bias')
 
 
+def apt_classifier_mean(state: State) -> State:
+    return apt_classifier(state) | extra('fc_norm.weight', 'fc_norm.bias')
+
+
 HF_STEM = (('reg_token', 'embeddings.register_tokens'), ('cls_token', 'embeddings.cls_token'),
            ('pos_embed', 'embeddings.position_embeddings'),
            (r'patch_embed\.proj\.(.+)', r'embeddings.patch_embeddings.projection.\1'), (r'norm\.(.+)', r'layernorm.\1'))
@@ -226,13 +230,17 @@ _DINOV2, _REGISTERS = dict(layer_scale=1e-5), dict(layer_scale=1e-5, num_registe
 _GATED = dict(mlp='swiglu', mlp_ratio=2.0)
 _CLIP = dict(pre_norm=True, patch_bias=False, mlp='quick_gelu')
 # Layout -> what makes the model, the family, and what makes the file of its state dict.
+_APT = dict(num_scales=2, thresholds=(1,))
 FILES = {
     'timm_vit': (plain(), 'vit', timm_vit),
     'timm_no_embed_class': (plain(prefix_positions=0, num_registers=4, layer_scale=1e-5), 'vit', timm_vit),
     'timm_registers_with_positions': (plain(prefix_positions=5, num_registers=4), 'vit', timm_vit),
     'mae': (plain(), 'vit', mae),
     'deit_distilled': (plain(num_registers=1, prefix_positions=2), 'vit', deit_distilled),
-    'apt_classifier': (plain(num_scales=2, thresholds=(1,)), 'vit', apt_classifier),
+    'apt_classifier': (plain(**_APT), 'vit', apt_classifier),
+    'apt_classifier_mean': (plain(with_cls_token=False, prefix_positions=0, layer_scale=1e-5, final_norm=False, **_APT),
+                            'vit', apt_classifier_mean),
+    'apt_classifier_clip': (plain(pre_norm=True, patch_bias=False, **_APT), 'clip', apt_classifier),
     'hf_vit': (plain(), 'vit', hf_vit),
     'hf_dinov2': (plain(**_DINOV2), 'dinov2', hf_dinov2),
     'hf_dinov2_registers': (plain(**_REGISTERS), 'dinov2', hf_dinov2),

@@ -115,7 +115,7 @@ def test_a_resampled_file_into_a_backbone(tmp_path, convert):
     assert all(torch.equal(tensor, given.state_dict()[name]) for name, tensor in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize('layout', ['mae', 'hf_clip', 'hf_sam3', 'apt_classifier'])
+@pytest.mark.parametrize('layout', ['mae', 'hf_clip', 'hf_sam3', 'apt_classifier', 'apt_classifier_clip'])
 def test_files_of_each_kind(layout, tmp_path, convert):
     build, family, write = FILES[layout]
     file = {name: tensor.contiguous() for name, tensor in write(random_state(build())).items()}
