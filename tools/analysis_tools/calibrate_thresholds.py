@@ -146,16 +146,16 @@ def open_source(args: argparse.Namespace) -> Any:
         return Photographs(args.images, args.size, args.fit, args.resampling, args.scorer, args.num_scales or 3)
     with from_extra('mm'):
         import cv2
-        from mmengine.config import DictAction
 
     from apt_dense.mm import compat
     from apt_dense.mm.cli import launch
     from apt_dense.mm.cli.dataset_files import check_dataset_files
     from apt_dense.mm.data.inputs import ConfigInputs
+    from apt_dense.mm.preflight.options import OptionsAction
     compat.filter_library_warnings()
     cv2.setNumThreads(0)  # the workers are the parallelism
     options = argparse.ArgumentParser()
-    options.add_argument('--cfg-options', nargs='+', action=DictAction)
+    options.add_argument('--cfg-options', nargs='+', action=OptionsAction)
     namespace = options.parse_args(['--cfg-options', *args.cfg_options] if args.cfg_options else [])
     namespace.__dict__.update(config=args.config, launcher='none', work_dir=None, local_rank=0)
     cfg = launch.load_config(namespace)

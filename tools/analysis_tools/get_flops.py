@@ -32,10 +32,11 @@ from apt_dense.mm import compat
 from apt_dense.mm.cli import launch, loading, start
 from apt_dense.mm.cli.dataset_files import check_dataset_files
 from apt_dense.mm.data.inputs import BackboneInput, ConfigInputs
+from apt_dense.mm.preflight.options import OptionsAction
 
 with from_extra('mm'):
     import numpy as np
-    from mmengine.config import Config, DictAction
+    from mmengine.config import Config
     from mmengine.device import get_device
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, DefaultScope
@@ -51,7 +52,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--num-images', type=int, default=100, help='the first so many images (100)')
     parser.add_argument('--head-images', type=int, default=1, help='count neck and heads on so many of them (1)')
     parser.add_argument('--json', type=Path, help='write the numbers of every image here')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change settings')
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE', help='change settings')
     args = parser.parse_args(arguments)
     args.launcher, args.work_dir, args.local_rank = 'none', None, 0
     return args

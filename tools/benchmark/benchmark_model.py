@@ -30,9 +30,10 @@ from apt_dense.extras import from_extra
 from apt_dense.mm import compat
 from apt_dense.mm.cli import launch, loading, precision, start
 from apt_dense.mm.cli.dataset_files import check_dataset_files
+from apt_dense.mm.preflight.options import OptionsAction
 
 with from_extra('mm'):
-    from mmengine.config import Config, ConfigDict, DictAction
+    from mmengine.config import Config, ConfigDict
     from mmengine.device import get_device
     from mmengine.model import revert_sync_batchnorm
     from mmengine.optim import build_optim_wrapper
@@ -83,7 +84,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         help='CPU only; process: processor time of this process')
     parser.add_argument('--threads', type=int, help='of a CPU')
     parser.add_argument('--json', type=Path, help='write the figures here')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
                         help='change settings of both configs')
     args = parser.parse_args(arguments)
     args.launcher, args.work_dir, args.local_rank = 'none', None, 0

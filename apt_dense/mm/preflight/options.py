@@ -25,6 +25,14 @@ class OptionsAction(DictAction):
         for option in values:
             if '=' not in option:
                 parser.error(f'{option_string} got {option!r}, wanted KEY=VALUE without spaces')
+            key, value = option.split('=', maxsplit=1)
+            if DICT.fullmatch(value):
+                parser.error(f'{option_string} got {option!r}, wanted each entry of a dict as an option: '
+                             f'{key}.NAME=VALUE')
+            try:
+                self._parse_iterable(value)
+            except (AssertionError, RecursionError):  # brackets that are not closed, or that of a call
+                parser.error(f'{option_string} got {option!r}, wanted one value or a list such as [1,2]')
         super().__call__(parser, namespace, values, option_string)
 
 
@@ -84,8 +92,6 @@ def _misfits(cfg: Config, key: str, value: Any) -> Iterator[str]:
         passed.append(part)
     if isinstance(node, dict) and parts[-1].isdigit() and not isinstance(value, dict):
         yield f'{key}={value}: {key} is a dict, set an entry of it: {", ".join(f"{key}.{name}" for name in node)}'
-    elif isinstance(value, str) and DICT.fullmatch(value):
-        yield f'{key}={value}: an option sets one value, write each entry as an option: {key}.NAME=VALUE'
 
 
 def _unread(before: Config, after: Config, key: str) -> Iterator[str]:
