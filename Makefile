@@ -46,8 +46,9 @@ data-cls: setup
 demo-cls: data-cls
 	@$(PY) tools/demo/run_class_demo.py --work-dir $(WORK_DIRS)/demo_cls
 
+# Threads that wait give up their core: where another process wants it, spinning ones slow training down.
 demo-vqa: setup
-	@$(PY) tools/demo/run_vqa_demo.py --data '$(DATA)_vqa' --work-dir '$(WORK_DIRS)/demo_vqa'
+	@OMP_WAIT_POLICY=PASSIVE $(PY) tools/demo/run_vqa_demo.py --data '$(DATA)_vqa' --work-dir '$(WORK_DIRS)/demo_vqa'
 
 benchmark: setup
 	@$(PY) tools/benchmark/benchmark_docs.py

@@ -11,7 +11,6 @@ import argparse
 import copy
 import importlib.util
 import json
-import os
 import statistics
 import sys
 import time
@@ -169,7 +168,6 @@ def report(results: Mapping[str, dict], blind: Mapping[str, float]) -> str:
 
 def main() -> None:
     args = parse_args()
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     wall, processor_time = time.perf_counter(), time.process_time()
     try:
         write_dataset(args.data, *args.scenes)
