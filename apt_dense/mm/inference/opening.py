@@ -182,7 +182,8 @@ def _check_task(cfg: Config) -> None:
     if not ('roi_head' in model or 'decode_head' in model) or not issubclass(family, PackedViT):
         raise DataError(f'{cfg.filename or "the config"} has model {model.get("type")} on backbone '
                         f'{model.get("backbone", {}).get("type")}: wanted a detector with a roi_head or a segmentor '
-                        'with a decode_head on a backbone that packs tokens, such as APTEVA02')
+                        'with a decode_head on a backbone that packs tokens, such as APTEVA02. '
+                        'tools/test.py CONFIG CHECKPOINT --out FILE.pkl writes the logits of a classifier')
     if 'roi_head' in model and not (model.get('test_cfg') or {}).get('rcnn'):
         raise DataError(f'{cfg.filename or "the config"} has no model.test_cfg.rcnn, which says which boxes are kept: '
                         'add it')
