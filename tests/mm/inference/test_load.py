@@ -155,8 +155,8 @@ def test_a_config_in_a_checkpoint_is_data_not_code(tmp_path, checkpoints):
     (('bare.pth',), 'bare.pth holds no config: give the config first'),
     (('bare.pth', 'bare.pth'), 'are both checkpoints'),
     (('resnet.py',), 'or a segmentor with a decode_head on a backbone that packs tokens'),
-    (('apt_vit_b_in1k_224',), r'has model APTClassifier .*: wanted a detector .*\. tools/test.py CONFIG CHECKPOINT --out '
-     r'FILE.pkl writes the logits of a classifier'),
+    (('apt_vit_b_in1k_224',), r'has model APTClassifier .*: wanted a detector .*\. tools/test.py CONFIG CHECKPOINT '
+     r'--out FILE.pkl writes the logits of a classifier'),
 ])
 def test_what_cannot_be_opened(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
