@@ -86,8 +86,7 @@ def test_what_many_configs_share_stands_once():
     found = {text: sorted(path for path in texts if text in texts[path])
              for text in ('num_scales=', 'thresholds=', 'conv_down', 'zero_mlp')}
     patches = sorted(path for path in texts if path.startswith('_base_/patches/'))
-    dense = ['_base_/models/cascade_mask_rcnn_eva02.py', '_base_/models/upernet_eva02.py', *sorted(
-        path for path in texts if path.startswith('_base_/models/vit_'))]
+    dense = ['_base_/models/cascade_mask_rcnn_eva02.py', '_base_/models/upernet_eva02.py', '_base_/models/vit_cls.py']
     assert found['num_scales='] == found['thresholds='] == dense + patches
     assert found['conv_down'] == found['zero_mlp'] == ['_base_/schedules/apt_short.py']
 

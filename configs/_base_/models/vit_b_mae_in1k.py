@@ -1,27 +1,14 @@
 # MAE's ViT-B/16 for classification: the mean over the rows, and the norm after it.
-_base_ = '../normalisation/imagenet.py'
-
+_base_ = ['./vit_cls.py', '../normalisation/imagenet.py']
 model = dict(
-    type='APTClassifier',
-    num_classes=1000,
-    data_preprocessor=dict(
-        type='ClassDataPreprocessor',
-        mean=_base_.img_mean,
-        std=_base_.img_std,
-        bgr_to_rgb=True,
-        num_classes=1000,
-        mixup_alpha=0.8,
-        cutmix_alpha=1.0),
+    data_preprocessor=dict(mean=_base_.img_mean, std=_base_.img_std, mixup_alpha=0.8, cutmix_alpha=1.0),
     backbone=dict(
-        type='APTViT',
         embed_dims=768,
         depth=12,
         num_heads=12,
         drop_path_rate=0.1,
         final_norm=False,
         img_mean=_base_.img_mean,
-        img_std=_base_.img_std,
-        num_scales=1,
-        thresholds=()),
+        img_std=_base_.img_std),
     pooling='mean',
     loss=dict(label_smoothing=0.1))
