@@ -74,7 +74,8 @@ class ToMe(Reduction):
 
     Args:
         r: in place of ``kept``: rows that go in each block; one number, a list (missing ones are 0), or a pair
-            (mean, inflection) as in the public code.
+            (mean, inflection) as in the public code: the numbers rise in equal steps for an inflection above 0, fall
+            for one below.  Two numbers for two blocks are a list.
 
     Source: ToMe (arXiv 2210.09461) and its public code, which skips LayerScale; here it is kept.
     """
@@ -115,15 +116,21 @@ def parse_r(r: int | Sequence[int] | tuple[int, float], depth: int) -> list[int]
     numbers = r
     if isinstance(r, int):
         numbers = [r] * depth
-    elif isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], float) and all(map(is_number, r)):
+    elif _is_pair(r):
         low = int(r[0] * (1 - r[1]))
         high = 2 * r[0] - low
         numbers = [int(low + index * (high - low) / max(depth - 1, 1)) for index in range(depth)]
     if not isinstance(numbers, Sequence) or len(numbers) > depth or not all(
             map(is_whole, numbers)):
         raise ValueError(f'reduction.r={r!r}: wanted a number of rows, at most {depth} of them, one for each block, or '
-                         '(mean, inflection) with a fraction second, none of them below 0')
+                         '(mean, inflection), none of them below 0')
     return [*numbers, *[0] * (depth - len(numbers))]
+
+
+def _is_pair(r: object) -> bool:
+    """(mean, inflection): a tuple, or a list of which the second is a fraction, as a file without tuples has it."""
+    return isinstance(r, (list, tuple)) and len(r) == 2 and all(map(is_number, r)) and (
+        isinstance(r, tuple) or isinstance(r[1], float))
 
 
 class DTEM(ToMe):
@@ -134,16 +141,16 @@ class DTEM(ToMe):
 
     Args:
         embed_dims: C of the model.
-        metric_dims: channels of the metric; those of a head by default.
+        metric_dims: channels of the metric; by default those of a head, and of two from 1024 embed_dims on.
         nearest, tau1, tau2: of the soft merging: targets that a source may go to, and two temperatures.
 
     Source: DTEM (Lee and Hong, NeurIPS 2024) and the behaviour of its public code.
     """
 
     def __init__(self, depth: int, kept: float | None = None, blocks: Sequence[int] | None = None,
-                 r: int | Sequence[int] | tuple[int, float] | None = None, *, embed_dims: int, metric_dims: int,
-                 nearest: int = 3, tau1: float = 0.1, tau2: float = 0.1):
-        super().__init__(depth, kept, blocks, True, r)
+                 proportional: bool = True, r: int | Sequence[int] | tuple[int, float] | None = None, *,
+                 embed_dims: int, metric_dims: int, nearest: int = 3, tau1: float = 0.1, tau2: float = 0.1):
+        super().__init__(depth, kept, blocks, proportional, r)
         self.nearest, self.tau1, self.tau2, self.metric_dims = nearest, tau1, tau2, metric_dims
         self.metrics = nn.ModuleDict({str(index): nn.Linear(embed_dims, metric_dims) for index in self.blocks})
 

@@ -23,7 +23,8 @@ def build_reduction(config: Mapping[str, Any], depth: int, embed_dims: int, head
     kind = arguments.pop('type', None)
     check_choice('reduction type', kind, REDUCTIONS)
     if kind == 'DTEM':
-        arguments = dict(dict(embed_dims=embed_dims, metric_dims=head_dim), **arguments)
+        metric_dims = head_dim * (2 if embed_dims >= 1024 else 1)  # as in its public code
+        arguments = dict(dict(embed_dims=embed_dims, metric_dims=metric_dims), **arguments)
     known = sorted(set(inspect.signature(REDUCTIONS[kind].__init__).parameters) - {'self', 'depth', 'embed_dims'})
     unknown = [name for name in arguments if name not in (*known, 'embed_dims')]
     if unknown:

@@ -138,7 +138,8 @@ MODELS = {
     'APT with windows': (APTDINOv3, dict(window_size=4, global_block_indexes=(1, 3), num_scales=3,
                                          thresholds=(SPLIT, SPLIT)))}
 KINDS = {'ToMe': dict(type='ToMe', kept=0.7), 'one ToMe': dict(type='ToMe', kept=0.7, proportional=False),
-         'DTEM': dict(type='DTEM', kept=0.7), 'EViT': dict(type='EViT', kept=0.7),
+         'DTEM': dict(type='DTEM', kept=0.7), 'one DTEM': dict(type='DTEM', kept=0.7, proportional=False),
+         'EViT': dict(type='EViT', kept=0.7),
          'EViT without fusion': dict(type='EViT', kept=0.7, fuse=False), 'Random': dict(type='Random', kept=0.6)}
 PAIRS = [(kind, name) for kind in KINDS for name in MODELS
          if not (kind.startswith('EViT') and name in ('no prefix', 'windows', 'APT with windows'))]
@@ -294,11 +295,11 @@ def test_gradients_and_recomputation(kind, name):
     for with_cp in (False, True):
         model, x = build(name, kind), images()
         model.with_cp = with_cp
-        model.train(kind == 'DTEM')
+        model.train(kind.endswith('DTEM'))
         model(x)[0].square().mean().backward()
         found.append({key: parameter.grad for key, parameter in model.named_parameters()})
     for key, gradient in found[0].items():
-        if kind == 'EViT without fusion' and key == 'reg_token' or 'metrics' in key and kind != 'DTEM':
+        if kind == 'EViT without fusion' and key == 'reg_token' or 'metrics' in key and not kind.endswith('DTEM'):
             continue
         assert gradient is not None and gradient.isfinite().all(), key
         torch.testing.assert_close(found[1][key], gradient, atol=1e-5, rtol=1e-4)
@@ -377,6 +378,17 @@ def test_budgets():
         assert sum(layers) / 24 == pytest.approx(kept, abs=1e-6)
     assert parse_r((8, -1.0), 6) == [16, 12, 9, 6, 3, 0]
     assert parse_r([3, 2], 4) == [3, 2, 0, 0] and parse_r(5, 2) == [5, 5]
+    assert parse_r((8, 0), 3) == [8, 8, 8] and parse_r((8, 1), 3) == [0, 8, 16], 'a pair is (mean, inflection)'
+    assert parse_r([8, -1.0], 6) == [16, 12, 9, 6, 3, 0], 'as a file without tuples has it'
+
+
+@pytest.mark.parametrize(('dims', 'heads', 'wanted'), [(128, 2, 64), (1024, 16, 128)])
+def test_the_metric_of_a_wide_model_is_twice_as_wide(dims, heads, wanted):
+    """As in DTEM's code."""
+    with torch.device('meta'):
+        model = APTViT(**dict(TOY, embed_dims=dims, num_heads=heads), pretrain_img_size=20,
+                       reduction=dict(type='DTEM', kept=0.7))
+    assert model.reduction.metrics['0'].weight.shape == (wanted, dims)
 
 
 @pytest.mark.parametrize(('name', 'reduction', 'message'), [
@@ -429,5 +441,5 @@ def test_rows_and_multiply_adds_are_those_that_run(kind, name):
         model.forward_layout(x, layout)
     found = sum(value for key, value in counter.get_flop_counts()['Global'].items() if 'addmm' in str(key) or (
         str(key).endswith('.mm'))) // 2
-    learnt = sum(sum(rows.windows) * 16 * 8 for rows in planned[:3]) if kind == 'DTEM' else 0
+    learnt = sum(sum(rows.windows) * 16 * 8 for rows in planned[:3]) if kind.endswith('DTEM') else 0
     assert found == counted.linears + counted.patches + counted.details + learnt
