@@ -79,6 +79,10 @@ class Maker:
         """DTEM; its metric is learnt."""
         return dense_options(type='DTEM', kept=budget)
 
+    def dtem_advanced(self, budget: float) -> dict[str, Any]:
+        """DTEM without proportional attention."""
+        return dense_options(type='DTEM', kept=budget, proportional=False)
+
     def apt_tome(self, budget: float) -> dict[str, Any]:
         """Both, each at the square root of the budget."""
         return self._patches(budget**0.5, reduction=dict(type='ToMe', kept=budget**0.5))
@@ -87,8 +91,9 @@ class Maker:
 METHODS: dict[str, tuple[str, Callable]] = {
     'apt': ('APT', Maker.apt), 'resizing': ('Resizing', Maker.resizing), 'random': ('Random', Maker.random),
     'tome': ('ToMe', Maker.tome), 'tome_advanced': ('ToMe, advanced', Maker.tome_advanced),
-    'evit': ('EViT', Maker.evit), 'dtem': ('DTEM', Maker.dtem), 'apt_tome': ('APT + ToMe', Maker.apt_tome)}
-LEARNT = ('dtem',)  # without training they are nothing
+    'evit': ('EViT', Maker.evit), 'dtem': ('DTEM', Maker.dtem), 'apt_tome': ('APT + ToMe', Maker.apt_tome),
+    'dtem_advanced': ('DTEM, advanced', Maker.dtem_advanced)}
+LEARNT = ('dtem', 'dtem_advanced')  # without training they are nothing
 
 
 class RowCounter:
