@@ -152,6 +152,7 @@ def test_the_documented_config_for_own_pictures(data, tmp_path):
     assert {cfg[f'{split}_dataloader'].dataset.data_root for split in ('train', 'val', 'test')} == {f'{data}/'}
     found = list(check_class_folders(cfg, ('train', 'val', 'test')))  # there are three classes, and not two
     assert len(found) == 3 and all('num_classes is 2' in str(one) for one in found)
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_epochs == 20, 'the rate falls to 0 over the whole training'
     with torch.device('meta'), DefaultScope.overwrite_default_scope('mmengine'):
         assert MODELS.build(cfg.model).head.out_features == 2
 
