@@ -25,6 +25,9 @@ BY_EPOCH = Rule(
 LATE = Rule(
     'later-than-the-end', WARN, 'schedules that end, or validations that begin, after the last iteration',
     'Set it along with train_cfg.max_iters')
+AT_REST = Rule(
+    'rate-of-zero', WARN, 'a rate that falls to 0 before the end of the training, after which nothing is learnt',
+    'Set its end to that of the training, or an eta_min')
 BACKEND = Rule(
     'storage-that-does-not-fit', STOP, 'backend_args that do not fit the paths, or cannot be used here',
     'Local paths: no backend_args; addresses: the backend of their kind, and data_root with the address')
@@ -38,7 +41,7 @@ MASKLESS = Rule(
 UNSIZED = Rule(
     'pasting-into-other-sizes', WARN, 'CopyPaste of pictures that may have several sizes, which fails',
     "Add to the inner pipeline what makes them equal: RandomResize, RandomCrop and dict(type='Pad', size=(N, N))")
-RULES = (WORKERS, ENDLESS, INCOMPLETE, BY_EPOCH, LATE, BACKEND, MIXING, MASKLESS, UNSIZED)
+RULES = (WORKERS, ENDLESS, INCOMPLETE, BY_EPOCH, LATE, AT_REST, BACKEND, MIXING, MASKLESS, UNSIZED)
 
 WITHOUT_MASKS = ('Mosaic', 'MixUp', 'YOLOXMixUp')
 PACKAGES = {'petrel': 'petrel_client', 'lmdb': 'lmdb', 'memcached': 'mc'}  # that mmengine's backends import
@@ -49,6 +52,7 @@ def check_loading(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
     yield from _check_complete(cfg, splits)
     if 'train' in splits:
         yield from _check_counting(cfg)
+        yield from _check_rate(cfg)
     for split in splits:
         yield from check_loader(cfg, split)
         yield from _check_backends(cfg, split)
@@ -92,11 +96,29 @@ def _check_complete(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
             yield Finding(INCOMPLETE, absent, f'not set, and {given[0]} is')
 
 
+def _schedules(cfg: Config) -> Sequence:
+    schedules = cfg.get('param_scheduler') or []
+    return schedules if isinstance(schedules, (list, tuple)) else [schedules]
+
+
+def _check_rate(cfg: Config) -> Iterator[Finding]:
+    train_cfg = cfg.get('train_cfg') or {}
+    by_epoch = 'Epoch' in kind_of(train_cfg) or bool(train_cfg.get('by_epoch'))
+    unit = 'max_epochs' if by_epoch else 'max_iters'
+    last, schedules = train_cfg.get(unit), [one for one in _schedules(cfg) if isinstance(one, dict)]
+    for index, schedule in enumerate(schedules):
+        end = schedule.get('end')
+        falls = kind_of(schedule) in ('CosineAnnealingLR', 'PolyLR') and schedule.get('eta_min', 0) == 0 and (
+            'eta_min_ratio' not in schedule and schedule.get('by_epoch', True) == by_epoch)
+        if falls and isinstance(end, int) and isinstance(last, int) and end < last and not any(
+                other.get('begin', 0) >= end for other in schedules):
+            yield Finding(AT_REST, f'param_scheduler.{index}.end', f'{end}, and train_cfg.{unit} is {last}')
+
+
 def _check_counting(cfg: Config) -> Iterator[Finding]:
     train_cfg = cfg.get('train_cfg') or {}
     last = train_cfg.get('max_iters')
-    schedules = cfg.get('param_scheduler') or []
-    schedules = schedules if isinstance(schedules, (list, tuple)) else [schedules]
+    schedules = _schedules(cfg)
     if not isinstance(last, int) or 'Epoch' in kind_of(train_cfg) or train_cfg.get('by_epoch'):
         return
     for index, schedule in enumerate(schedules):

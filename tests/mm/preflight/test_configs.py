@@ -272,6 +272,21 @@ def test_what_comes_after_the_end():
     assert 'train_cfg.val_begin: 20' in found(cfg)['later-than-the-end']
 
 
+@pytest.mark.parametrize('kind', ['CosineAnnealingLR', 'PolyLR'])
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_a_rate_that_falls_to_0_before_the_end(kind, by_epoch):
+    cfg, unit = load('det'), 'max_epochs' if by_epoch else 'max_iters'
+    if by_epoch:
+        cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=20)
+    last = cfg.train_cfg[unit]
+    for end, eta_min, more, wanted in ((1, 0, [], True), (last, 0, [], False), (1, 1e-6, [], False),
+                                       (1, 0, [dict(type='ConstantLR', begin=1, end=last, by_epoch=by_epoch)], False)):
+        cfg.param_scheduler = [dict(type=kind, begin=0, end=end, eta_min=eta_min, by_epoch=by_epoch), *more]
+        message = found(cfg).get('rate-of-zero', '')
+        assert bool(message) == wanted
+        assert not wanted or f'param_scheduler.0.end: 1, and train_cfg.{unit} is {last}' in message
+
+
 @pytest.mark.parametrize(('settings', 'message'), [
     (dict(backend_args=dict(backend='http')), "backend: 'http', and train_dataloader.dataset.ann_file is data/demo/"),
     (dict(backend_args=dict(backend='petrel')), "'petrel' needs the package petrel_client"),
