@@ -119,7 +119,8 @@ def parse_r(r: int | Sequence[int] | tuple[int, float], depth: int) -> list[int]
     elif _is_pair(r):
         low = int(r[0] * (1 - r[1]))
         high = 2 * r[0] - low
-        numbers = [int(low + index * (high - low) / max(depth - 1, 1)) for index in range(depth)]
+        steps = [int(low + index * (high - low) / max(depth - 1, 1)) for index in range(depth)]
+        numbers = [max(step, 0) for step in steps]  # below 0 nothing merges
     if not isinstance(numbers, Sequence) or len(numbers) > depth or not all(
             map(is_whole, numbers)):
         raise ValueError(f'reduction.r={r!r}: wanted a number of rows, at most {depth} of them, one for each block, or '

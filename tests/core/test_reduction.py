@@ -380,6 +380,7 @@ def test_budgets():
     assert parse_r([3, 2], 4) == [3, 2, 0, 0] and parse_r(5, 2) == [5, 5]
     assert parse_r((8, 0), 3) == [8, 8, 8] and parse_r((8, 1), 3) == [0, 8, 16], 'a pair is (mean, inflection)'
     assert parse_r([8, -1.0], 6) == [16, 12, 9, 6, 3, 0], 'as a file without tuples has it'
+    assert parse_r((4, 3.0), 4) == [0, 0, 8, 16], 'nothing merges where the numbers are below 0, as in the public code'
 
 
 @pytest.mark.parametrize(('dims', 'heads', 'wanted'), [(128, 2, 64), (1024, 16, 128)])
