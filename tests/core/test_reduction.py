@@ -404,7 +404,7 @@ def test_the_metric_of_a_wide_model_is_twice_as_wide(dims, heads, wanted):
     ('registers', dict(type='ToMe', r=-1), 'reduction.r=-1: wanted a number of rows, .* none of them below 0'),
     ('registers', dict(type='ToMe', r=0.5), 'reduction.r=0.5: wanted a number of rows'),
     ('registers', dict(type='ToMe', r='8'), "reduction.r='8': wanted a number of rows"),
-    ('registers', dict(type='DTEM', r=(4, 3.0)), r'reduction.r=\(4, 3.0\): wanted a number of rows'),
+    ('registers', dict(type='DTEM', r=(4, -3, 2)), r'reduction.r=\(4, -3, 2\): wanted a number of rows'),
     ('registers', dict(type='ToMe', kept=0.7, budget=3), "unexpected keyword argument 'budget'"),
     ('registers', dict(type='EViT', rates=1.5), 'reduction.rates=1.5: wanted one above 0 and at most 1'),
     ('registers', dict(type='Random', kept=0), 'reduction.kept=0 must be above 0'),
