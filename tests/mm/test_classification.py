@@ -207,3 +207,21 @@ def test_what_cannot_be_compared(compared, data, tmp_path, monkeypatch, capsys, 
         status = stopped.code
     assert status == (0 if '--methods' in words else 2)
     assert message in capsys.readouterr().err
+
+
+def test_each_method_is_trained_by_the_configs_schedule(compared, tmp_path, monkeypatch, capsys):
+    """The dense model too; one whose training fails stops the comparison, and is tried again."""
+    out, words = tmp_path / 'out', ['--train', '--methods', 'dtem', '--budgets', '0.8', '--time-batches', '1']
+    tool, file = 'analysis_tools/compare_methods.py', tmp_path / 'out/methods.json'
+    short = ['--cfg-options', 'train_cfg.max_iters=1', 'train_cfg.val_interval=1']
+    (out / 'apt').mkdir(parents=True)
+    (out / 'apt/dtem_0.8').write_text('in the way')
+    assert run(monkeypatch, tool, *compared, *words, '--out-dir', out, *short) == 2
+    assert 'Traceback' not in capsys.readouterr().err
+    assert json.loads(file.read_text())['configs']['apt']['results'].keys() == {'dense'}
+    (out / 'apt/dtem_0.8').unlink()
+    assert run(monkeypatch, tool, *compared, *words, '--out-dir', out, *short) == 0
+    rows = json.loads(file.read_text())['configs']['apt']['results']
+    assert rows['dtem_0.8']['kept'] == pytest.approx(0.8, abs=0.05) and 'accuracy/top1' in rows['dtem_0.8']
+    learnt = weights(next((out / 'apt/dtem_0.8').glob('iter_*.pth')))
+    assert any('.reduction.metrics.' in name for name in learnt)

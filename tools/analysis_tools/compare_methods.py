@@ -22,7 +22,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from methods_report import draw, table
 
 from apt_dense.benchmark.measure import Marks, interleave, keep_freed_memory
 from apt_dense.benchmark.run import device_name, environment
+from apt_dense.core.checkpoint_files import load_official
 from apt_dense.core.files import check_folder, write_atomically
 from apt_dense.extras import from_extra
 
@@ -103,6 +104,7 @@ class Comparison:
         self.name = Path(self.cfg.filename).stem
         scope_of(self.cfg)
         check_checkpoint(checkpoint, f'for {path}')
+        self.state = load_official(checkpoint)[0]
         check_dataset_files(self.cfg, 'test')
         if self.cfg.model.backbone.get('num_scales', 1) < 2:
             raise DataError(f'{path} has one size of patches: give a config with APT, its dense twin is measured too')
@@ -139,15 +141,12 @@ class Comparison:
         """The model of a setting with its weights, in eval mode.
 
         Raises:
-            ValueError: for a budget that is out of reach, or a method that the model cannot have.
+            DataError: for weights that do not fit.
         """
         cfg = Config(self.cfg.to_dict())
         cfg.merge_from_dict(setting.options)
         with self.in_scope():
             model = revert_sync_batchnorm(MODELS.build(cfg.model))
-        state = torch.load(checkpoint, map_location='cpu', weights_only=False, mmap=True)
-        if why := check_learnt(state.get('state_dict', state), setting.options):
-            raise ValueError(why)
         with redirect_stdout(io.StringIO()):  # mmengine prints what was found here already
             load_weights(model, checkpoint)
         return model.eval().requires_grad_(False).to(get_device())
@@ -158,11 +157,9 @@ class Comparison:
         Raises:
             LaunchError: if the training fails; its log says why.
         """
-        options = self.args.cfg_options | setting.options | {'load_from': self.checkpoint}
-        words = [f'{key}={repr(value) if isinstance(value, (tuple, dict)) else value}' for key, value in
-                 options.items()]
-        words = [word.replace(' ', '') for word in words]
+        words = option_words(self.args.cfg_options | setting.options | {'load_from': self.checkpoint})
         command = [sys.executable, str(TRAIN), self.path, '--work-dir', str(folder), '--resume', '--cfg-options']
+        check_folder(folder, '--out-dir')
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / 'train.log', 'a') as log:
             status = subprocess.run([*command, *words], stdout=log, stderr=log).returncode
@@ -217,26 +214,40 @@ class Comparison:
             if setting.name in results:
                 continue
             print(f'{self.name}: {setting.name}', flush=True)
-            try:
-                self.build_check(setting)
+            why = self.refusal(setting)
+            if why:
+                results[setting.name] = dict(method=setting.method, budget=setting.budget, refused=why)
+                print(f'  left out: {why}', file=sys.stderr)
+            else:
                 checkpoint = self.train(setting, self.args.out_dir / self.name / setting.name) if self.args.train else (
                     self.checkpoint)
                 model = self.build(setting, checkpoint)
-            except ValueError as error:
-                results[setting.name] = dict(method=setting.method, budget=setting.budget, refused=str(error))
-                print(f'  left out: {error}', file=sys.stderr)
-            else:
                 dense_model = dense_model or self.build(Setting('dense', 1.0, dense_options()), self.checkpoint)
                 results[setting.name] = dict(method=setting.method, budget=setting.budget, options=setting.options,
                                              **self.accuracy(model), speedup=self.speed(dense_model, model))
             save()
 
-    def build_check(self, setting: Setting) -> None:
-        """Raise ValueError before a training for what the model cannot have."""
+    def refusal(self, setting: Setting) -> str | None:
+        """Why the model cannot have this setting; None if it can."""
         cfg = Config(self.cfg.to_dict())
         cfg.merge_from_dict(setting.options)
-        with self.in_scope(), torch.device('meta'):
-            MODELS.build(cfg.model)
+        try:
+            with self.in_scope(), torch.device('meta'):
+                MODELS.build(cfg.model)
+        except ValueError as error:
+            return str(error)
+        return None if self.args.train else check_learnt(self.state, setting.options)
+
+
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """Options as --cfg-options takes them: each entry of a dict by its own name, no spaces."""
+    words = []
+    for key, value in options.items():
+        if isinstance(value, dict):
+            words += option_words({f'{key}.{name}': inner for name, inner in value.items()})
+        else:
+            words.append(f'{key}={value!r}'.replace(' ', '') if isinstance(value, tuple) else f'{key}={value}')
+    return words
 
 
 def tqdm_inputs(inputs: ConfigInputs) -> ConfigInputs:
