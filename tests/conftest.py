@@ -54,6 +54,16 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """What a test sets stays in it: a launcher's RANK would make a process group of the next test."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope='session')
 def reference() -> Callable[[str], dict]:
     """reference(name) -> the arrays of tests/data/NAME.npz as tensors, float16 as float32, and 'meta', a dict."""

@@ -284,9 +284,10 @@ def test_pytorch_launcher_without_torchrun(monkeypatch):
 
 
 def test_scope_of():
-    assert [launch.scope_of(Config(dict(default_scope=scope))) for scope in ('mmdet', 'mmseg')] == ['mmdet', 'mmseg']
+    known = ['mmdet', 'mmseg', 'mmengine']
+    assert [launch.scope_of(Config(dict(default_scope=scope))) for scope in known] == known
     for settings in (dict(default_scope='mmpose'), dict(default_scope=None), {}):
-        with pytest.raises(launch.LaunchError, match=r"default_scope=('mmpose'|None): set it to 'mmdet' .* or 'mmseg'"):
+        with pytest.raises(launch.LaunchError, match=r"default_scope=('mmpose'|None): set it to 'mmdet' .*, 'mmseg' .* or 'mmengine'"):
             launch.scope_of(Config(settings))
 
 
