@@ -287,7 +287,8 @@ def test_scope_of():
     known = ['mmdet', 'mmseg', 'mmengine']
     assert [launch.scope_of(Config(dict(default_scope=scope))) for scope in known] == known
     for settings in (dict(default_scope='mmpose'), dict(default_scope=None), {}):
-        with pytest.raises(launch.LaunchError, match=r"default_scope=('mmpose'|None): set it to 'mmdet' .*, 'mmseg' .* or 'mmengine'"):
+        with pytest.raises(launch.LaunchError,
+                           match=r"default_scope=('mmpose'|None): set it to 'mmdet' .*'mmseg' .* or 'mmengine'"):
             launch.scope_of(Config(settings))
 
 
