@@ -24,6 +24,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,7 @@ class Comparison:
             raise DataError(f'{path} has one size of patches: give a config with APT, its dense twin is measured too')
         with self.in_scope():
             self.loader = Runner.build_dataloader(self.cfg.test_dataloader, seed=0)
-            batches = iter(self.loader)
-            self.batches = [batch for _, batch in zip(range(args.time_batches), batches, strict=False)]
+            self.batches = list(islice(self.loader, args.time_batches))
 
     def in_scope(self) -> Any:
         """Context in which registries are asked."""
