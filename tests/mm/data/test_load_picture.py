@@ -123,7 +123,7 @@ def test_every_configs_pipelines_refuse_twelve_bits(name, deep, tmp_path):
     path = write(tmp_path, deep >> 4)
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
     pipelines = [cfg[key] for key in ('train_pipeline', 'test_pipeline', 'tta_pipeline') if key in cfg]
-    assert pipelines
+    assert len(pipelines) >= (1 if 'in1k' in name else 2)  # the short recipe of classifiers augments nothing
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for pipeline in pipelines:
             with pytest.raises(ValueError, match='has 16 bits a value, and its largest, 4095, has 12'):
