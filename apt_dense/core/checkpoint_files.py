@@ -1,7 +1,7 @@
 """Checkpoint files: read safely, whatever wrote them."""
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ PICKLE = b'\x80'  # and one of its old format
 USE_AS_IT_IS = ("in this project's format already. Use it as it is: apt_dense.load(FILE), tools/test.py CONFIG FILE, "
                 'or --cfg-options load_from=FILE to train on')
 WRAPPERS = ('model', 'model_ema', 'state_dict', 'module')
+_allowed: set[Callable] = set()
 
 
 def load_official(path: str | Path, wrapper: str | None = None) -> tuple[dict[str, Tensor], str, list[str]]:
@@ -62,6 +63,22 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f'{path} cannot be read as safetensors: {error}') from error
 
 
+def allow_globals(functions: Iterable[Callable]) -> None:
+    """Let every .pth and .pt file name these classes and functions, beside torch's own list.
+
+    torch has one list for the process, and a library's ``with torch.serialization.safe_globals(...)`` (transformers'
+    Trainer has one, with numpy's types) takes from it at its end what others had put there before: ``read_pickle`` puts
+    them back first.
+    """
+    _allowed.update(functions)
+    restore_globals()
+
+
+def restore_globals() -> None:
+    """Put what ``allow_globals`` was given on torch's list again."""
+    torch.serialization.add_safe_globals(list(_allowed))
+
+
 def read_pickle(path: Path) -> object:
     """The content of a .pth or .pt file; tensors of recent files stay on disk until they are used.
 
@@ -70,6 +87,8 @@ def read_pickle(path: Path) -> object:
     """
     if _is_program(path):
         raise ValueError(f'{path} is a TorchScript program, which is not run. Give a file of its state dict')
+    if _allowed:
+        restore_globals()
     try:
         return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:

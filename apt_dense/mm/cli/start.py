@@ -2,17 +2,16 @@
 import logging
 import os
 import socket
-import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from mmengine import dist
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.utils.dl_utils import set_multi_processing
 
-from apt_dense.core.checkpoint_files import load_official
+from apt_dense.core.checkpoint_files import load_official, read_pickle
 from apt_dense.core.eva02_keys import describe_other, looks_official
 from apt_dense.mm import compat
 from apt_dense.mm.cli.device import check_device
@@ -170,8 +169,7 @@ def _described_start(path: str, resume: bool, source: str) -> Start:
 
 def _meta(path: str) -> dict:
     """What a checkpoint says of its run.  Its tensors stay on the disk."""
-    path = os.path.expanduser(path)
-    return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)).get('meta') or {}
+    return read_pickle(Path(os.path.expanduser(path))).get('meta') or {}
 
 
 def _check_start(start: Start) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
+from apt_dense.core.checkpoint_files import allow_globals, restore_globals
 from apt_dense.mm.compat.replacing import replace_once
 
 # The second is what a user sets who trusts every file; it must not undo the first.
@@ -27,7 +28,7 @@ def allow_mmengine_checkpoints() -> None:
     Delete when mmengine saves nothing but tensors and builtin types, or registers these types itself, with a
     narrower getattr than the builtin one.
     """
-    torch.serialization.add_safe_globals(_checkpoint_globals())
+    allow_globals(_checkpoint_globals())
 
 
 @functools.cache
@@ -85,6 +86,7 @@ def load_checkpoints_safely() -> None:
     def make(original: Callable) -> Callable:
 
         def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
+            restore_globals()
             with _only_safe_loading():
                 checkpoint = original(*args, **kwargs)
             meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None

@@ -16,6 +16,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmseg.apis import init_model
 from torch import nn
 
+from apt_dense.core.checkpoint_files import read_pickle
 from apt_dense.mm import compat
 from tests.mm.compat.toys import Toy, train_toy
 
@@ -207,4 +208,17 @@ def test_a_loader_that_allows_getattr_is_replaced(attack, monkeypatch, tmp_path)
     with pytest.raises(pickle.UnpicklingError, match=refusal):
         mmengine.runner.checkpoint._safe_torch_load(path, map_location='cpu')
     assert not marker.exists()
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+@pytest.mark.parametrize('read', [read_pickle, CheckpointLoader.load_checkpoint])
+def test_a_list_that_a_library_has_shortened_is_made_whole(checkpoint, read, tmp_path):
+    """As transformers' Trainer leaves it when it has resumed."""
+    path = tmp_path / 'iter_3.pth'
+    torch.save(checkpoint, path)
+    before = set(torch.serialization.get_safe_globals())
+    with torch.serialization.safe_globals([HistoryBuffer, np.ndarray, np.dtype, np.dtypes.UInt32DType]):
+        pass
+    assert set(torch.serialization.get_safe_globals()) < before
+    assert read(path if read is read_pickle else str(path))['meta']['iter'] == 3
     assert set(torch.serialization.get_safe_globals()) == before

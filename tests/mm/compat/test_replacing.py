@@ -22,6 +22,7 @@ def test_fixes_are_applied_once(extractor):
                 BaseDenseHead.predict_by_feat, bbox_nms.multiclass_nms, bbox_head.multiclass_nms,
                 sys.modules['mmcv._ext'], set(torch.serialization.get_safe_globals()))
 
+    compat.apply()
     before = state()
     compat.apply()
     compat.keep_rois_in_float32()
