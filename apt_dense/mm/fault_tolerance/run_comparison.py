@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from mmengine.logging import HistoryBuffer
 
-from apt_dense.core.checkpoint_files import read_pickle
+from apt_dense.core.checkpoint_files import restore_globals
 from apt_dense.mm import compat  # noqa: F401  (what mmengine stores may be loaded)
 
 # Times, the run's name and settings, and the names of checkpoint files: one more is written when a signal comes.
@@ -15,7 +15,8 @@ NOT_COMPARED = ('cfg', 'experiment_name', 'time', '.eta', 'tokens_per_second', '
 
 def load(path: Path) -> dict:
     """A checkpoint, on the CPU."""
-    return read_pickle(path)
+    restore_globals()
+    return torch.load(path, map_location='cpu', weights_only=True)  # all of it: the file may be overwritten later
 
 
 def differing(one: Any, other: Any, path: str = '') -> set[str]:
