@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from apt_dense.core.files import check_folder
+from apt_dense.core.scorers import SCORERS
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
@@ -48,6 +49,7 @@ def parse_args() -> argparse.Namespace:
     patches.add_argument('--kept', type=float, help='share of the tokens to keep; with --calibrate-on')
     patches.add_argument('--calibrate-on', nargs='+', metavar='INPUT', help='pictures like those to be predicted')
     patches.add_argument('--thresholds', type=float, nargs='+', help='fine to coarse')
+    patches.add_argument('--scorer', choices=sorted(SCORERS), help="of --thresholds or --kept (default: the config's)")
     patches.add_argument('--max-tokens', type=int, help='the most of an image')
     args = parser.parse_args()
     if args.batch_size < 1:
@@ -70,7 +72,8 @@ def main() -> int:
     for path in inputs if ids else ():
         ids.of_image(str(path))
     model = load(args.model, args.weights, args.device, args.kept, calibrate_on=args.calibrate_on,
-                 thresholds=args.thresholds, max_tokens=args.max_tokens, as_published=args.as_published)
+                 thresholds=args.thresholds, scorer=args.scorer, max_tokens=args.max_tokens,
+                 as_published=args.as_published)
     print(model)
 
     def fail(error: DataError) -> None:

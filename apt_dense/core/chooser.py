@@ -13,7 +13,7 @@ from apt_dense.core.layout import TokenLayout
 from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.order import check_grid, padding_remedy
 from apt_dense.core.quadtree import check_thresholds, fit_budgets, select_scales, share_budget
-from apt_dense.core.scorers import get_scorer
+from apt_dense.core.scorers import get_scorer, warn_of_thresholds
 
 BUDGETS = ('image', 'batch')
 
@@ -58,8 +58,9 @@ class PatchChooser:
         self.patch_size = patch_size
         self.window_size = window_size
         self.num_prefix = num_prefix
-        self.thresholds = thresholds
         self.scorer = get_scorer(scorer, compiled)
+        self._scorer_name = scorer
+        self.thresholds = thresholds
         self._check_budget(max_tokens)
         self.max_tokens = max_tokens
         self.max_tokens_per = max_tokens_per
@@ -76,6 +77,7 @@ class PatchChooser:
     @thresholds.setter
     def thresholds(self, values: Sequence[float]) -> None:
         check_thresholds(values, self.num_scales)
+        warn_of_thresholds(self._scorer_name, values)
         self._thresholds = tuple(values)
 
     @property

@@ -1,6 +1,8 @@
 """The scorers by name, as configs and tools know them."""
 import functools
-from collections.abc import Callable
+import math
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -33,6 +35,18 @@ SCORERS: dict[str, Callable[..., list[Tensor]]] = {
     'variance_price': patch_variance_price,
     'random': patch_random,
 }
+
+# Scorers of squared errors of 0..1 images: no score is above 1.
+UP_TO_ONE = frozenset({'upsampling_error', 'upsampling_error_max', 'resizing_error', 'resizing_error_max', 'variance',
+                       'variance_max'})
+
+
+def warn_of_thresholds(name: str, thresholds: Sequence[float]) -> None:
+    """Warn of thresholds that no score of the scorer ``name`` reaches: those of another scorer, most likely."""
+    if name in UP_TO_ONE and any(1 < threshold < math.inf for threshold in thresholds):
+        warnings.warn(f'no score of {name!r} is above 1, and thresholds={tuple(thresholds)}: all patches of the sizes '
+                      "with larger ones merge. If they are of another scorer, name it: scorer='entropy' for bits. Else "
+                      f'find some: calibrate_thresholds.py --scorer {name}', stacklevel=3)
 
 
 def get_scorer(name: str, compiled: bool = False) -> Callable[..., list[Tensor]]:

@@ -1,5 +1,6 @@
 """The choice of patches from a normalised image."""
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -134,3 +135,20 @@ def test_tokens_that_cover_content():
         for wrong in ([(5, 12)], [(5, 13), (1, 1)], [(0, 1), (1, 1)]):
             with pytest.raises(ValueError, match='wanted 2 pairs of rows and columns within the grid 8x12'):
                 layout.covers_content(wrong)
+
+
+@pytest.mark.parametrize('scorer', ['upsampling_error', 'upsampling_error_max', 'resizing_error', 'resizing_error_max',
+                                    'variance', 'variance_max'])
+def test_thresholds_of_another_scorer_are_told(scorer):
+    """(5.75, 4.0) are bits of an entropy; where no score is above 1 they merge everything."""
+    images = torch.rand(1, 3, 64, 64, generator=torch.manual_seed(0)).round() * 255  # black and white: the worst
+    chooser = PatchChooser(3, (1e-3, 1e-3), scorer, img_mean=(0, 0, 0), img_std=(1, 1, 1))
+    assert 0 < max(scores.max() for scores in chooser.scores(images)) <= 1
+    with pytest.warns(UserWarning, match=f"no score of '{scorer}' is above 1.*scorer='entropy'"):
+        chooser.thresholds = (5.75, 4.0)
+    with pytest.warns(UserWarning, match='no score'):
+        PatchChooser(3, (5.75, 4.0), scorer)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        PatchChooser(3, (5.75, 4.0), 'entropy')
+        PatchChooser(3, (math.inf, 1.0), scorer)  # meant

@@ -35,6 +35,7 @@ CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
 # What users of mmdetection mean by a detector's predictions; the published test setting keeps every box of any score.
 USUAL_TEST = dict(score_thr=0.05, max_per_img=100, nms=dict(type='nms', iou_threshold=0.5))
 NUM_SCALES = {'det': 4, 'seg': 3}  # where thresholds are wanted of a config that has none
+BEST_SCORER = 'upsampling_error_max'  # of a model that was trained without merging: docs/results.md
 # Of an official file, which has no config: those that it may belong to.
 OFFICIAL = {'det': ('eva02_b_coco', 'eva02_l_coco'),
             'seg': ('eva02_b_ade20k_512', 'eva02_l_ade20k_512', 'eva02_l_ade20k_640')}
@@ -42,7 +43,8 @@ OFFICIAL = {'det': ('eva02_b_coco', 'eva02_l_coco'),
 
 def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, device: str = 'auto',
          kept: float | None = None, *, calibrate_on: str | Path | Sequence[str | Path] | None = None,
-         thresholds: Sequence[float] | None = None, max_tokens: int | None = None, as_published: bool = False) -> Model:
+         thresholds: Sequence[float] | None = None, scorer: str | None = None, max_tokens: int | None = None,
+         as_published: bool = False) -> Model:
     """Open a model for prediction.
 
     Args:
@@ -58,6 +60,9 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
         calibrate_on: pictures, or folders of them, like those to be predicted.
         thresholds: of the patches, fine to coarse, in place of the config's.  A dense model merges patches then as the
             paper's Resizing baseline does.
+        scorer: what the thresholds are of, a name of ``apt_dense.core.scorers.SCORERS``, with ``kept`` or
+            ``thresholds``.  By default the config's; for a dense model, 'upsampling_error_max' with ``kept``, which
+            has lost the least accuracy (docs/results.md), and 'entropy' with ``thresholds``, the paper's.
         max_tokens: the most of an image, see ``PatchChooser``.
         as_published: test a detector as its published figures were measured, every box of any score, which is slow.
             By default: scores from 0.05, 100 boxes, NMS at 0.5.
@@ -73,7 +78,7 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
             result.draw(f'found/{Path(result.name).name}')
     """
     compat.filter_library_warnings()
-    check_options(kept, calibrate_on, thresholds, max_tokens)
+    check_options(kept, calibrate_on, thresholds, scorer, max_tokens)
     device = find_device(device)
     thresholds = None if thresholds is None else tuple(thresholds)
     source = str(config_or_checkpoint)
@@ -82,7 +87,7 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
     _import_modules(cfg, source)
     _set_for_prediction(cfg, as_published)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        _set_patches(cfg, kept, calibrate_on, thresholds, max_tokens)
+        _set_patches(cfg, kept, calibrate_on, thresholds, scorer, max_tokens)
         model = _build(cfg, source)
         metainfo = DATASETS.build({**_leaf(cfg.test_dataloader.dataset), 'lazy_init': True}).metainfo
     found = _draw_weights(model, source) if weights is None else _load(model, weights)
@@ -205,8 +210,11 @@ def _set_for_prediction(cfg: Config, as_published: bool) -> None:
 
 
 def _set_patches(cfg: Config, kept: float | None, calibrate_on: Any, thresholds: Sequence[float] | None,
-                 max_tokens: int | None) -> None:
+                 scorer: str | None, max_tokens: int | None) -> None:
     backbone = cfg.model.backbone
+    if scorer is not None and scorer != backbone.get('scorer', 'entropy'):
+        # The proportions of the config's thresholds are those of its scorer.
+        backbone.update(scorer=scorer, thresholds=(0.0,) * (backbone.get('num_scales', 1) - 1))
     if max_tokens is not None:
         backbone.max_tokens = max_tokens
     if thresholds is not None:
@@ -220,7 +228,7 @@ def _set_patches(cfg: Config, kept: float | None, calibrate_on: Any, thresholds:
             num_scales = NUM_SCALES['det' if 'roi_head' in cfg.model else 'seg']
             while backbone.get('window_size', 0) % 2**(num_scales - 1):
                 num_scales -= 1
-            backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1))
+            backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1), scorer=scorer or BEST_SCORER)
         if kept < 1:
             backbone.thresholds = _calibrate(cfg, kept, calibrate_on)
         else:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from apt_dense.core.scorers import SCORERS
 from apt_dense.mm.errors import DataError
 
 
-def check_options(kept: Any, calibrate_on: Any, thresholds: Any, max_tokens: Any) -> None:
+def check_options(kept: Any, calibrate_on: Any, thresholds: Any, scorer: Any, max_tokens: Any) -> None:
     """Check what says which patches merge, see ``load``; warn of thresholds in the wrong order.
 
     Raises:
@@ -23,6 +24,11 @@ def check_options(kept: Any, calibrate_on: Any, thresholds: Any, max_tokens: Any
     if thresholds is not None and any(coarse > fine for fine, coarse in pairwise(thresholds)):
         warnings.warn(f'thresholds {tuple(thresholds)} rise, and they run fine to coarse: that of a larger patch is '
                       'seldom the larger one', stacklevel=3)
+    if scorer is not None:
+        if not isinstance(scorer, str) or scorer not in SCORERS:
+            raise DataError(f'scorer={scorer!r} is none: {", ".join(sorted(SCORERS))}')
+        if thresholds is None and kept is None:
+            raise DataError(f'scorer={scorer!r} wants thresholds of its own: give thresholds, or kept and calibrate_on')
     if max_tokens is not None and not (isinstance(max_tokens, Integral) and _is_number(max_tokens) and max_tokens > 0):
         raise DataError(f'max_tokens={max_tokens!r} must be a whole number from 1 on, or None')
     if kept is None:

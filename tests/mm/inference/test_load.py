@@ -11,6 +11,7 @@ from mmengine.logging import MMLogger
 
 import apt_dense
 from apt_dense.core.conversion import convert
+from apt_dense.core.scorers import SCORERS
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.inference import opening
 from apt_dense.mm.inference.saved_config import config_of
@@ -103,6 +104,30 @@ def test_thresholds_for_a_share(checkpoints, folder):
         assert coarse == pytest.approx(fine, rel=1e-3)  # the proportions of the config's (3, 3)
 
 
+@pytest.mark.parametrize(('options', 'scorer'), [
+    (dict(kept=0.6), 'upsampling_error_max'), (dict(kept=0.6, scorer='laplacian_max'), 'laplacian_max'),
+    (dict(thresholds=(3.0, 3.0)), 'entropy'), (dict(thresholds=(1e-3, 1e-3), scorer='variance'), 'variance')])
+def test_the_scorer_of_a_dense_model(options, scorer, dense_det, folder):
+    calibrate_on = folder if 'kept' in options else None
+    model = apt_dense.load(*dense_det, calibrate_on=calibrate_on, **options)
+    assert model.module.backbone.chooser.scorer is SCORERS[scorer]
+    results = model.predict(folder)
+    kept = sum(result.tokens.num_tokens for result in results) / sum(result.tokens.num_cells for result in results)
+    assert 0.2 < kept <= options.get('kept', 0.99)
+    assert 'kept' not in options or len(set(model.thresholds)) == 1  # one dial
+
+
+def test_another_scorer_than_the_configs(checkpoints, folder, tmp_path):
+    """The proportions of the config's thresholds are not its."""
+    cfg = apt_dense.load(checkpoints['det']).cfg
+    cfg.model.backbone.thresholds = (3.0, 0.3)
+    cfg.dump(tmp_path / 'own.py')
+    with pytest.warns(UserWarning, match='without weights'):
+        model = apt_dense.load(tmp_path / 'own.py', kept=0.6, calibrate_on=folder, scorer='upsampling_error_max')
+    fine, coarse = model.thresholds
+    assert coarse == fine < 1 and model.module.backbone.chooser.scorer is SCORERS['upsampling_error_max']
+
+
 def test_a_budget(checkpoints, folder):
     results = apt_dense.load(checkpoints['det'], thresholds=(-1, -1), max_tokens=20).predict(folder)
     assert max(result.tokens.num_tokens for result in results) <= 20
@@ -175,6 +200,9 @@ def test_what_cannot_be_opened(arguments, message, tmp_path, monkeypatch):
     (dict(kept=1.5, calibrate_on='.'), r'kept=1.5 is no share of the tokens'),
     (dict(kept=0.5, calibrate_on='nowhere'), 'kept=0.5: nowhere does not exist'),
     (dict(thresholds=(1,)), r'got 1 thresholds \(1,\), and the model has 3 sizes of patches: give 2'),
+    (dict(scorer='entropy'), "scorer='entropy' wants thresholds of its own: give thresholds, or kept"),
+    (dict(scorer='edges', thresholds=(1, 1)), "scorer='edges' is none: entropy, laplacian_max"),
+    (dict(scorer=['entropy'], thresholds=(1, 1)), 'is none: entropy'),
     (dict(device='gpu'), "device='gpu' is none"),
     (dict(device='cuda:99'), "device='cuda:99', and torch .* sees \\d+ GPUs"),
 ])
