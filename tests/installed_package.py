@@ -41,7 +41,7 @@ assert not {'mmengine', 'mmcv', 'PIL'} & sys.modules.keys()  # it needs torch al
 import apt_dense.mm
 from mmengine.config import Config
 cfg = Config.fromfile('large.py')
-assert (cfg.model.backbone.embed_dims, cfg.model.backbone.thresholds) == (1024, (2, 2, 0.3))
+assert (cfg.model.backbone.embed_dims, cfg.model.backbone.scorer) == (1024, 'upsampling_error_max')
 print(apt_dense.__path__[0])
 """
 

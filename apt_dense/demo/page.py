@@ -38,10 +38,14 @@ def update(path: str | None, size_px: int, scorer: str, goal: str, kept: float, 
     Whatever is wrong with a file is told in the message; nothing is raised for it.
     """
     try:
+        if goal == BY_THRESHOLDS and scorer != 'entropy':
+            raise ValueError('These thresholds are bits of entropy: choose patches by a share of the tokens, or '
+                             f"'entropy' in place of {scorer!r}")
         image = read_upload(path)
         share = kept if goal == BY_SHARE else None
         found = analyse(image, size_px, (fine, middle, coarse), share, scorer)
-        drawn = predictor.draw(image, (fine, middle, coarse), share) if predictor else None
+        drawn = predictor.draw(image, (fine, middle, coarse), found.kept if share is None and
+                               predictor.scorer != scorer else share) if predictor else None
     except (ValueError, MemoryError) as error:
         return f'### {error}', None, None, None, None, None
     values = ', '.join(f'{value:g}' for value in found.thresholds)

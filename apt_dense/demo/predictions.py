@@ -21,6 +21,9 @@ class SideBySide:
     Args:
         model, weights, device: of ``apt_dense.load``.
 
+    Attributes:
+        scorer: the model's; thresholds are of it.
+
     Raises:
         DataError: as ``apt_dense.load``.
     """
@@ -29,6 +32,7 @@ class SideBySide:
         self.model: Model = load(model, weights, device)
         if not self.model.thresholds:
             self.model = load(model, weights, device, kept=1.0)
+        self.scorer = self.model.cfg.model.backbone.get('scorer', 'entropy')
         self._inputs = ConfigInputs(self.model.cfg, images=[])
         self._lock = threading.Lock()
 

@@ -18,6 +18,8 @@ CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shuti
 
 
 class Predictor:
+    scorer = 'entropy'
+
     def draw(self, image, thresholds, kept):
         self.asked = thresholds, kept
         return image
@@ -56,6 +58,15 @@ def test_predictions_are_asked_for_the_same(tmp_path):
     assert predictor.asked == ((1.0, 1.0, 1.0), 0.5) and shown[-1].size == (140, 90)
     update(str(tmp_path / 'a.png'), 512, 'entropy', BY_THRESHOLDS, 0.5, 3.0, 2.0, 1.0, predictor)
     assert predictor.asked == ((3.0, 2.0, 1.0), None)
+    predictor.scorer = 'upsampling_error_max'  # bits are not for it: it gets the share that they keep
+    shown = update(str(tmp_path / 'a.png'), 512, 'entropy', BY_THRESHOLDS, 0.5, 7.5, 7.5, 7.5, predictor)
+    assert predictor.asked[1] < 1 and f'{predictor.asked[1]:.1%} of the tokens' in shown[0]
+
+
+def test_thresholds_of_another_scorer_are_no_bits(tmp_path):
+    Image.fromarray(np.zeros((90, 140, 3), np.uint8)).save(tmp_path / 'a.png')
+    message, patches, *_ = update(str(tmp_path / 'a.png'), 512, 'variance', BY_THRESHOLDS, 0.5, 3.0, 2.0, 1.0)
+    assert 'bits of entropy: choose patches by a share' in message and patches is None
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='no Chromium')

@@ -43,7 +43,7 @@ def shrink(cfg: Config) -> Config:
     cfg.model.backbone.update(img_size=128, embed_dims=32, depth=4, num_heads=2, window_size=4,
                               global_block_indexes=(1, 3), pretrain_img_size=64)
     if cfg.model.backbone.num_scales > 1:
-        cfg.model.backbone.update(num_scales=3, thresholds=(3.0, 3.0))
+        cfg.model.backbone.update(num_scales=3, scorer='entropy', thresholds=(3.0, 3.0))
     cfg.model.neck.in_channels = 32
     cfg.model.test_cfg.rcnn.score_thr = 0.0  # an untrained detector is sure of nothing
     return cfg

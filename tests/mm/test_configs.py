@@ -51,6 +51,8 @@ PAIRS = [
      {'default_hooks.checkpoint', 'custom_hooks', 'train_cfg.val_interval', 'vis_backends', 'visualizer'}),
 ]
 APT_SETTINGS = {f'{place}.{name}' for place in ('patches', 'model.backbone') for name in ('num_scales', 'thresholds')}
+CHOICES = {f'{place}.scorer' for place in ('patches', 'model.backbone')} | {
+    f'patches_{choice}.{name}' for choice in ('half', 'paper') for name in ('num_scales', 'scorer', 'thresholds')}
 
 
 def load(name: str) -> Config:
@@ -227,10 +229,35 @@ def test_the_smaller_detector_is_smaller_everywhere():
 def test_apt_differs_from_its_dense_twin_only_where_it_should(name, twin, allowed):
     apt, dense = flat(load(name).to_dict()), flat(load(twin).to_dict())
     different = {key for key in apt.keys() | dense.keys() if apt.get(key, '-') != dense.get(key, '-')}
-    unexpected = {key for key in different - APT_SETTINGS
+    unexpected = {key for key in different - APT_SETTINGS - CHOICES
                   if not any(key == setting or key.startswith(f'{setting}.') for setting in allowed)}
     assert not unexpected
     assert different >= APT_SETTINGS
+
+
+@pytest.mark.parametrize('name', [name for name in LEAVES if name.startswith('apt')])
+def test_a_scorer_and_its_thresholds(name):
+    """Bits for the entropy; squared errors of 0..1 images, one number for all sizes, for what replaces it."""
+    cfg = load(name)
+    for patches in (cfg.model.backbone, *(cfg.get(f'patches_{choice}') for choice in ('half', 'paper'))):
+        if patches is None:
+            continue
+        thresholds = patches.thresholds
+        if patches.get('scorer', 'entropy') == 'entropy':
+            assert all(0.3 <= threshold < 7 for threshold in thresholds)
+        else:
+            assert len(set(thresholds)) == 1 and 1e-6 < thresholds[0] < 1e-3
+    assert ('coco' in name) == ('patches_half' in cfg)
+    if 'coco' in name:
+        assert cfg.model.backbone.thresholds < cfg.patches_half.thresholds  # it keeps more
+
+
+def test_the_papers_patches_are_one_line(tmp_path):
+    (tmp_path / 'own.py').write_text(f"""_base_ = '{CONFIGS}/apt_eva02_l_coco.py'
+model = dict(backbone=_base_.patches_paper)
+""")
+    backbone = Config.fromfile(tmp_path / 'own.py').model.backbone
+    assert (backbone.scorer, backbone.thresholds, backbone.embed_dims) == ('entropy', (2, 2, 0.3), 1024)
 
 
 @pytest.mark.parametrize('size', ['b', 'l'])
@@ -241,7 +268,8 @@ def test_the_recipes_figures(size):
     assert dense.param_scheduler[1].milestones == [48000, 54000]
     assert dense.optim_wrapper.paramwise_cfg.layer_decay_rate == {'b': 0.7, 'l': 0.8}[size]
     assert dense.auto_scale_lr.base_batch_size == short.auto_scale_lr.base_batch_size == 128
-    assert full.model.backbone.thresholds == short.model.backbone.thresholds == (2, 2, 0.3)
+    assert full.patches == short.patches and full.patches.items() <= full.model.backbone.items()
+    assert short.patches_paper == dict(num_scales=4, scorer='entropy', thresholds=(2, 2, 0.3))
     assert short.requires_load_from and short.load_from is None
     published = dense.model.test_cfg.rcnn
     assert (published.nms.type, published.nms.iou_threshold, published.score_thr) == ('soft_nms', 0.6, 0.0)

@@ -48,7 +48,7 @@ class Maker:
         self.own, self.maps = own, maps
 
     def _patches(self, kept: float, **others: Any) -> dict[str, Any]:
-        thresholds = tuple(round(value, 4) for value in thresholds_for(self.maps, kept, self.own))
+        thresholds = tuple(float(f'{value:.4g}') for value in thresholds_for(self.maps, kept, self.own))
         return {f'{BACKBONE}.thresholds': thresholds} | {f'{BACKBONE}.{name}': value for name, value in others.items()}
 
     def apt(self, budget: float) -> dict[str, Any]:

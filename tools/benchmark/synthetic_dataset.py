@@ -73,7 +73,7 @@ def write_config(path: Path, base: str, is_detector: bool, thresholds: tuple[flo
         dict(data_prefix=dict(img_path='images', seg_map_path='labels'), img_suffix='.png'))
     lines = [f'_base_ = {str(CONFIGS / f"{base}.py")!r}', f'test_dataloader = dict(dataset={dataset!r})']
     if thresholds:
-        lines.append(f'model = dict(backbone=dict(thresholds={thresholds!r}))')
+        lines.append(f"model = dict(backbone=dict(scorer='entropy', thresholds={thresholds!r}))")
     if is_detector:
         lines.append(f'test_evaluator = dict(ann_file={str(folder / "objects.json")!r})')
     path.write_text('\n'.join(lines) + '\n')

@@ -20,7 +20,7 @@ OPTIONS = [
     'model.data_preprocessor.pad_size_divisor=128', 'model.backbone.img_size=128', 'model.backbone.embed_dims=32',
     'model.backbone.depth=4', 'model.backbone.num_heads=2', 'model.backbone.window_size=4',
     'model.backbone.global_block_indexes=[1,3]', 'model.backbone.pretrain_img_size=64', 'model.backbone.num_scales=3',
-    'model.backbone.thresholds=[3,3]', 'model.neck.in_channels=32',
+    'model.backbone.scorer=entropy', 'model.backbone.thresholds=[3,3]', 'model.neck.in_channels=32',
     'train_dataloader.dataset.pipeline.3.scale=(128,128)', 'train_dataloader.dataset.pipeline.4.crop_size=(128,128)',
     'val_dataloader.dataset.pipeline.1.scale=(128,128)', 'train_dataloader.batch_size=2',
     'train_dataloader.num_workers=2', 'default_hooks.logger.interval=1', 'log_processor.window_size=5',

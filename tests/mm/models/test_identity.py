@@ -311,7 +311,7 @@ def test_apt_that_merges_starts_as_the_resizing_baseline(golden, weights):
     results = {}
     for branch in ('zero', 'none'):
         cfg = small_config('apt_eva02_l_coco_full')
-        cfg.model.backbone.update(thresholds=(6.0, 5.5), detail_branch=branch)
+        cfg.model.backbone.update(scorer='entropy', thresholds=(6.0, 5.5), detail_branch=branch)
         model = build(cfg, weights)
         results[branch] = model.extract_feat(batch(model, golden)['inputs'])
         assert model.backbone.last_layout.num_tokens < 0.9 * model.backbone.last_layout.num_cells

@@ -40,7 +40,7 @@ def tiny(name: str = 'apt_eva02_ti_demo_seg') -> Config:
     model.backbone.update(img_size=CROP, embed_dims=32, depth=4, num_heads=2, out_indices=(0, 1, 2, 3),
                           pretrain_img_size=CROP)
     if model.backbone.num_scales > 1:
-        model.backbone.update(num_scales=3, thresholds=(3.0, 3.0))
+        model.backbone.update(num_scales=3, scorer='entropy', thresholds=(3.0, 3.0))
     model.data_preprocessor.size = (CROP, CROP)
     model.neck.embed_dim = 32
     model.decode_head.update(in_channels=[32] * 4, channels=16)
