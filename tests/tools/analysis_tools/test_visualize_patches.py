@@ -80,7 +80,7 @@ def test_thresholds_over_those_of_a_config(tool, tmp_path, half_noise, capsys):
     Image.fromarray(half_noise).save(tmp_path / 'scene.png')
     arguments = [str(tmp_path / 'scene.png'), '--config', str(CONFIG), '--out-dir', str(tmp_path)]
     assert tool.main(arguments) == 0
-    assert 'without padding 65 of 128 (50.8% kept)' in capsys.readouterr().out
+    assert 'without padding 89 of 128 (69.5% kept)' in capsys.readouterr().out
     assert tool.main([*arguments, '--thresholds', '-1', '--scorer', 'laplacian_max']) == 0
     assert '256 tokens of 256 cells' in capsys.readouterr().out
 
