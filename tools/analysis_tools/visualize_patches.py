@@ -17,13 +17,12 @@ import argparse
 import copy
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from apt_dense.calibration.images import (
     RESAMPLINGS,
     VIDEO_SUFFIXES,
-    find_images,
     load_image,
     resize_longest,
     to_input,
@@ -35,6 +34,7 @@ from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.files import NotWritten, check_folder
 from apt_dense.core.scorers import SCORERS
 from apt_dense.drawing.saving import save_picture
+from apt_dense.drawing.sources import read_all
 from apt_dense.drawing.variants import Variant, draw_variants
 from apt_dense.extras import from_extra
 
@@ -159,24 +159,6 @@ def find_shares(args: argparse.Namespace, chooser: PatchChooser, prepare: Prepar
     if not maps.num_inputs:
         raise ValueError('--kept: nothing of what is given can be read as a picture')
     return [thresholds_for(maps, kept, ()) for kept in args.kept]
-
-
-def read_all(paths: Sequence[Path], on_bad: Callable[[ValueError], object]) -> Iterator[tuple[str, Path | Image.Image]]:
-    """Name and file, or name 'VIDEO#12' and frame, of all that is given.
-
-    Args:
-        on_bad: called with the error of what is not there, a video that cannot be read, or a folder without an image.
-    """
-    for path in paths:
-        try:
-            if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-                with from_extra('mm'):
-                    from apt_dense.mm.inference.sources import pictures_of
-                yield from ((frame.name, Image.fromarray(frame.array)) for frame in pictures_of(path))
-            else:
-                yield from ((str(file), file) for file in find_images([path]))
-        except ValueError as error:
-            on_bad(error)
 
 
 def find_variants(args: argparse.Namespace, choosers: Sequence[Variant],
