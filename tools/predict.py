@@ -6,9 +6,9 @@
         --kept 0.7 --calibrate-on photos/
 
 Written into --out: each picture with what was found, NAME.png (NAME.mp4 for a video); predictions.json in COCO's
-layout, with each picture's tokens; for segmentation labels/NAME.png, the label of each pixel.  What is no picture is
-named before the model is loaded, what turns out to be damaged later; the others go on, and the exit status is 1; 2 if
-none can be read, and nothing is written.
+layout, with each picture's tokens; for segmentation labels/NAME.png, the label of each pixel.  What is no picture or
+cut off is named before the model is loaded, what turns out to be damaged in the middle later; the others go on, and the
+exit status is 1; 2 if none can be read, and nothing is written.
 """
 import argparse
 import sys

@@ -143,11 +143,60 @@ def test_the_rest(command, message, place, monkeypatch, capfd):
 
 
 def test_nothing_that_can_be_predicted(checkpoints, place, monkeypatch, capfd):  # noqa: F811
-    """Found only when it is read to its end, so the model is there: no empty predictions are left."""
+    """Found only when it is read, so the model is there: no empty predictions are left."""
+    Image.fromarray(np.full((90, 90), 900, np.uint16)).save('dark.png')
+    said = refuse('predict', ['dark.png', '--model', str(checkpoints['det']), '--out', 'new'], place, monkeypatch,
+                  capfd)
+    assert 'dark.png cannot be read as a picture: dark.png has 16 bits a value' in said
+
+
+CUT_OFF = {  # before the model, or the config that a command names, is looked for
+    'predict': 'predict cut.{} --out o --model no.pth', 'patches': 'patches cut.{} --config no.py',
+    'calibrate_on': f'predict a.png --out o --model {DEMO} --weights no.pth --kept 0.5 --calibrate-on a.png cut.{{}}',
+    'sweep': 'sweep no.pth --calibrate-on a.png cut.{}', 'balance': f'balance a.png cut.{{}} --config {DEMO}',
+    'flops': f'flops {DEMO} no.pth --images of_{{}}',
+}
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png'])
+@pytest.mark.parametrize('command', CUT_OFF)
+def test_what_is_cut_off_is_said_first(command, suffix, place, monkeypatch, capfd):
+    Image.fromarray(picture(90, 90)).save(f'cut.{suffix}')
+    content = (place / f'cut.{suffix}').read_bytes()
+    (place / f'of_{suffix}').mkdir()
+    for file in (f'cut.{suffix}', f'of_{suffix}/cut.{suffix}'):
+        (place / file).write_bytes(content[:len(content) // 2])
+    tool, *arguments = CUT_OFF[command].format(suffix).split()
+    said = refuse(tool, arguments, place, monkeypatch, capfd)
+    assert f'cut.{suffix} cannot be read as a' in said, said
+
+
+def test_calibrating_says_first_what_it_leaves_out(place, monkeypatch, capfd):
+    """And what is no picture by its values when it is read; both are counted."""
     Image.fromarray(picture(90, 90)).save('cut.png')
-    (place / 'cut.png').write_bytes((place / 'cut.png').read_bytes()[:200])
-    said = refuse('predict', ['cut.png', '--model', str(checkpoints['det']), '--out', 'new'], place, monkeypatch, capfd)
-    assert 'cut.png cannot be read as a picture' in said
+    (place / 'cut.png').write_bytes((place / 'cut.png').read_bytes()[:500])
+    Image.fromarray(np.full((90, 90), 900, np.uint16)).save('dark.png')
+    tool, images = load_tool(SCRIPTS['calibrate']), ['a.png', 'dark.png', 'cut.png', '--size', '64']
+    monkeypatch.setattr(tool, 'score_images', lambda *_: pytest.fail(capfd.readouterr().err))
+    with pytest.raises(pytest.fail.Exception, match=r'^calibrate_thresholds: cut\.png cannot be read as an image'):
+        tool.main([*images, '--kept', '0.5'])
+    tool = load_tool(SCRIPTS['calibrate'])
+    assert tool.main([*images, '--thresholds', '1', '1', '--num-workers', '0']) == 1
+    assert '2 images left out, see above' in capfd.readouterr().err
+
+
+def test_predict_looks_at_all_files_first(checkpoints, place, monkeypatch):  # noqa: F811
+    """What is wrong with the last would lose the results of all before it."""
+    model = apt_dense.load(checkpoints['seg'])
+    monkeypatch.setattr(model, '_predict', lambda *_: pytest.fail('predicted'))
+    Image.fromarray(picture(90, 90)).save(place / 'folder.jpg/cut.jpg')
+    (place / 'folder.jpg/cut.jpg').write_bytes((place / 'folder.jpg/cut.jpg').read_bytes()[:-300])
+    for source in (['a.png', np.zeros((9, 9, 3), np.uint8), 'text.jpg'], ('a.png', place / 'folder.jpg'),
+                   ['a.png', 'no.png'], ['a.png', 'text.mp4']):
+        with pytest.raises(DataError, match=r'(text|cut)\.(jpg|mp4) cannot be read as a|no.png does not exist'):
+            model.predict(source)
+    with pytest.raises(DataError, match=r'text\.jpg cannot be read as a picture: .* \(1 more cannot be read\)$'):
+        model.predict(['text.jpg', 'folder.jpg'])
 
 
 def test_what_is_no_picture_is_said_before_the_model_is_looked_for(place, monkeypatch, capfd):

@@ -23,6 +23,7 @@ from apt_dense.calibration.images import RESAMPLINGS, crop_square, find_images, 
 from apt_dense.calibration.report import Scored, describe, draw
 from apt_dense.calibration.thresholds import Family, ScoreMaps, find_thresholds, quantile_family, ratio_family
 from apt_dense.calibration.token_counts import write_token_counts
+from apt_dense.calibration.whole_images import split_whole
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.files import NotWritten, check_folder, check_target, write_atomically
 from apt_dense.core.quadtree import check_thresholds
@@ -121,9 +122,9 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
 class Photographs:
     """Score maps of image files at one size; what ``apt_dense.mm.data.inputs.ConfigInputs`` is for configs."""
 
-    def __init__(self, paths: list[Path], size: int, fit: str, resampling: str, scorer: str, num_scales: int):
+    def __init__(self, files: list[Path], size: int, fit: str, resampling: str, scorer: str, num_scales: int):
         self.chooser = PatchChooser(num_scales, (0.0,) * (num_scales - 1), scorer)
-        self._paths, self._size, self._fit, self._resampling = find_images(paths), size, fit, resampling
+        self._paths, self._size, self._fit, self._resampling = files, size, fit, resampling
         self.settings = dict(size=size, fit=fit, resampling=resampling, scorer=scorer, num_scales=num_scales,
                              patch_size=self.chooser.patch_size)
 
@@ -140,10 +141,16 @@ class Photographs:
         return [(maps, tuple(-(-side // self.chooser.patch_size) for side in (image.height, image.width)))]
 
 
-def open_source(args: argparse.Namespace) -> Any:
-    """The images that the command names: ``Photographs`` or ``ConfigInputs``."""
+def open_source(args: argparse.Namespace) -> tuple[Any, list[str]]:
+    """The images that the command names, ``Photographs`` or ``ConfigInputs``; what is told of those that are damaged.
+
+    The files of a dataset are left to ``apt-dense check``.
+    """
     if args.images:
-        return Photographs(args.images, args.size, args.fit, args.resampling, args.scorer, args.num_scales or 3)
+        files = find_images(args.images)
+        files, errors = split_whole(files[index] for index in pick(len(files), args.num_images))
+        return Photographs(files, args.size, args.fit, args.resampling, args.scorer, args.num_scales or 3), [
+            tell(error) for error in errors]
     with from_extra('mm'):
         import cv2
 
@@ -161,7 +168,19 @@ def open_source(args: argparse.Namespace) -> Any:
     cfg = launch.load_config(namespace)
     cfg.pop(f'{args.split}_evaluator', None)  # nothing is evaluated: its annotations need not be there
     check_dataset_files(cfg, args.split)
-    return ConfigInputs(cfg, args.split, args.pipeline, args.num_scales, args.seed)
+    return ConfigInputs(cfg, args.split, args.pipeline, args.num_scales, args.seed), []
+
+
+def pick(count: int, wanted: int | None) -> list[int]:
+    """``wanted`` indexes of ``count``, evenly over all; all for None."""
+    wanted = min(wanted or count, count)
+    return [position * count // wanted for position in range(wanted)]
+
+
+def tell(error: object) -> str:
+    """Say at once what is left out, and why."""
+    tqdm.write(f'calibrate_thresholds: {error}', file=sys.stderr)
+    return str(error)
 
 
 class _Scores(torch.utils.data.Dataset):
@@ -188,14 +207,14 @@ def _start_worker(worker: int) -> None:
 
 def score_images(source: Any, num_images: int | None, num_workers: int) -> Scored:
     """Score the images, in the source's order whatever the number of workers, and forget them one by one."""
-    count = min(num_images or len(source), len(source))
-    indexes = [position * len(source) // count for position in range(count)]
+    indexes = pick(len(source), num_images)
+    num_workers = min(num_workers, len(indexes))
     loader = DataLoader(_Scores(source, indexes), collate_fn=lambda batch: batch[0], worker_init_fn=_start_worker,
-                        num_workers=min(num_workers, count), multiprocessing_context='fork' if num_workers else None)
+                        num_workers=num_workers, multiprocessing_context='fork' if num_workers else None)
     maps, owners, paths, errors = ScoreMaps(source.chooser.num_scales, source.chooser.max_tokens), [], [], []
     for path, inputs, error in tqdm(loader, unit='image', desc='scoring'):
         if error:
-            errors.append(error)
+            errors.append(tell(error))
             continue
         for one, content in inputs:
             maps.add([torch.from_numpy(scores) for scores in one], content)
@@ -237,10 +256,9 @@ def run(args: argparse.Namespace) -> int:
         check_target(args.save_tokens, '--save-tokens')
     if args.thresholds:
         check_thresholds(args.thresholds, args.num_scales)
-    source = open_source(args)
+    source, damaged = open_source(args)
     scored = score_images(source, args.num_images, args.num_workers)
-    for error in scored.errors:
-        print(f'calibrate_thresholds: {error}', file=sys.stderr)
+    left_out = [*damaged, *scored.errors]
     thresholds, family = choose(args, scored.maps)
     table = describe(source.chooser, scored, thresholds)
     if args.images:
@@ -254,9 +272,9 @@ def run(args: argparse.Namespace) -> int:
         write_token_counts(args.save_tokens, {**source.settings, 'thresholds': thresholds},
                            dict(zip(scored.paths, tokens, strict=True)))
         print(f'-> {args.save_tokens}')
-    if scored.errors:
-        print(f'calibrate_thresholds: {len(scored.errors)} images left out, see above', file=sys.stderr)
-    return 1 if scored.errors else 0
+    if left_out:
+        print(f'calibrate_thresholds: {len(left_out)} images left out, see above', file=sys.stderr)
+    return 1 if left_out else 0
 
 
 def main(arguments: list[str] | None = None) -> int:

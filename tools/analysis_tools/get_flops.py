@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from apt_dense.benchmark.run import environment
-from apt_dense.calibration.images import find_images
+from apt_dense.calibration.whole_images import find_whole_images
 from apt_dense.core.files import write_atomically
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.core.vit import PackedViT
@@ -62,10 +62,11 @@ def open_inputs(cfg: Config, folder: Path | None) -> ConfigInputs:
     """The images of the test dataset, or of the folder, through the config's test pipeline.
 
     Raises:
-        LaunchError: if the folder is not there or has no image, or the config's backbone is no PackedViT.
+        LaunchError: if the folder is not there, has no image or a damaged one, or the config's backbone is no
+            PackedViT.
     """
     try:
-        return ConfigInputs(cfg, images=None if folder is None else find_images([folder]))
+        return ConfigInputs(cfg, images=None if folder is None else find_whole_images([folder]))
     except ValueError as error:
         raise launch.LaunchError(str(error)) from error
 

@@ -17,8 +17,9 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from apt_dense.calibration.images import RESAMPLINGS, find_images, load_image, resize, to_input
+from apt_dense.calibration.images import RESAMPLINGS, load_image, resize, to_input
 from apt_dense.calibration.token_counts import load_token_counts
+from apt_dense.calibration.whole_images import find_whole_images
 from apt_dense.core.files import NotWritten, check_target
 from apt_dense.drawing.saving import save_figure
 from apt_dense.extras import from_extra
@@ -82,7 +83,7 @@ def count_draws(args: argparse.Namespace) -> np.ndarray:
     chooser, resampling = chooser_of(cfg), args.resampling or resampling_of(cfg)
     print(f'resampling by {resampling}')
     rng = np.random.default_rng(args.seed)
-    photos = [load_image(path) for path in find_images(args.images)]
+    photos = [load_image(path) for path in find_whole_images(args.images)]
     counts = np.empty((args.num_crops, args.num_draws))
     for index in tqdm(range(args.num_crops), unit='image', desc='scoring'):
         crop = random_crop(photos[rng.integers(len(photos))], rng)

@@ -26,7 +26,6 @@ import torch
 
 from apt_dense.benchmark.measure import Marks, interleave, keep_freed_memory
 from apt_dense.benchmark.run import device_name, environment
-from apt_dense.calibration.images import find_images
 from apt_dense.calibration.shares import thresholds_for
 from apt_dense.core.files import check_folder, write_atomically
 from apt_dense.drawing.saving import save_figure
@@ -41,7 +40,7 @@ with from_extra('mm'):
     from apt_dense.mm.data.inputs import ConfigInputs
     from apt_dense.mm.errors import DataError
     from apt_dense.mm.inference import Model, load
-    from apt_dense.mm.inference.calibrating import score_all
+    from apt_dense.mm.inference.calibrating import calibration_images, score_all
     from apt_dense.mm.inference.evaluation import Evaluation, set_options
     from apt_dense.mm.preflight.options import OptionsAction
 with from_extra('tools'):
@@ -120,8 +119,11 @@ def open_model(args: argparse.Namespace) -> Model:
     return model
 
 
-def find_settings(args: argparse.Namespace, model: Model) -> list[Setting]:
+def find_settings(args: argparse.Namespace, model: Model, images: list[Path] | None) -> list[Setting]:
     """The dense setting first, then the config's own, those of the shares, and those given; none of them twice.
+
+    Args:
+        images: to find the thresholds of shares with, by default the test dataset's.
 
     Raises:
         DataError: for a share of --kept that is out of reach, or another number of thresholds than the model's.
@@ -134,7 +136,6 @@ def find_settings(args: argparse.Namespace, model: Model) -> list[Setting]:
                             'coarse')
     shares = args.kept or (() if args.thresholds else DEFAULT_KEPT)
     if shares:
-        images = args.calibrate_on and find_images([Path(path) for path in args.calibrate_on])
         inputs = ConfigInputs(model.cfg, images=images)
         count = min(args.calibration_images, len(inputs))
         maps = score_all(inputs, tqdm([position * len(inputs) // count for position in range(count)], desc='scoring',
@@ -261,9 +262,10 @@ def main(arguments: list[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
+    images = calibration_images(args.calibrate_on, '--calibrate-on') if args.calibrate_on else None
     model = open_model(args)
     evaluation = Evaluation(model.cfg)
-    settings = find_settings(args, model)
+    settings = find_settings(args, model, images)
     for setting in settings:
         model.thresholds = setting.thresholds
         setting.metrics = evaluation.evaluate(model, progress=lambda batches, name=setting.name: tqdm(

@@ -34,7 +34,7 @@ from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.files import NotWritten, check_folder
 from apt_dense.core.scorers import SCORERS
 from apt_dense.drawing.saving import save_picture
-from apt_dense.drawing.sources import read_all
+from apt_dense.drawing.sources import find_inputs, read_all
 from apt_dense.drawing.variants import Variant, draw_variants
 from apt_dense.extras import from_extra
 
@@ -235,6 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         check_folder(args.out_dir, '--out-dir')
+        args.images = find_inputs(args.images, fail)
+        if not args.images:
+            return 2
         choosers, prepare = config_source(args) if args.config else bare_source(args)
         variants = find_variants(args, choosers, prepare)
     except ValueError as error:

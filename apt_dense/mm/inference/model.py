@@ -19,7 +19,7 @@ from apt_dense.mm.data.inputs import slide_windows, test_transforms
 from apt_dense.mm.data.load_picture import load_as
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.inference.results import Grid, Result, Tokens
-from apt_dense.mm.inference.sources import NO_PICTURE, Picture, pictures_of
+from apt_dense.mm.inference.sources import NO_PICTURE, Picture, check_readable, pictures_of
 
 _numbers = itertools.count()
 
@@ -77,8 +77,9 @@ class Model:
             One ``Result`` for each picture, in their order.
 
         Raises:
-            DataError: for what is no picture, naming it.
+            DataError: for what is no picture, naming it: all files are looked at before the first is predicted.
         """
+        check_readable(source)
         return list(self.stream(source, batch_size))
 
     def stream(self, source: Any, batch_size: int = 1,

@@ -11,7 +11,6 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from apt_dense.calibration.images import find_images
 from apt_dense.calibration.shares import thresholds_for
 from apt_dense.core.checkpoint_files import load_official, read_pickle
 from apt_dense.core.conversion import convert
@@ -23,7 +22,7 @@ from apt_dense.mm.cli.config_files import CONFIGS, find_config, read_config
 from apt_dense.mm.cli.loading import refuse_gaps, watch_next_load
 from apt_dense.mm.data.inputs import ConfigInputs
 from apt_dense.mm.errors import DataError, LaunchError
-from apt_dense.mm.inference.calibrating import score_all
+from apt_dense.mm.inference.calibrating import calibration_images, score_all
 from apt_dense.mm.inference.model import Model
 from apt_dense.mm.inference.options import check_options, find_device
 from apt_dense.mm.inference.saved_config import config_of
@@ -79,6 +78,7 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
     """
     compat.filter_library_warnings()
     check_options(kept, calibrate_on, thresholds, scorer, max_tokens)
+    images = None if calibrate_on is None else calibration_images(calibrate_on, f'kept={kept}')
     device = find_device(device)
     thresholds = None if thresholds is None else tuple(thresholds)
     source = str(config_or_checkpoint)
@@ -87,7 +87,7 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
     _import_modules(cfg, source)
     _set_for_prediction(cfg, as_published)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        _set_patches(cfg, kept, calibrate_on, thresholds, scorer, max_tokens)
+        _set_patches(cfg, kept, images, thresholds, scorer, max_tokens)
         model = _build(cfg, source)
         metainfo = DATASETS.build({**_leaf(cfg.test_dataloader.dataset), 'lazy_init': True}).metainfo
     found = _draw_weights(model, source) if weights is None else _load(model, weights)
@@ -209,7 +209,7 @@ def _set_for_prediction(cfg: Config, as_published: bool) -> None:
         cfg.model.test_cfg.rcnn.update(USUAL_TEST)
 
 
-def _set_patches(cfg: Config, kept: float | None, calibrate_on: Any, thresholds: Sequence[float] | None,
+def _set_patches(cfg: Config, kept: float | None, images: list[Path] | None, thresholds: Sequence[float] | None,
                  scorer: str | None, max_tokens: int | None) -> None:
     backbone = cfg.model.backbone
     if scorer is not None and scorer != backbone.get('scorer', 'entropy'):
@@ -230,16 +230,15 @@ def _set_patches(cfg: Config, kept: float | None, calibrate_on: Any, thresholds:
                 num_scales -= 1
             backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1), scorer=scorer or BEST_SCORER)
         if kept < 1:
-            backbone.thresholds = _calibrate(cfg, kept, calibrate_on)
+            backbone.thresholds = _calibrate(cfg, kept, images)
         else:
             backbone.thresholds = (-1.0,) * (backbone.num_scales - 1)
 
 
-def _calibrate(cfg: Config, kept: float, source: Any) -> tuple[float, ...]:
+def _calibrate(cfg: Config, kept: float, images: list[Path]) -> tuple[float, ...]:
     """Thresholds at which the share is kept, of the content of some pictures."""
-    paths = [source] if isinstance(source, (str, Path)) else source
     try:
-        inputs = ConfigInputs(cfg, images=find_images([Path(path).expanduser() for path in paths]))
+        inputs = ConfigInputs(cfg, images=images)
         return thresholds_for(score_all(inputs), kept, inputs.chooser.thresholds)
     except ValueError as error:
         raise DataError(f'kept={kept}: {error}') from error

@@ -6,10 +6,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from apt_dense.calibration.images import VIDEO_SUFFIXES, find_images, to_rgb
+from apt_dense.calibration.whole_images import check_image
 from apt_dense.mm.data.load_picture import as_picture
 from apt_dense.mm.errors import DataError
 
@@ -80,10 +81,10 @@ def _checked_path(source: str | Path) -> Path:
 
 
 def find_readable(sources: Sequence[str | Path]) -> tuple[list[Path], list[DataError]]:
-    """The pictures and videos of some paths, of folders those in them and below, by a look at their first bytes.
+    """The pictures and videos of some paths, of folders those in them and below, by their first bytes and their last.
 
     Returns:
-        Those that a reader knows, and an error for each of the others.
+        Those that a reader knows and that are whole, see ``check_image``, and an error for each of the others.
 
     Raises:
         DataError: for a path that is not there, an address, or a folder without a picture.
@@ -93,7 +94,7 @@ def find_readable(sources: Sequence[str | Path]) -> tuple[list[Path], list[DataE
         path = _checked_path(source)
         video = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
         for file in [path] if video else _files(path):
-            known = cv2.VideoCapture(str(file)).isOpened() if video else _has_reader(file)
+            known = cv2.VideoCapture(str(file)).isOpened() if video else _is_picture(file)
             if known:
                 good.append(file)
             else:
@@ -102,15 +103,31 @@ def find_readable(sources: Sequence[str | Path]) -> tuple[list[Path], list[DataE
     return good, bad
 
 
-def _has_reader(file: Path) -> bool:
-    """Whether OpenCV or Pillow knows what a file begins with."""
-    if cv2.haveImageReader(str(file)):
-        return True
+def check_readable(source: Any) -> None:
+    """Look at all files of a source, see ``WANTED``, before the first is read; a generator cannot be looked at.
+
+    Raises:
+        DataError: as ``find_readable``, and for the first file that it refuses.
+    """
+    if isinstance(source, Iterator):
+        return
+    paths = [one for one in (source if _many(source) else [source]) if isinstance(one, (str, Path))]
+    _, bad = find_readable(paths)
+    if bad:
+        raise DataError(f'{bad[0]}{f" ({len(bad) - 1} more cannot be read)" if len(bad) > 1 else ""}')
+
+
+def _is_picture(file: Path) -> bool:
+    """Whether Pillow or OpenCV knows a file, and it is whole."""
     try:
-        with Image.open(file):
-            return True
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
+        check_image(file)
+    except ValueError as error:
+        # Of formats that only OpenCV knows, and pictures that are too large for Pillow.
+        foreign = isinstance(error.__cause__, (UnidentifiedImageError, Image.DecompressionBombError))
+        # In memory, as mmcv does it: from a file OpenCV fills up with grey what is cut off.
+        return foreign and cv2.haveImageReader(str(file)) and (
+            cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) is not None)
+    return True
 
 
 def _many(source: Any) -> bool:

@@ -178,7 +178,8 @@ def test_folders_and_videos(tool, tmp_path, half_noise, config, capsys):
     (['a.png', '--config', 'none.py'], 'config none.py (in '),
     (['a.png', '--patch-size', '0'], '--patch-size 0 --img-size 1536: wanted pixels'),
     (['a.png', '--kept', '0.00001', '--img-size', '256'], 'target 1e-05 is out of reach'),
-    (['missing.png', '--kept', '0.5'], '--kept: nothing of what is given can be read'),
+    (['missing.png', '--kept', '0.5'], 'missing.png does not exist'),
+    (['dark.png', '--kept', '0.5'], '--kept: nothing of what is given can be read'),
     (['empty'], 'empty holds no image'),
     (['text.jpg'], 'text.jpg cannot be read as an image'),
     (['film.mp4'], 'film.mp4 cannot be read as a video'),
@@ -190,6 +191,7 @@ def test_bad_input_is_one_line(tool, arguments, message, tmp_path, half_noise, m
     for name in ('text.jpg', 'film.mp4'):
         (tmp_path / name).write_text('no picture')
     Image.fromarray(half_noise).save(tmp_path / 'a.png')
+    Image.fromarray(np.full((40, 60), 900, np.uint16)).save(tmp_path / 'dark.png')
     try:
         status = tool.main(arguments)
     except SystemExit as stopped:
