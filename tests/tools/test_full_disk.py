@@ -1,6 +1,10 @@
 """A disk that fills while a tool writes: one message, status 2, and no file that is not whole."""
 import ast
+import json
+import resource
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,6 +19,7 @@ from apt_dense.cli import COMMANDS
 from apt_dense.core.files import NotWritten
 from apt_dense.mm.cli.launch import run_tool
 from apt_dense.mm.data.label_maps import FolderIoUMetric
+from apt_dense.mm.inference.writing import PredictionWriter, VideoFile
 from apt_dense.mm.preflight.draw import draw_samples
 from tests.core.test_conversion import pretrained  # noqa: F401
 from tests.full_disk import full_disk
@@ -73,6 +78,70 @@ def test_a_tool(command, checkpoints, place, monkeypatch, capsys):  # noqa: F811
     (line,) = [line for line in said.splitlines() if 'cannot be written' in line]
     assert WRITING[command] in line and 'Make room there, or choose another place' in line and len(line) < 250
     assert files_below(place) == before
+
+
+def test_a_video_is_given_up_at_the_frame_that_has_no_room(tmp_path):
+    """Not at its end: predicting a film takes hours."""
+    frames = [np.random.default_rng(seed).integers(0, 256, (480, 640, 3), np.uint8) for seed in range(40)]
+    video = VideoFile(tmp_path / 'o/film.mp4', 'none.avi', (640, 480))
+    rest = iter(frames)
+    with full_disk(2_000_000), pytest.raises(NotWritten, match=r'film\.mp4 cannot be written: File too large. Make'):
+        for frame in rest:
+            video.write(frame)
+    assert 10 < len(list(rest)) < 39 and not files_below(tmp_path)
+    video = VideoFile(tmp_path / 'o/film.mp4', 'none.avi', (640, 480))
+    for frame in frames:
+        video.write(frame)
+    video.close()
+    assert [path.name for path in files_below(tmp_path)] == ['film.mp4']
+    assert int(cv2.VideoCapture(str(tmp_path / 'o/film.mp4')).get(cv2.CAP_PROP_FRAME_COUNT)) == 40
+
+
+def test_a_film_ends_the_tool_where_the_disk_is_full(place, monkeypatch, capfd):
+    """Before the next film is begun."""
+    writer = cv2.VideoWriter('long.avi', cv2.VideoWriter_fourcc(*'MJPG'), 5, (640, 480))
+    for seed in range(30):
+        writer.write(np.random.default_rng(seed).integers(0, 256, (480, 640, 3), np.uint8))
+    writer.release()
+    before = files_below(place)
+    with full_disk(1_300_000):
+        status = load_tool('analysis_tools/visualize_patches.py').main(
+            ['long.avi', 'film.avi', '--img-size', '512', '--out-dir', 'o'])
+    said = capfd.readouterr()
+    assert status == 2 and said.err.startswith('error: o/long_patches.mp4 cannot be written'), said.err
+    assert 'long.avi#1' in said.out and 'film.avi#0' not in said.out and said.err.count('\n') == 1
+    assert files_below(place) == before
+
+
+class Drawn:
+    """A frame of film.avi as a result."""
+
+    size, classes, tokens = (480, 640), ('a',), SimpleNamespace(num_tokens=1, kept=1.0)
+
+    def __init__(self, number):
+        self.name, self.number = f'film.avi#{number}', number
+
+    def draw(self, min_score):
+        return np.random.default_rng(self.number).integers(0, 256, (480, 640, 3), np.uint8)
+
+    def to_coco(self, number, category_ids):
+        return []
+
+
+@pytest.mark.parametrize('json_has_room', [True, False])
+def test_predictions_of_a_film_that_has_no_room(json_has_room, place):
+    """It is the film that the message names, and what was predicted before stands in the JSON where that has room."""
+    before = files_below(place)
+    with pytest.raises(NotWritten, match=r'^o/film\.mp4 cannot be written'), full_disk(1_300_000), (
+            PredictionWriter(Path('o'), 'det', ('a',))) as writer:
+        for number in range(30):
+            if number == 2 and not json_has_room:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            writer.add(Drawn(number))
+    left = [path for path in files_below(place) if path not in before]
+    assert [path.name for path in left] == ['predictions.json'] * json_has_room
+    for path in left:
+        assert 2 <= len(json.loads(path.read_text())['images']) < 30
 
 
 def test_samples_of_a_dataset(written, tmp_path):

@@ -3,6 +3,7 @@ import errno
 import itertools
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,7 @@ from apt_dense.mm.inference.coco_ids import CocoIds, image_id_of
 from apt_dense.mm.inference.results import Result
 
 FRAMES_PER_SECOND = 25.0  # where a video does not say
+WRITE_BUFFER = 2**18  # bytes that OpenCV collects before it writes them
 
 
 class PredictionWriter:
@@ -63,7 +65,8 @@ class PredictionWriter:
             return
         if self.task == 'seg':
             del self._content['annotations']
-        write_atomically(self.folder / 'predictions.json', json.dumps(self._content) + '\n')
+        with suppress(*[NotWritten] if error is not None else []):  # what has ended it says why
+            write_atomically(self.folder / 'predictions.json', json.dumps(self._content) + '\n')
 
     def add(self, result: Result) -> None:
         """Write one result."""
@@ -151,9 +154,27 @@ class VideoFile:
             raise DataError(f'{path} cannot be written as a video: give its pictures instead')
 
     def write(self, frame: np.ndarray) -> None:
-        """Add a frame (H, W, 3) uint8, RGB."""
+        """Add a frame (H, W, 3) uint8, RGB.
+
+        Raises:
+            NotWritten: if the file has no room for it; nothing is left behind.
+        """
+        try:
+            self._check_room(frame.nbytes + WRITE_BUFFER)
+        except OSError as error:
+            self.discard()
+            raise NotWritten(error.errno, error.strerror, str(self._path)) from error
         self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
         self._frames += 1
+
+    def _check_room(self, num_bytes: int) -> None:
+        """Take and give back room behind the file's end: OpenCV tells nobody that it could not write there."""
+        with open(self._partial, 'r+b') as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                os.posix_fallocate(file.fileno(), end, num_bytes)
+            finally:
+                file.truncate(end)
 
     def close(self) -> None:
         """Finish it.
