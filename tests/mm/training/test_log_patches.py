@@ -1,5 +1,6 @@
 """LogPatchesHook: what stands in the backends after validations, and that the training is the same."""
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -123,6 +124,27 @@ def test_weights_and_biases(tiny_config, coco_root, tmp_path, monkeypatch):
     assert {'patches_0', 'predictions_0', 'tokens_by_size', 'tokens_by_scale', 'loss', 'val_tokens_16px'} <= set(names)
     histograms = [values['tokens_by_scale'] for values in wandb.logged if 'tokens_by_scale' in values]
     assert len(histograms) == 1 and len(histograms[0]) == 3 and histograms[0].sum() > 0
+
+
+@pytest.mark.slow
+def test_weights_and_biases_itself(tiny_config, coco_root, tmp_path):
+    """Offline, where it is installed: pictures as they stand in the files, and the histogram in the run's log."""
+    pytest.importorskip('wandb')
+    cfg = config('det', tiny_config, coco_root, tmp_path, max_iters=1, num_images=1)
+    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend'),
+                                   dict(type='WandbVisBackend', init_kwargs=dict(project='test', mode='offline'))]
+    cfg.visualizer.name = 'of the test with W&B'
+    train(cfg)
+    (run,) = (tmp_path / 'work').rglob('offline-run-*/run-*.wandb')
+    for name in ('patches_0', 'predictions_0', 'tokens_by_size'):
+        (logged,), (file,) = run.parent.rglob(f'{name}_*.png'), (tmp_path / 'work').rglob(f'vis_image/{name}_1.png')
+        assert np.array_equal(np.asarray(Image.open(logged)), np.asarray(Image.open(file))), name
+    (values,) = set(re.findall(rb'tokens_by_scale\x12\x06values[^[]{1,9}(\[[^]]+])', run.read_bytes()))
+    (scalars,) = (tmp_path / 'work').rglob('vis_data/scalars.json')
+    lines = [json.loads(line) for line in scalars.read_text().splitlines()]
+    (shares,) = ([line[f'val_tokens_{side}px'] for side in (16, 32, 64)] for line in lines if 'val_tokens_16px' in line)
+    counts = np.asarray(json.loads(values))
+    assert counts.sum() > 0 and counts / counts.sum() == pytest.approx(shares)
 
 
 def test_bars():
