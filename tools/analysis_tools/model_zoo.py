@@ -1,19 +1,23 @@
 #!/usr/bin/env python
-"""Write the table of docs/model_zoo.md: a row for each config, computed from the config.
+"""Write the tables of docs/model_zoo.md: a row for each config, computed from the config.
 
     python tools/analysis_tools/model_zoo.py            # write it
-    python tools/analysis_tools/model_zoo.py --check    # status 1 if the page has another
+    python tools/analysis_tools/model_zoo.py --check    # status 1 if the page has others
 
 Parameters are those of the model, which is built without memory.  Multiply-adds are the backbone's, exact for a layout
 that keeps the wanted share of one input: the square of a detector, a window of a segmentor.  Memory is that of
 docs/memory.json, which estimate_memory.py writes.  What is published is a fact of the papers and model cards, and
 stands here; so are the licences of the weights.
+
+Each family has two tables for a dataset, figures and commands, which fit into a page of 1280 px beside the
+site's two lists: one table for all was twice as wide.
 """
 import argparse
+import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,10 +50,12 @@ PUBLISHED = {
 FAMILIES = {'eva02': 'Apache-2.0', 'dinov3': 'DINOv3 License', 'dinov2': 'Apache-2.0', 'mae': 'CC-BY-NC 4.0',
             'vit': '-'}  # of the file that is chosen
 NONE = '-'
+TITLES = {'eva02': 'EVA-02', 'dinov3': 'DINOv3', 'dinov2': 'DINOv2', 'mae': 'MAE', 'vit': 'ViT',
+          'coco': 'COCO', 'ade20k': 'ADE20K', 'in1k': 'ImageNet'}
 KINDS = {'': 'short, added parameters', 'entire': 'short, entire model', 'full': 'full, from pre-training',
          '24gb': 'short, on 24 GB'}
-HEADINGS = ('config', 'training', 'px', 'parameters', 'trained', 'published', 'G multiply-adds at 1', '0.7', '0.5',
-            'GB, 1 image', 'licence', 'command')
+FIGURES = ('config', 'training', 'px', 'params', 'trained', 'published', 'G at 1', '0.7', '0.5', 'GB')
+COMMANDS = ('command', 'licence')
 
 
 class Row(NamedTuple):
@@ -85,6 +91,11 @@ class Row(NamedTuple):
         return self.model.partition('_')[0]
 
     @property
+    def group(self) -> str:
+        """Family and dataset, the heading that it stands under."""
+        return f'{TITLES[self.family]} on {TITLES[self.model.split("_")[2]]}'
+
+    @property
     def licence(self) -> str:
         """Of the weights that it starts from; a classifier's full training starts from MAE's."""
         return FAMILIES['mae' if self.family == 'vit' and self.kind == 'full' else self.family]
@@ -100,12 +111,12 @@ class Row(NamedTuple):
 
 
 def rows() -> Iterator[Row]:
-    """Of all configs: by model, the dense twin first."""
+    """Of all configs: by family and dataset, then by model, the dense twin first."""
     found = filter(None, map(Row.of, (ROOT / 'configs').glob('*.py')))
     known = list(PUBLISHED)
     yield from sorted(found, key=lambda row: (
         known.index(row.model) if row.model in known else len(known), list(FAMILIES).index(row.family),
-        row.model, row.apt, list(KINDS).index(row.kind)))
+        row.group, row.model, row.apt, list(KINDS).index(row.kind)))
 
 
 def count_multiply_adds(backbone: PackedViT, size_px: int, kept: float) -> int:
@@ -130,8 +141,8 @@ def memory_of(config: str, size_px: int, parameters: int, with_cp: bool, counted
     return f'{(figures["weights"] + blocks + figures["rest"]) / 1e9:.1f}'
 
 
-def cells_of(row: Row, counted: dict[str, dict]) -> list[str]:
-    """The texts of a row."""
+def figures_of(row: Row, counted: dict[str, dict]) -> list[str]:
+    """A row of the table of figures."""
     cfg = Config.fromfile(row.path)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
         model = MODELS.build(cfg.model)
@@ -140,28 +151,35 @@ def cells_of(row: Row, counted: dict[str, dict]) -> list[str]:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     counts = [f'{count_multiply_adds(model.backbone, size_px, kept) / 1e9:.0f}' if row.apt or kept == 1 else NONE
               for kept in KEPT]
-    return [f'`{row.path.name}`', row.training, str(size_px), f'{sum(sizes) / 1e6:.1f} M', f'{trained / 1e6:.1f} M',
-            row.published, *counts,
-            memory_of(row.path.stem, size_px, sum(sizes), model.backbone.with_cp, counted), row.licence,
-            row.command]
+    return [f'`{row.path.stem}`', row.training, str(size_px), f'{sum(sizes) / 1e6:.1f}', f'{trained / 1e6:.1f}',
+            row.published, *counts, memory_of(row.path.stem, size_px, sum(sizes), model.backbone.with_cp, counted)]
 
 
-def table() -> str:
-    """The page's table, in Markdown."""
+def markdown(headings: Sequence[str], lines: Iterable[Sequence[str]], num_texts: int) -> str:
+    """A table whose first columns are texts, the others figures."""
+    rule = ['---'] * num_texts + ['---:'] * (len(headings) - num_texts)
+    return '\n'.join(f'| {" | ".join(line)} |' for line in [headings, rule, *lines])
+
+
+def tables() -> str:
+    """The page's tables, in Markdown."""
     counted = json.loads((ROOT / 'docs/memory.json').read_text(encoding='utf-8'))
-    lines = [HEADINGS, ['---'] * 2 + ['---:'] * (len(HEADINGS) - 4) + ['---'] * 2]
-    lines += [cells_of(row, counted) for row in rows()]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    parts = []
+    for title, group in itertools.groupby(rows(), lambda row: row.group):
+        group = list(group)
+        parts += [f'### {title}', markdown(FIGURES, (figures_of(row, counted) for row in group), 2),
+                  markdown(COMMANDS, ((row.command, row.licence) for row in group), 2)]
+    return '\n\n'.join(parts)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--check', action='store_true', help='write nothing; status 1 if the page has another table')
+    parser.add_argument('--check', action='store_true', help='write nothing; status 1 if the page has other tables')
     args = parser.parse_args(arguments)
     old = PAGE.read_text(encoding='utf-8')
-    new = rewrite(old, 'zoo', table())
+    new = rewrite(old, 'zoo', tables())
     if args.check:
-        print(f'{PAGE}: {"as computed" if new == old else "another table than is computed: run this without --check"}')
+        print(f'{PAGE}: {"as computed" if new == old else "other tables than are computed: run this without --check"}')
         return int(new != old)
     write_atomically(PAGE, new)
     print(f'{PAGE}: written')
