@@ -62,6 +62,9 @@ class Tokens:
     """
     grids: list[Grid]
 
+    def __repr__(self) -> str:
+        return f'Tokens({self.num_tokens} of {self.num_cells}, {self.kept:.1%} kept)'
+
     @property
     def num_tokens(self) -> int:
         """Tokens that cover a pixel of the picture, of all grids; class tokens do not count."""
@@ -106,6 +109,13 @@ class Result:
     _picture: Picture | None = field(default=None, repr=False, compare=False)
     _sample: BaseDataElement | None = field(default=None, repr=False, compare=False)
     _visualizer: Visualizer | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """One line, without the pixels of masks and label maps."""
+        what = f'{len(self.names)} classes' if self.boxes is None else f'{len(self.boxes)} boxes'
+        found = ', '.join(dict.fromkeys(self.names))
+        return (f'Result({self.name!r}, {self.size[0]} x {self.size[1]} px, {what}{": " * bool(found)}{found}; '
+                f'{self.tokens.kept:.1%} of the tokens kept)')
 
     @property
     def names(self) -> list[str]:

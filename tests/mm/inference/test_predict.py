@@ -134,6 +134,18 @@ def test_a_picture_of_few_bits_is_drawn_as_it_is_predicted(task, checkpoints, fo
     assert deep.draw_patches() == plain.draw_patches()
 
 
+@pytest.mark.parametrize('task', TASKS)
+def test_a_result_is_shown_in_one_line(task, models, folder):
+    """It printed the pixels of its masks."""
+    result, = models[task].predict(folder / 'a.png')
+    shown = repr(result)
+    assert shown.startswith(f"Result('{folder}/a.png', 96 x 128 px, ") and '\n' not in shown and 'array' not in shown
+    what = f'{len(result.boxes)} boxes: ' if task == 'det' else f'{len(result.names)} classes: '
+    assert f'{what}{result.names[0]}' in shown and shown.endswith(f'{result.tokens.kept:.1%} of the tokens kept)')
+    tokens = result.tokens
+    assert repr(tokens) == f'Tokens({tokens.num_tokens} of {tokens.num_cells}, {tokens.kept:.1%} kept)'
+
+
 def test_generators(models, folder):
     paths = [folder / name for name in NAMES]
     wanted = models['seg'].predict(paths)
