@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -168,7 +169,17 @@ def test_what_is_cut_off_is_said_first(command, suffix, place, monkeypatch, capf
         (place / file).write_bytes(content[:len(content) // 2])
     tool, *arguments = CUT_OFF[command].format(suffix).split()
     said = refuse(tool, arguments, place, monkeypatch, capfd)
-    assert f'cut.{suffix} cannot be read as a' in said, said
+    assert f'cut.{suffix} cannot be read as a' in said and 'image file is truncated' in said, said
+
+
+@pytest.mark.parametrize('cut', [False, True])
+def test_what_opencv_alone_reads_is_a_picture(cut, place, monkeypatch, capfd):
+    """Radiance's format, which Pillow does not know."""
+    assert cv2.imwrite('light.hdr', picture(40, 50).astype(np.float32))
+    content = (place / 'light.hdr').read_bytes()
+    (place / 'light.hdr').write_bytes(content[:len(content) // 2] if cut else content)
+    said = refuse('predict', ['light.hdr', '--model', 'no.pth', '--out', 'new'], place, monkeypatch, capfd)
+    assert 'light.hdr cannot be read as a picture' in said if cut else 'checkpoint no.pth does not exist' in said, said
 
 
 def test_calibrating_says_first_what_it_leaves_out(place, monkeypatch, capfd):

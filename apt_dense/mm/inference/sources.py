@@ -94,12 +94,14 @@ def find_readable(sources: Sequence[str | Path]) -> tuple[list[Path], list[DataE
         path = _checked_path(source)
         video = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
         for file in [path] if video else _files(path):
-            known = cv2.VideoCapture(str(file)).isOpened() if video else _is_picture(file)
-            if known:
-                good.append(file)
+            if video:
+                wrong = '' if cv2.VideoCapture(str(file)).isOpened() else 'no frame was found in it'
             else:
-                bad.append(DataError(f'{file} cannot be read as a {"video" if video else "picture"}: ' + (
-                    'no frame was found in it' if video else NO_PICTURE)))
+                wrong = _wrong_with(file)
+            if wrong:
+                bad.append(DataError(f'{file} cannot be read as a {"video" if video else "picture"}: {wrong}'))
+            else:
+                good.append(file)
     return good, bad
 
 
@@ -117,17 +119,20 @@ def check_readable(source: Any) -> None:
         raise DataError(f'{bad[0]}{f" ({len(bad) - 1} more cannot be read)" if len(bad) > 1 else ""}')
 
 
-def _is_picture(file: Path) -> bool:
-    """Whether Pillow or OpenCV knows a file, and it is whole."""
+def _wrong_with(file: Path) -> str:
+    """Why neither Pillow nor OpenCV takes a file, '' if one of them does."""
     try:
         check_image(file)
     except ValueError as error:
-        # Of formats that only OpenCV knows, and pictures that are too large for Pillow.
-        foreign = isinstance(error.__cause__, (UnidentifiedImageError, Image.DecompressionBombError))
-        # In memory, as mmcv does it: from a file OpenCV fills up with grey what is cut off.
-        return foreign and cv2.haveImageReader(str(file)) and (
-            cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) is not None)
-    return True
+        cause = error.__cause__
+    else:
+        return ''
+    if not isinstance(cause, (UnidentifiedImageError, Image.DecompressionBombError)):
+        return f'{cause}: {NO_PICTURE}'
+    # Of formats that only OpenCV knows, and pictures that are too large for Pillow.  In memory, as mmcv does it: from a
+    # file OpenCV fills up with grey what is cut off.
+    decoded = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) if cv2.haveImageReader(str(file)) else None
+    return NO_PICTURE if decoded is None else ''
 
 
 def _many(source: Any) -> bool:
