@@ -5,7 +5,7 @@ import warnings
 # What the libraries say about their own code; no user can act on it.  Regular expressions, matched at the start.
 LIBRARY_WARNINGS = (
     r'To copy construct from a tensor',  # mmdet's mask head, once a picture
-    r'``build_loss`` would be deprecated',  # mmseg's own decode heads call it
+    r'``build_(loss|pixel_sampler)`` would be deprecated',  # mmseg's own decode heads call them
     r'`reduce_zero_label` will be deprecated',  # mmseg's datasets pass it to LoadAnnotations themselves
     r'The draw is False, it means that the hook for visualization',  # mmseg's hook, which draws only for --show-dir
     r'Default ``avg_non_ignore`` is False',  # both packages; False is what the published models were trained with

@@ -11,6 +11,7 @@ from apt_dense.mm import compat
 
 NOISE = (
     '``build_loss`` would be deprecated soon, please use ``mmseg.registry.MODELS.build()`` ',
+    '``build_pixel_sampler`` would be deprecated soon, please use ``mmseg.registry.TASK_UTILS.build()`` ',
     '`reduce_zero_label` will be deprecated, if you would like to ignore the zero label, please set it',
     'torch.utils.checkpoint: the use_reentrant parameter should be passed explicitly.',
     '`broadcast_buffers` is deprecated. Use `forward_sync_buffers` instead.',
