@@ -83,7 +83,7 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
     thresholds = None if thresholds is None else tuple(thresholds)
     source = str(config_or_checkpoint)
     cfg, weights = _find_config(source, None if weights is None else str(weights))
-    _check_task(cfg)
+    _check_task(cfg, source)
     _import_modules(cfg, source)
     _set_for_prediction(cfg, as_published)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -181,19 +181,19 @@ def _shapes(cfg: Config) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in MODELS.build(cfg.model).state_dict().items()}
 
 
-def _check_task(cfg: Config) -> None:
+def _check_task(cfg: Config, source: str) -> None:
     model = cfg.get('model') or {}
     family = MODELS.get(model.get('backbone', {}).get('type') or '') or object
     if not ('roi_head' in model or 'decode_head' in model) or not issubclass(family, PackedViT):
-        raise DataError(f'{cfg.filename or "the config"} has model {model.get("type")} on backbone '
+        raise DataError(f'{cfg.filename or source} has model {model.get("type")} on backbone '
                         f'{model.get("backbone", {}).get("type")}: wanted a detector with a roi_head or a segmentor '
                         'with a decode_head on a backbone that packs tokens, such as APTEVA02. '
                         'tools/test.py CONFIG CHECKPOINT --out FILE.pkl writes the logits of a classifier')
     if 'roi_head' in model and not (model.get('test_cfg') or {}).get('rcnn'):
-        raise DataError(f'{cfg.filename or "the config"} has no model.test_cfg.rcnn, which says which boxes are kept: '
+        raise DataError(f'{cfg.filename or source} has no model.test_cfg.rcnn, which says which boxes are kept: '
                         'add it')
     if not cfg.get('test_dataloader'):
-        raise DataError(f'{cfg.filename or "the config"} has no test_dataloader, whose pipeline prepares the pictures: '
+        raise DataError(f'{cfg.filename or source} has no test_dataloader, whose pipeline prepares the pictures: '
                         'add one')
 
 

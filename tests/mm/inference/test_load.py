@@ -4,6 +4,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -18,6 +19,19 @@ from apt_dense.mm.inference.saved_config import config_of
 from tests.mm.conftest import CONFIGS, shrink
 from tests.mm.models import test_seg
 from tests.official import official_state
+
+
+@pytest.mark.parametrize('task', ['det', 'seg'])
+def test_opening_and_predicting_say_nothing_of_the_libraries_code(task, checkpoints, recwarn):
+    apt_dense.load(checkpoints[task]).predict(np.zeros((40, 50, 3), np.uint8))
+    assert not [str(warning.message) for warning in recwarn]
+
+
+def test_a_checkpoint_of_another_task_is_named(tmp_path):
+    cfg = Config.fromfile(CONFIGS / 'apt_vit_ti_demo_cls.py')
+    torch.save(dict(state_dict={}, meta=dict(cfg=cfg.pretty_text)), tmp_path / 'classifier.pth')
+    with pytest.raises(DataError, match=r'classifier\.pth has model APTClassifier .*: wanted a detector'):
+        apt_dense.load(tmp_path / 'classifier.pth')
 
 
 def test_a_checkpoint_has_its_config_inside(checkpoints):
