@@ -126,8 +126,13 @@ class Cell:
 
     @property
     def control(self) -> 'Cell':
-        """The dense model that this one is compared with: it has had the same iterations at the same rate."""
+        """The dense model that this one is compared with: it has had the same iterations at the same rate.
+
+        Where only the parameters train that APT adds, nothing of the dense model does: it is compared as it was.
+        """
         training = self.training
+        if training.trains == 'added':
+            training = UNTRAINED
         if not training.share or training.start == 'random':
             return Cell(self.task, self.dataset, None, SCRATCH if not training.share else training, self.seed)
         return Cell(self.task, self.dataset, None, Training('dense', training.share, training.rate), self.seed)

@@ -32,10 +32,13 @@ def test_the_grid_holds_what_its_cells_are_compared_with():
 
 
 def test_controls_have_the_same_iterations_at_the_same_rate():
-    added = cells.Cell('det', 'native', PATCHES, cells.Training('dense', 0.05, 0.1, 'added'), 2)
-    assert added.control == cells.Cell('det', 'native', None, cells.Training('dense', 0.05, 0.1), 2)
-    untrained = replace(added, training=cells.UNTRAINED)
-    assert untrained.control == added.parent == cells.Cell('det', 'native', None, cells.SCRATCH, 2)
+    entire = cells.Cell('det', 'native', PATCHES, cells.Training('dense', 0.05, 0.1), 2)
+    assert entire.control == cells.Cell('det', 'native', None, cells.Training('dense', 0.05, 0.1), 2)
+    dense = cells.Cell('det', 'native', None, cells.SCRATCH, 2)
+    for training in (cells.UNTRAINED, cells.Training('dense', 0.05, 0.1, 'added')):  # nothing of the dense model trains
+        cell = replace(entire, training=training)
+        assert cell.control == cell.parent == dense
+    added = cell
     assert added.resizing.patches == replace(PATCHES, detail_branch='none')
 
 
