@@ -60,10 +60,12 @@ def _draw_panel(axes: Axes, cells: Sequence[Cell], figures: Figures, x: str) -> 
 
 
 def accuracy_figure(cells: Sequence[Cell], figures: Figures, x: str) -> Figure:
-    """Main metric against kept tokens or measured time, a panel for each task and dataset."""
-    figure, grid = plt.subplots(len(TASKS), len(DATASETS), figsize=(12, 9), squeeze=False, layout='constrained')
-    for task, row in zip(TASKS, grid, strict=True):
-        for dataset, axes in zip(DATASETS, row, strict=True):
+    """Main metric against kept tokens or measured time, a panel for each task (columns) and dataset (rows)."""
+    datasets = [name for name in DATASETS if any(figures.result(cell) for cell in cells if cell.dataset == name)]
+    figure, grid = plt.subplots(len(datasets), len(TASKS), figsize=(12, 4.5 * len(datasets)), squeeze=False,
+                                layout='constrained')
+    for dataset, row in zip(datasets, grid, strict=True):
+        for task, axes in zip(TASKS, row, strict=True):
             chosen = [cell for cell in cells if (cell.task, cell.dataset) == (task, dataset)]
             if not any(map(figures.result, chosen)):
                 axes.set_axis_off()
