@@ -169,7 +169,7 @@ def test_training_with_balanced_batches(balanced_config, tmp_path):
 
 @pytest.mark.parametrize(('stale', 'message'), [
     (dict(thresholds=(2.0, 1.0)), r'thresholds was \[2\.0, 1\.0\], is \[3\.0, 3\.0\]'),
-    (dict(scorer='laplacian_mean'), 'scorer was laplacian_mean, is None'),
+    (dict(scorer='laplacian_mean'), 'scorer was laplacian_mean, is entropy'),
     (dict(training=True), 'pipeline was ')])
 def test_counts_of_other_settings_are_refused(balanced_config, stale, message):
     write_token_counts(balanced_config.path, {**balanced_config.settings, **stale}, balanced_config.tokens)
