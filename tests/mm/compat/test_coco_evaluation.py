@@ -1,9 +1,11 @@
 """COCO's figures by faster-coco-eval are pycocotools'."""
 import copy
+import json
 
 import numpy as np
 import pytest
 from mmdet.evaluation.metrics import coco_metric
+from pycocotools import mask as coco_mask
 
 import apt_dense.mm.det  # noqa: F401
 from tests.locations import load_tool
@@ -45,6 +47,25 @@ def test_figures_are_those_of_pycocotools(truth, kind, per_image, use_cats):
     np.testing.assert_allclose(faster.stats, plain.stats, atol=1e-9, rtol=0)
     for name in ('precision', 'recall'):
         np.testing.assert_allclose(faster.eval[name], plain.eval[name], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_figures_of_the_demo(kind, tmp_path):
+    """Its truth is RLE; detections are objects that are shifted, some of them of another class."""
+    load_tool('demo/make_demo_dataset.py').make_dataset(tmp_path / 'demo', 1, 12)
+    truth = json.loads((tmp_path / 'demo/annotations/instances_val.json').read_text())
+    random, detections = np.random.RandomState(2), []
+    classes = [category['id'] for category in truth['categories']]
+    for one in truth['annotations'] * 3:
+        mask = np.roll(coco_mask.decode(one['segmentation']), random.randint(-9, 10, 2), (0, 1))
+        rle = coco_mask.encode(np.asfortranarray(mask))
+        detections.append(dict(
+            image_id=one['image_id'], score=round(float(random.rand()), 2), bbox=coco_mask.toBbox(rle).tolist(),
+            category_id=one['category_id'] if random.rand() < 0.8 else int(random.choice(classes)),
+            segmentation=dict(size=rle['size'], counts=rle['counts'].decode())))
+    plain, faster = both(truth, detections, kind)
+    assert 0.01 < plain.stats[0] < 0.9
+    np.testing.assert_allclose(faster.stats, plain.stats, atol=1e-9, rtol=0)
 
 
 def test_ap_is_of_the_best_hundred(truth):
