@@ -231,8 +231,8 @@ compile_mmcv() {
         cuda_home=$(find_cuda_home)
         settings=(FORCE_CUDA=1 "TORCH_CUDA_ARCH_LIST=$archs" "CUDA_HOME=$cuda_home")
     fi
-    say "compiling the ops of $pin for $device $archs, once: about 5 minutes on 2 cores, far longer with" \
-        "CUDA (log: $build/build.log)"
+    say "compiling the ops of $pin for $device${archs:+ $archs}, once: about 13 minutes of" \
+        "processor time, far more with CUDA (log: $build/build.log)"
     if [ ! -f "$build/unpacked" ]; then
         "${PIP[@]}" download -qq --no-deps --no-build-isolation --no-binary mmcv -d "$build" "$pin"
         tar -xzf "$build"/mmcv-*.tar.gz -C "$build"
