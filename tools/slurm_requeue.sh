@@ -55,15 +55,8 @@ WORK_DIR=$4
 shift 4
 
 NOTICED='' CANCELLED='' TRAINING='' TIMER=''
-# srun passes the signal on to every process.  A validation may last longer than the notice: then the last checkpoint is
-# what there is, and the job must be queued again before its time is over.
-on_notice() {
-    NOTICED=1
-    kill -USR1 "$TRAINING" 2>/dev/null || true
-    { sleep $((${NOTICE:-120} * 3 / 4)) && kill -ALRM $$; } >/dev/null 2>&1 &
-    TIMER=$!
-}
-trap on_notice USR1
+# srun passes the signal on to every process.  A trap starts no process: it would change $! under the lines below.
+trap 'NOTICED=1; kill -USR1 "$TRAINING" 2>/dev/null || true' USR1
 trap 'CANCELLED=1; kill -TERM "$TRAINING" 2>/dev/null || true' TERM
 trap 'requeue "the training has not stopped in time, and goes on from its last checkpoint"' ALRM
 
@@ -76,6 +69,12 @@ TRAINING=$!
 [ -z "$CANCELLED" ] || kill -TERM "$TRAINING" 2>/dev/null || true
 # In short waits: bash notices a signal that comes just before a wait only when that ends.
 while kill -0 "$TRAINING" 2>/dev/null; do
+    # A validation may last longer than the notice: then the last checkpoint is what there is, and the job must be queued
+    # again before its time is over.
+    if [ -n "$NOTICED" ] && [ -z "$TIMER" ]; then
+        { sleep $((${NOTICE:-120} * 3 / 4)) && kill -ALRM $$; } >/dev/null 2>&1 &
+        TIMER=$!
+    fi
     sleep 1 >/dev/null 2>&1 &
     wait $! || true
 done

@@ -986,6 +986,34 @@ def test_requeue_script_in_a_job(tmp_path, sent, srun, requeued):
         assert job.returncode == int({None: srun.get('AT_END'), signal.SIGUSR1: '0', signal.SIGTERM: '75'}[sent])
 
 
+SIGNAL_BEFORE = """
+early() {
+    while [ ! -e started ]; do sleep 0.01; done
+    [ -n "$SENT" ] || { SENT=1; kill -USR1 $$; }
+}
+SENT=
+trap '[ "$BASH_COMMAND" != "$COMMAND" ] || early' DEBUG
+"""
+
+
+@pytest.mark.parametrize('command', ['TRAINING=$!', 'wait $!'])
+def test_requeue_script_waits_for_the_training_whenever_the_notice_comes(tmp_path, command):
+    """... also just before the script reads the number of the process that it has started last."""
+    stand_ins = tmp_path / 'bin'
+    stand_ins.mkdir()
+    for program, text in (('srun', SRUN), ('scontrol', '#!/bin/sh\necho "scontrol $*"\n')):
+        (stand_ins / program).write_text(text)
+        (stand_ins / program).chmod(0o755)
+    (tmp_path / 'early.sh').write_text(SIGNAL_BEFORE)
+    done = subprocess.run(
+        [TOOLS / 'slurm_requeue.sh', 'part', 'job', 'a.py', 'work'], capture_output=True, text=True, cwd=tmp_path,
+        timeout=45, env=dict(PATH=f'{stand_ins}:{os.environ["PATH"]}', APT_DENSE_ROOT='/project', SLURM_JOB_ID='17',
+                             TENTHS='600', AT_END='9', ON_USR1='75', COMMAND=command, BASH_ENV=tmp_path / 'early.sh'))
+    assert done.stdout.splitlines()[1:] == [
+        'saved', '[slurm_requeue] job 17 is queued again: the training was stopped with status 75',
+        'scontrol requeue 17'], done.stderr
+
+
 def test_requeue_script_does_not_wait_for_ever(tmp_path):
     """A validation longer than the notice: the job is queued again before Slurm ends it."""
     stand_ins = tmp_path / 'bin'
