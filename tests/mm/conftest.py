@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
@@ -35,6 +36,12 @@ def scope():
     """mmdetection's scope, as its runner sets it."""
     with DefaultScope.overwrite_default_scope('mmdet'):
         yield
+
+
+@pytest.fixture(autouse=True)
+def workers_that_end_soon(monkeypatch):
+    """torch waits five seconds for each worker of a loader that an error has ended, and then ends it."""
+    monkeypatch.setattr(torch.utils.data._utils, 'MP_STATUS_CHECK_INTERVAL', 1.0)
 
 
 def shrink(cfg: Config) -> Config:

@@ -46,7 +46,7 @@ def test_streams_and_other_thresholds(checkpoints, folder, capsys):
     exec(compile(stream.replace('film.mp4', str(folder)), 'using.md', 'exec'), names)
     assert re.fullmatch(r'(.*\.(png|jpg) \d+ \d+% of the tokens\n){3}', capsys.readouterr().out)
     names['checkpoint'] = checkpoints['det']  # of three sizes of patches, the demo's have four
-    for old, new in (('photos/', str(folder)), ('(5.75, 5.75, 4)', '(5.75, 4)'), ('(-1, -1, -1)', '(-1, -1)')):
+    for old, new in (('photos/', str(folder)), ('(9e-5, 9e-5, 9e-5)', '(3, 3)'), ('(-1, -1, -1)', '(-1, -1)')):
         assert old in ways
         ways = ways.replace(old, new)
     exec(compile(ways, 'using.md', 'exec'), names)
