@@ -72,7 +72,7 @@ def test_the_training_is_the_same(tiny_config, coco_root, tmp_path):
     weights = []
     for hook in (True, False):
         (tmp_path / str(hook)).mkdir()
-        cfg = config('det', tiny_config, coco_root, tmp_path / str(hook), hook=hook)
+        cfg = config('det', tiny_config, coco_root, tmp_path / str(hook), max_iters=2, hook=hook)
         cfg.randomness = dict(seed=3)
         weights.append(train(cfg).model.state_dict())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
