@@ -11,13 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-import torch
+from torch.library import Library
 
 from apt_dense.extras import from_extra
 
 FOLDER = Path(sys.prefix) / 'oracles'  # see tools/setup_env.sh
 SCHEMA = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
-_libraries: list[torch.library.Library] = []  # definitions are gone with their library
+_declarations: list[Library] = []  # operators are gone with the object that declares them
 
 
 def import_torchvision(module: str = 'torchvision') -> ModuleType:
@@ -45,7 +45,7 @@ def _import_python_part() -> None:
             raise
         for name in [name for name in sys.modules if name.partition('.')[0] == 'torchvision']:
             del sys.modules[name]
-        _libraries.append(torch.library.Library('torchvision', 'DEF'))
+        _declarations.append(Library('torchvision', 'DEF'))
         for operator in ('nms', 'qnms'):
-            _libraries[0].define(f'{operator}{SCHEMA}')
+            _declarations[0].define(f'{operator}{SCHEMA}')
         importlib.import_module('torchvision')

@@ -37,5 +37,5 @@ def test_side_by_side(task, checkpoints, monkeypatch):  # noqa: F811
 def test_a_dense_model(dense_det, monkeypatch):  # noqa: F811
     predictor = SideBySide(*map(str, dense_det))
     seen = asked_of(predictor, monkeypatch)
-    predictor.draw(Image.fromarray(np.full((96, 128, 3), 90, np.uint8)), (4.0, 2.0, 1.0))
+    predictor.draw(Image.fromarray(np.full((96, 128, 3), 90, np.uint8)), (1e-3, 1e-3, 1e-3))
     assert seen[0][1].tokens.kept < 1 == seen[1][1].tokens.kept
