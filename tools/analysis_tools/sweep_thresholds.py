@@ -114,7 +114,8 @@ def open_model(args: argparse.Namespace) -> Model:
         values = args.thresholds[:1] and (-1.0,) * len(args.thresholds[0])
         model = load(args.model, args.weights, as_published=True, thresholds=values or None,
                      kept=None if values else 1.0)
-        print('the model is dense: patches merge as in the Resizing baseline')
+        scorer = model.cfg.model.backbone.get('scorer', 'entropy')
+        print(f'the model is dense: patches merge as in the Resizing baseline, scored by {scorer}')
     set_options(model.cfg, args.cfg_options)
     return model
 
