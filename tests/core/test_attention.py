@@ -146,6 +146,20 @@ def test_kernels_are_called_with_their_shared_arguments(name, backend, kernel, r
     assert kernel.calls == (len(set(LENGTHS[name])) > 1)  # equal runs are one batch of plain attention
 
 
+def test_torchs_operator_is_called_without_the_function_around_it(monkeypatch):
+    """Its values and gradients: tests/gpu."""
+    attention._kernel.cache_clear()
+    function = attention._kernel('torch_varlen').function
+    assert function.__module__ == attention.__name__  # the operator of this torch has the arguments that are wanted
+    with pytest.raises(NotImplementedError, match='_flash_attention_forward'):  # and there is none for a CPU
+        runs, _ = runs_and_indexes((5, 1, 9, 3))
+        function(*qkv(18), runs.cu_seqlens, runs.cu_seqlens, 9, 9)
+    monkeypatch.setattr(attention, 'FLASH_ARGUMENTS', ('query', 'other'))
+    attention._kernel.cache_clear()
+    assert attention._kernel('torch_varlen').function.__module__ == VARLEN
+    attention._kernel.cache_clear()
+
+
 @stand_ins
 def test_flash_attn_is_deterministic_on_request(fake_flash):
     runs, _ = runs_and_indexes((5, 1, 9, 3))
