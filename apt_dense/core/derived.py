@@ -134,5 +134,6 @@ def _takes_gradients(parameters: Sequence[Tensor]) -> bool:
 
 
 def stamp(parameters: Sequence[Tensor]) -> tuple:
-    """What tells whether parameters are as they were."""
-    return tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
+    """What tells whether parameters are as they were; one that was made in inference mode has no version."""
+    return tuple((parameter.data_ptr(), None if parameter.is_inference() else parameter._version)
+                 for parameter in parameters)

@@ -51,6 +51,16 @@ def test_padded_rows_change_nothing(settings, name, bucket):
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
+def test_a_model_that_was_made_in_inference_mode(stand_in):
+    """Its parameters have no version that would tell of a change."""
+    with torch.inference_mode():
+        plain, graphed = toy_model(**TOY), toy_model(**TOY, graph_tokens=16)
+        x = normalise(image_of(MIXED))
+        for _ in range(2):
+            torch.testing.assert_close(graphed(x)[0], plain(x)[0], atol=1e-5, rtol=0)
+    assert len(stand_in) == 1
+
+
 def test_a_padded_layout():
     layout = TokenLayout.from_scales(MIXED, 4, 3)
     tokens = layout.num_tokens
