@@ -125,7 +125,7 @@ class Random(Reduction):
         """
         padded, device = Padded(runs), x.device
         generator = None if self.training else torch.Generator().manual_seed(self.seed)
-        draws = torch.rand(padded.valid.shape, generator=generator).to(device, non_blocking=True)
+        draws = torch.rand(padded.valid.shape, generator=generator, device='cpu').to(device, non_blocking=True)
         draws = draws.masked_fill(padded.places < per_run(prefix, device), -1).masked_fill(~padded.valid, 2)
         stays = draws.argsort(dim=-1).argsort(dim=-1) < per_run(wanted, device)
         new_order = torch.where(stays, 0, 1).argsort(dim=-1, stable=True)
