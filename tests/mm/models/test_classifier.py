@@ -18,9 +18,14 @@ VIT = dict(type='APTViT', img_size=32, patch_size=4, embed_dims=16, depth=3, num
 MERGING = dict(num_scales=3, thresholds=(SPLIT, SPLIT))
 
 
+def on_device(model):
+    """With its preprocessor, which mmengine tells the device when the model is moved."""
+    return model.to(torch.get_default_device())
+
+
 def toy(pooling='class_token', num_classes=5, **backbone):
     backbone = dict(VIT, final_norm=pooling == 'class_token', **backbone)
-    model = cls.APTClassifier(backbone, num_classes, pooling).eval()
+    model = on_device(cls.APTClassifier(backbone, num_classes, pooling)).eval()
     randomise(model)
     return model
 
@@ -46,10 +51,10 @@ def public(reference):
 
 def classifier_of(meta: dict, **backbone) -> cls.APTClassifier:
     config = meta['config']
-    return cls.APTClassifier(
+    return on_device(cls.APTClassifier(
         dict(type='APTViT', img_size=config['image_size'], pretrain_img_size=config['image_size'],
              embed_dims=config['embed_dim'], depth=config['depth'], num_heads=config['num_heads'], img_mean=HALF,
-             img_std=HALF, **backbone), config['num_classes']).eval()
+             img_std=HALF, **backbone), config['num_classes'])).eval()
 
 
 @torch.no_grad()
@@ -146,7 +151,7 @@ def test_gradients_reach_every_parameter():
                               data_preprocessor=dict(type='ClassDataPreprocessor', mean=[123.675, 116.28, 103.53],
                                                      std=[58.395, 57.12, 57.375], bgr_to_rgb=True, cutmix_alpha=0.8,
                                                      num_classes=5))
-    randomise(model)
+    randomise(on_device(model))
     samples = [BaseDataElement(gt_label=label, metainfo=dict(img_path='x')) for label in (0, 4, 2)]
     batch = dict(inputs=list(pictures().flip(1)), data_samples=samples)
     data = model.data_preprocessor(batch, training=True)

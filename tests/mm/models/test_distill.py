@@ -49,7 +49,7 @@ def test_the_loss_is_the_relative_error_of_the_features(weight, tiny_config, coc
     assert teacher.num_scales == 1 and not any(parameter.requires_grad for parameter in teacher.parameters())
     for name, value in torch.load(dense)['state_dict'].items():  # it has not been trained
         if name.startswith('backbone.'):
-            assert torch.equal(teacher.state_dict()[name.removeprefix('backbone.')], value), name
+            assert torch.equal(teacher.state_dict()[name.removeprefix('backbone.')].cpu(), value.cpu()), name
     assert set(model.state_dict()) == names and set(dict(model.named_parameters())) == own
     for (images, maps), losses in zip(given, logged, strict=True):
         target = teacher(images)[0]

@@ -52,7 +52,7 @@ def test_pyramid_maps_suit_roi_align(plain, monkeypatch):
         core_maps = apt_dense.SimpleFeaturePyramid.forward(neck, (x,))
     assert not core_maps[0].is_contiguous()
     for level, core_level in zip(maps, core_maps, strict=True):
-        assert (level.permute(0, 2, 3, 1) if plain else level).is_contiguous()
+        assert (level.permute(0, 2, 3, 1) if plain and level.device.type == 'cpu' else level).is_contiguous()
         torch.testing.assert_close(level, core_level)
 
 
