@@ -1,6 +1,7 @@
 """EVA-02's Cascade Mask R-CNN on mmdetection's classes: what differs from mmdetection, and nothing else."""
 import torch
 from mmengine.registry import MODELS
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from apt_dense.extras import from_extra
@@ -72,9 +73,15 @@ class EVA02CascadeRoIHead(CascadeRoIHead):
                                                         self.train_cfg[stage])
 
     def predict_bbox(self, *args, **kwargs) -> InstanceList:
-        """Detect boxes; those that clipping to the image has left empty are dropped, as detectron2 does."""
+        """Detect boxes; those that clipping to the image has left empty are dropped, as detectron2 does.
+
+        With ``test_cfg.max_per_class`` only so many of each class and image are kept, the best.  (COCO's evaluation
+        looks at 100; a detector that has just begun to learn finds 80 000, whose masks fill any memory.)
+        """
         found = super().predict_bbox(*args, **kwargs)
-        return [results[(results.bboxes[:, 2:] > results.bboxes[:, :2]).all(1)] for results in found]
+        found = [results[(results.bboxes[:, 2:] > results.bboxes[:, :2]).all(1)] for results in found]
+        most = self.test_cfg.get('max_per_class')
+        return found if most is None else [results[_best_of_each(results, most)] for results in found]
 
     def predict_mask(self, x: tuple[Tensor], batch_img_metas: list[dict], results_list: InstanceList,
                      rescale: bool = False) -> InstanceList:
@@ -113,3 +120,13 @@ class EVA02CascadeRoIHead(CascadeRoIHead):
         # The head takes the softmax of what it gets: softmax(log p) = p.
         mean = torch.stack(probabilities).mean(0).log()
         return rois_per_img, mean.split(num_proposals_per_img), deltas
+
+
+def _best_of_each(results: InstanceData, most: int) -> Tensor:
+    """(N,) bool: the ``most`` detections of each class with the highest scores; of equal ones the first."""
+    order = results.scores.argsort(descending=True, stable=True)
+    order = order[results.labels[order].argsort(stable=True)]  # by class, the best of each first
+    classes = results.labels[order]
+    kept = torch.ones_like(classes, dtype=torch.bool)
+    kept[order[most:]] = classes[most:] != classes[:-most] if most < len(order) else True
+    return kept

@@ -112,6 +112,18 @@ def test_a_box_outside_the_image_is_dropped(detector, features, proposals, monke
     assert kept.labels.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(('most', 'wanted'), [(None, [0, 1, 2, 3, 4, 5]), (1, [1, 2]), (2, [0, 1, 2, 4]),
+                                              (3, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4, 5])])
+def test_the_best_of_each_class_are_kept(detector, features, proposals, monkeypatch, most, wanted):
+    head = detector.roi_head.eval()
+    found = InstanceData(bboxes=torch.tensor([[10., 10., 20., 20.]]).repeat(6, 1),
+                         labels=torch.tensor([5, 5, 0, 5, 0, 5]), scores=torch.tensor([0.5, 0.9, 0.7, 0.5, 0.1, 0.2]))
+    monkeypatch.setattr(type(head).__mro__[1], 'predict_bbox', lambda self, *args, **kwargs: [found])
+    monkeypatch.setitem(head.test_cfg, 'max_per_class', most)
+    kept, = head.predict_bbox(features, [META], proposals[:1], None)
+    assert kept.scores.tolist() == found.scores[wanted].tolist()
+
+
 def test_masks_under_autocast_are_where_the_boxes_are(detector, features, proposals):
     """tools/test.py --amp: boxes stay float32 (at 1537 px bfloat16 has steps of 8), masks have the picture's size."""
     head, maps = detector.roi_head.eval(), [level.detach() for level in features]
