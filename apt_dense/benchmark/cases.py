@@ -42,6 +42,7 @@ class Case:
             autocast with float32 weights.
         device, backend: where, and ``attn_backend``.
         compiled: dense and APT with torch.compile.
+        graph_tokens: dense and APT as CUDA graphs, by so many tokens; 0 for none.
         with_cp: activation checkpointing.
         deterministic: under ``torch.use_deterministic_algorithms``.
         clock: on a CPU 'wall', or 'process', the processor time of this process: on a machine that others use, with one
@@ -61,6 +62,7 @@ class Case:
     device: str = 'cpu'
     backend: str = 'auto'
     compiled: bool = False
+    graph_tokens: int = 0
     with_cp: bool = False
     deterministic: bool = False
     clock: str = 'wall'
@@ -114,7 +116,7 @@ class Case:
                              'encoders have own')
         family, preset = encoder(self.model)
         arguments = dict(preset, img_size=self.img_size, attn_backend=self.backend, with_cp=self.with_cp,
-                         compiled=self.compiled)
+                         compiled=self.compiled, graph_tokens=self.graph_tokens or None)
         depth = arguments.get('depth') or family.default_arguments()['depth']
         if self.geometry == 'seg':
             arguments |= dict(global_block_indexes=range(depth), window_size=0, with_cls_token=True,

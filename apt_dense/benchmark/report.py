@@ -90,7 +90,8 @@ def times_table(rows: Sequence[Row]) -> str:
 def mode_of(row: Row) -> str:
     """Forward or train, and what is special about it: a type other than float32, or an option."""
     case = row['case']
-    special = {'compiled': 'compiled', 'with_cp': 'checkpointing', 'deterministic': 'deterministic'}
+    special = {'compiled': 'compiled', 'graph_tokens': 'graphs', 'with_cp': 'checkpointing',
+               'deterministic': 'deterministic'}
     return ', '.join([case['mode'], *([case['dtype']] if case['dtype'] != 'float32' else []),
                       *(words for name, words in special.items() if case.get(name))])
 

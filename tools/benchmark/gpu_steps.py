@@ -66,6 +66,7 @@ def steps(device: str, quick: bool) -> Iterator[Step]:
     yield _tests('tests_core', core, 4)
     one = '' if quick else '--model L --img-size 512 1536 '
     yield benchmark('compiled', f'{one}--kept 0.7 --batch 1 --mode forward train --compiled 1 --no-stages', 5)
+    yield benchmark('graphs', f'{one}--kept 0.7 0.3 --batch 1 --mode forward --graph-tokens 256 --no-stages', 2)
     for backend in ('sdpa', 'torch_varlen', 'flash_attn', 'fa3'):
         yield benchmark(f'backend_{backend}', f'{one}--kept 0.7 --batch 1 --mode forward train --no-stages --backend '
                         f'{backend}', 2)

@@ -8,15 +8,18 @@
 
 Speed needs images of the right numbers of tokens, no photographs: no two of them keep the same number, and with the
 thresholds of whole_det/apt.py, 1 for every size, the model keeps that share of each.  Accuracy on them means nothing.
+A detector is tested with mmdetection's usual setting: without a checkpoint it finds nothing then, and makes no masks.
 """
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, synthetic_image, synthetic_scales
 from apt_dense.extras import from_extra
 from apt_dense.mm.cli import launch
+from apt_dense.mm.inference.opening import USUAL_TEST
 
 with from_extra('mm'):
     import cv2
@@ -72,8 +75,11 @@ def write_config(path: Path, base: str, is_detector: bool, thresholds: tuple[flo
         dict(ann_file='objects.json', data_prefix=dict(img='images/')) if is_detector else
         dict(data_prefix=dict(img_path='images', seg_map_path='labels'), img_suffix='.png'))
     lines = [f'_base_ = {str(CONFIGS / f"{base}.py")!r}', f'test_dataloader = dict(dataset={dataset!r})']
-    if thresholds:
-        lines.append(f"model = dict(backbone=dict(scorer='entropy', thresholds={thresholds!r}))")
+    model: dict[str, Any] = dict(backbone=dict(scorer='entropy', thresholds=thresholds)) if thresholds else {}
+    if is_detector:  # random weights give all boxes much the same score: the published setting keeps 80000 of them
+        model['test_cfg'] = dict(rcnn=USUAL_TEST | dict(nms=USUAL_TEST['nms'] | dict(_delete_=True)))
+    if model:
+        lines.append(f'model = {model!r}')
     if is_detector:
         lines.append(f'test_evaluator = dict(ann_file={str(folder / "objects.json")!r})')
     path.write_text('\n'.join(lines) + '\n')
