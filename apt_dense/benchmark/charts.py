@@ -127,6 +127,31 @@ def _draw_costs(plt, rows: dict[str, list[Row]]):
     return figure
 
 
+def _draw_gpu(plt, rows: dict[str, list[Row]]):
+    """Time on a GPU over the dense twin's."""
+    members = rows['gpu_short']
+    figure, axis = plt.subplots(figsize=(9, 6.4), layout='constrained')
+    axis.axvline(1, color=INK, linewidth=1.2, linestyle='--', label='dense twin')
+    axis.barh(range(len(members)), [1 / row['apt']['speedup'] for row in members], 0.6, color=BLUE,
+              label='APT, measured')
+    for place, row in enumerate(members):
+        apt, dense = (1000 * row[kind]['seconds']['median'] for kind in ('apt', 'dense'))
+        axis.annotate(f'{apt:.0f} of {dense:.0f} ms', (1.37, place), va='center', fontsize=11)
+    axis.plot([1 / row['apt']['ideal'] for row in members], range(len(members)), color=ORANGE, marker='D', markersize=7,
+              linestyle='none', label='what the multiply-adds promise')
+    axis.set_yticks(range(len(members)), [_short_name(row) for row in members], fontsize=11)
+    axis.set(xlabel='time (dense twin: 1)', xlim=(0, 1.65), ylim=(len(members) - 0.4, -0.6))
+    axis.grid(axis='x', alpha=0.25)
+    figure.legend(frameon=False, fontsize=11, loc='outside upper center', ncols=3)
+    return figure
+
+
+def _short_name(row: Row) -> str:
+    case = row['case']
+    option = ', compiled' if case['compiled'] else ', CUDA graph' if case.get('graph_tokens') else ''
+    return (f'{MODE_NAMES[case["mode"]]}, {case["img_size"]} px, batch {row["batch"]}, {row["kept"]:.0%} kept{option}')
+
+
 def _of_model(rows: list[Row], model: str) -> list[Row]:
     return [row for row in rows if row['case']['model'] == model]
 
@@ -137,6 +162,7 @@ def _name(row: Row) -> str:
 
 
 CHARTS = {
+    'gpu': Chart(('gpu_short',), _draw_gpu),
     'kept': Chart(('kept', 'kept_l', 'kept_train', 'overhead', 'overhead_train'), _draw_kept),
     'overhead': Chart(('overhead', 'overhead_512', 'overhead_train', 'overhead_train_l', 'overhead_train_512'),
                       _draw_overhead),

@@ -68,6 +68,26 @@ def gpu() -> Suite:
                     yield mode, Case(*row, kept=(fraction,) * batch, mode=mode, dtype='bfloat16', device='cuda')
 
 
+def gpu_short() -> Suite:
+    """What says most in three minutes of a GPU: L, bfloat16, with torch.compile and CUDA graphs in turn."""
+    def rows(mode: str, img_size: int, batch: int, *kept: float, **options) -> Suite:
+        for fraction in kept or (PAPER_KEPT,):
+            yield mode, Case('L', 'det' if img_size == 1536 else 'seg', img_size, kept=(fraction,) * batch, mode=mode,
+                             dtype='bfloat16', device='cuda', **options)
+
+    yield from rows('forward', 1536, 1)
+    yield from rows('forward', 1536, 8, 1.0, PAPER_KEPT)
+    yield from rows('train', 1536, 1)
+    yield from rows('train', 1536, 2, PAPER_KEPT, 0.5)
+    for mode in MODES:
+        yield from rows(mode, 512, 1)
+        yield from rows(mode, 512, 8)
+    for img_size in (1536, 512):
+        yield from rows('forward', img_size, 1, graph_tokens=256)
+        yield from rows('forward', img_size, 1, compiled=True)
+    yield from rows('train', 1536, 2, compiled=True)
+
+
 SUITES: dict[str, Callable[[], Suite]] = {
-    function.__name__: function for function in (paper, overhead, kept, memory, growth, unequal, gpu)
+    function.__name__: function for function in (paper, overhead, kept, memory, growth, unequal, gpu, gpu_short)
 }

@@ -1,7 +1,7 @@
 """The blocks as CUDA graphs: one for each bucket of tokens, because every shape of a pass has their number.
 
 A graph replays all launches of a pass by one call of the host, where these take longer than the GPU's work (one or two
-images at 512 px).  Not run on a GPU yet.
+images at 512 px).
 """
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -81,7 +81,7 @@ class PackedViT(nn.Module):
         with_cp: recompute the activations of the embedding and of each block in the backward pass, to save memory.
         max_tokens, max_tokens_per, img_mean, img_std: see ``PatchChooser``.
         graph_tokens: without gradients, pad the tokens to multiples of this number, and run the blocks as one CUDA
-            graph for each, see ``BlockGraphs``; None for none.  Not run on a GPU yet; for one or two images at 512 px.
+            graph for each, see ``BlockGraphs``; None for none.  For one or two images at 512 px.
         reduction: tokens merged or dropped on the way, as ``dict(type='ToMe', kept=0.7)``, see ``build_reduction``.
 
     Attributes:

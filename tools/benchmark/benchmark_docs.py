@@ -116,6 +116,7 @@ RUNS = {
     'demo_det': _against_dense('det'),
     'demo_seg': _against_dense('seg'),
     'photograph': Run(f'--model B L --repeats 2 {BUSY}', ('times', 'stages', 'memory'), photos=('rocket.jpg',)),
+    'gpu_short': Run('--suite gpu_short --new-images --warmup 4 --repeats 12 --no-stages --no-memory'),
     'gpu': Run('--suite gpu', ('times', 'memory')),
     'gpu_kept': Run('--model B L --kept 1 0.9 0.7 0.5 0.3 --mode forward train --compiled 0 1 --device cuda '
                     '--dtype bfloat16', ('times', 'stages', 'memory')),
