@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, Patches
+from cells import EXPANSIONS, Cell, Patches
 from grids import Dataset
 
 from apt_dense.core.embed import ADDED_PARAMETERS
@@ -55,7 +55,8 @@ def num_iterations(cell: Cell, configs: Path) -> int:
 def dense_twin(cfg: Config) -> Config:
     """The config of the dense model in place of a cell's, all else the same; all of it is trained."""
     twin = deepcopy(cfg)
-    twin.model.backbone.update(num_scales=1, thresholds=(), max_tokens=None, detail_branch='zero')
+    twin.model.backbone.update(type='APTEVA02', num_scales=1, thresholds=(), max_tokens=None, detail_branch='zero')
+    twin.model.backbone.pop('expansion', None)
     twin.model.update(trainable=None, distill=None)
     return twin
 
@@ -91,6 +92,9 @@ def _set_patches(cfg: Config, patches: Patches, choice: Mapping[str, Any] | None
 def _set_extra(cfg: Config, extra: str, choice: Mapping[str, Any] | None) -> None:
     if extra == 'distilled':
         cfg.model.distill = dict(checkpoint=cfg.load_from)
+    elif extra in EXPANSIONS:
+        cfg.model.backbone.update(type='ExpandedEVA02', expansion=extra)
+        cfg.custom_imports.imports = [*cfg.custom_imports.imports, 'expansion']
     elif extra == 'warm' and choice is not None:
         cfg.custom_hooks = [*cfg.custom_hooks, dict(type='WarmThresholdsHook', low=choice['warm'][0],
                                                     high=choice['warm'][1])]
@@ -111,5 +115,5 @@ def _set_training(cfg: Config, cell: Cell) -> None:
     if training.start == 'dense':
         cfg.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
     if training.trains == 'added':
-        cfg.model.trainable = ADDED
+        cfg.model.trainable = (*ADDED, *(['backbone.terms'] if training.extra in EXPANSIONS else []))
         cfg.custom_hooks = [*cfg.custom_hooks, dict(type='CheckFrozenLoadedHook')]

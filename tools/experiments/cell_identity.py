@@ -24,7 +24,7 @@ CODE = tuple(f'apt_dense/core/{name}.py' for name in (
     'apt_dense/mm/models/*.py',
     'apt_dense/mm/training/hooks.py', 'apt_dense/mm/training/warm_thresholds.py',
     'tools/demo/*.py',
-    'tools/experiments/boundary_iou.py', 'tools/experiments/input_sizes.py', 'tools/experiments/cell_thresholds.py')
+    *(f'tools/experiments/{name}.py' for name in ('boundary_iou', 'cell_thresholds', 'expansion', 'input_sizes')))
 DEMO_TOOLS = ('run_demo.py',)  # of tools/demo, makes no data
 # Of a config: all that changes weights or figures.
 HASHED = ('model', 'train_dataloader', 'test_dataloader', 'test_evaluator', 'optim_wrapper', 'param_scheduler',

@@ -4,7 +4,8 @@ from typing import Any
 
 TASKS = ('det', 'seg')
 TRAINED = ('entire', 'added')
-EXTRAS = ('', 'warm', 'distilled')
+EXPANSIONS = ('smoothed', 'cells')
+EXTRAS = ('', 'warm', 'distilled', *EXPANSIONS)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Training:
         rate: learning rate over the dense model's.
         trains: 'entire', or 'added': only the parameters that APT adds.
         extra: '', or 'warm': thresholds are drawn for each iteration (``WarmThresholdsHook``); or 'distilled': towards
-            the features of the dense model that it starts from (``DistillMixin``).
+            the features of the dense model that it starts from (``DistillMixin``); or one of ``EXPANSIONS``: with a
+            term after the expansion, which is trained too (``ExpandedEVA02``).
     """
     start: str
     share: float

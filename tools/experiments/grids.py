@@ -1,7 +1,7 @@
 """The grids of the experiments, as data: which cells there are, in the order in which they run."""
 from dataclasses import dataclass, replace
 
-from cells import SCRATCH, TASKS, UNTRAINED, Cell, Patches, Training
+from cells import EXPANSIONS, SCRATCH, TASKS, UNTRAINED, Cell, Patches, Training
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,13 @@ def beyond() -> list[Cell]:
             for training in trainings]
 
 
+def expansions() -> list[Cell]:
+    """A term after the expansion, by the recipe that is better for the task: the entire model, the added parameters."""
+    return [Cell(task, 'native', upsampling(task, kept), replace(recipe, extra=extra))
+            for task, recipe in (('det', ENTIRE_TENTH), ('seg', ADDED)) for kept in GOALS
+            for extra in ('', *EXPANSIONS)]
+
+
 def lengths() -> list[Cell]:
     """The dense model with half of the iterations and with twice as many: does it still improve?"""
     return [Cell(task, 'native', None, Training('random', share)) for task in TASKS for share in (0.5, 2.0)]
@@ -153,10 +160,11 @@ def everything() -> list[Cell]:
     first, others = dense(SEEDS[:1]), methods(SEEDS[1:])
     native = [cell for cell in first if cell.dataset == 'native']
     inner = [cell for cell in others if cell.patches.kept in GOALS]
-    return [*native, *scorers(), *first, *methods(SEEDS[:1]), *beyond(), *budgets(), *details(), *anchors(),
-            *scales(), *rates(), *from_start(), *dense(SEEDS[1:]), *inner, *others]
+    return [*native, *scorers(), *first, *methods(SEEDS[:1]), *expansions(), *beyond(), *budgets(), *details(),
+            *anchors(), *scales(), *rates(), *from_start(), *dense(SEEDS[1:]), *inner, *others]
 
 
 GRIDS = {'dense': dense, 'methods': methods, 'from_start': from_start, 'scorers': scorers, 'budgets': budgets,
          'beyond': beyond, 'details': details, 'anchors': anchors, 'scales': scales, 'rates': rates, 'lengths': lengths,
+         'expansions': expansions,
          'all': everything}

@@ -17,7 +17,7 @@ sys.path.insert(0, str(FOLDER))
 try:  # under their own names, by which configs and the tools import them
     modules = SimpleNamespace(**{name: importlib.import_module(name) for name in (
         'boundary_iou', 'cell_config', 'cell_costs', 'cell_identity', 'cell_queue', 'cell_results', 'cell_thresholds',
-        'cells', 'feature_loss', 'grids', 'input_sizes', 'report_plots', 'report_tables', 'run_cell')})
+        'cells', 'expansion', 'feature_loss', 'grids', 'input_sizes', 'report_plots', 'report_tables', 'run_cell')})
     modules.run, modules.report = load_tool('experiments/run.py'), load_tool('experiments/report.py')
 finally:
     sys.path.remove(str(FOLDER))

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.registry import MODELS
 
 from tests.locations import ROOT, TOOLS
 from tests.tools.experiments.conftest import modules
@@ -82,7 +84,7 @@ def test_drawn_thresholds_and_distillation():
     choice = dict(thresholds=(5.0, 5.0, 0.75), max_tokens=None, warm=[(1.0, 1.0, 0.1), (6.0, 6.0, 3.0)])
     cell = cells.Cell('det', 'native', PATCHES, cells.Training('dense', 0.05, 0.1))
     plain, warm, distilled = (config_of(replace(cell, training=replace(cell.training, extra=extra)), choice=choice,
-                                        weights=Path('w.pth')) for extra in cells.EXTRAS)
+                                        weights=Path('w.pth')) for extra in ('', 'warm', 'distilled'))
     assert warm.custom_hooks[:-1] == plain.custom_hooks and warm.model == plain.model
     assert warm.custom_hooks[-1] == dict(type='WarmThresholdsHook', low=(1.0, 1.0, 0.1), high=(6.0, 6.0, 3.0))
     assert distilled.model.distill == dict(checkpoint='w.pth') and distilled.custom_hooks == plain.custom_hooks
@@ -91,6 +93,38 @@ def test_drawn_thresholds_and_distillation():
         cells.Training('dense', 0.05, extra='cooled')
     with pytest.raises(ValueError, match='extra is one of'):
         cells.Training('random', 1.0, extra='warm')
+
+
+@pytest.mark.parametrize('extra', cells.EXPANSIONS)
+def test_a_term_after_the_expansion(extra):
+    """It starts at zero, so that the dense model's weights fit, and concerns merged patches alone."""
+    training = cells.Training('dense', 0.05, 1.0, 'added', extra)
+    cfg = config_of(cells.Cell('det', 'native', PATCHES, training), choice=dict(thresholds=(5.0,) * 3, max_tokens=None),
+                    weights=Path('w.pth'))
+    assert cfg.model.trainable == (*cell_config.ADDED, 'backbone.terms')
+    twin = cell_config.dense_twin(cfg)
+    assert twin.model.backbone.type == 'APTEVA02' and 'expansion' not in twin.model.backbone
+    settings = dict(img_size=64, embed_dims=16, depth=2, num_heads=2, window_size=0, global_block_indexes=(),
+                    out_indices=(0, 1), num_scales=2, thresholds=(1.0,))
+    plain = MODELS.build(dict(type='APTEVA02', **settings))
+    model = MODELS.build(dict(type='ExpandedEVA02', expansion=extra, **settings))
+    assert sorted(model.load_state_dict(plain.state_dict(), strict=False).missing_keys) == [
+        f'terms.{number}.{name}' for number in (0, 1) for name in ('bias', 'weight')]
+    x = torch.randn(2, 3, 64, 64)
+    x[:, :, :32] = 0.5  # merges
+    merged = plain.make_layout(x).expand((plain.make_layout(x).scales > 0)[:, None])
+    assert 0 < merged.float().mean() < 1
+    for mine, theirs in zip(model(x), plain(x), strict=True):
+        assert torch.equal(mine, theirs)
+    sum(part.square().sum() for part in model(x)).backward()
+    with torch.no_grad():
+        for parameter in model.terms.parameters():
+            assert parameter.grad.any()
+            parameter.sub_(0.1 * parameter.grad.sign())
+        for mine, theirs in zip(model(x), plain(x), strict=True):
+            assert torch.equal((mine != theirs).any(1, keepdim=True), merged)
+    with pytest.raises(ValueError, match="expansion='twice' is not one of"):
+        MODELS.build(dict(type='ExpandedEVA02', expansion='twice', **settings))
 
 
 def test_the_enlarged_dataset_is_enlarged_by_the_pipeline():
