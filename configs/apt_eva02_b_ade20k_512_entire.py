@@ -1,7 +1,7 @@
 # APT-EVA-02-B on ADE20K at 512: short fine-tuning of a dense segmentor, of the entire model.  load_from: a
 # checkpoint of eva02_b_ade20k_512.py.
 _base_ = [
-    '_base_/models/eva02_b_seg_512.py', '_base_/patches/ade20k.py', '_base_/datasets/ade20k_512.py',
+    '_base_/models/eva02_b_seg_512.py', '_base_/patches/ade20k_512.py', '_base_/datasets/ade20k_512.py',
     '_base_/schedules/apt_ade20k_3k_entire.py', '_base_/default_runtime_seg.py'
 ]
 model = dict(backbone=_base_.patches)

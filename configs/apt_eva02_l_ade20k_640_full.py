@@ -1,3 +1,3 @@
 # APT-EVA-02-L on ADE20K at 640: the official fine-tuning from the pre-trained backbone, as of its dense twin.
-_base_ = ['./eva02_l_ade20k_640.py', '_base_/patches/ade20k.py']
+_base_ = ['./eva02_l_ade20k_640.py', '_base_/patches/ade20k_640.py']
 model = dict(backbone=_base_.patches)

@@ -4,7 +4,7 @@
     python tools/analysis_tools/sweep_thresholds.py work_dirs/mine/iter_3000.pth
     python tools/analysis_tools/sweep_thresholds.py work_dirs/mine/iter_3000.pth --kept 0.9 0.7 0.5 --out-dir sweep
     python tools/analysis_tools/sweep_thresholds.py apt_eva02_l_ade20k_512 --weights apt_l.pth \\
-        --thresholds 5.75 4 --thresholds 6 5
+        --thresholds 3e-4 3e-4 --thresholds 1e-3 1e-3
 
 The test dataset and the evaluator are those of the model's config, as in tools/test.py.  For --kept, thresholds are
 found on pictures of that dataset, or of --calibrate-on; labels are not looked at.  Kept tokens leave out padding.

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import expansion  # noqa: F401, registers ExpandedEVA02
 from cells import EXPANSIONS, Cell, Patches
 from grids import Dataset
 
@@ -94,7 +95,6 @@ def _set_extra(cfg: Config, extra: str, choice: Mapping[str, Any] | None) -> Non
         cfg.model.distill = dict(checkpoint=cfg.load_from)
     elif extra in EXPANSIONS:
         cfg.model.backbone.update(type='ExpandedEVA02', expansion=extra)
-        cfg.custom_imports.imports = [*cfg.custom_imports.imports, 'expansion']
     elif extra == 'warm' and choice is not None:
         cfg.custom_hooks = [*cfg.custom_hooks, dict(type='WarmThresholdsHook', low=choice['warm'][0],
                                                     high=choice['warm'][1])]

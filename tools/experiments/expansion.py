@@ -5,6 +5,7 @@ Registered for the configs of the experiments; no model of apt_dense has it.
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.layout import TokenLayout
 from apt_dense.mm.models.core_modules import APTEVA02
 
@@ -31,6 +32,11 @@ class ExpandedEVA02(APTEVA02):
             if expansion == 'smoothed' else nn.Conv2d(self.embed_dims, self.embed_dims, 1) for _ in self.out_indices)
         for parameter in self.terms.parameters():
             nn.init.zeros_(parameter)
+
+    @classmethod
+    def build_chooser(cls, expansion: str, **arguments) -> PatchChooser:
+        """See ``PackedViT.build_chooser``."""
+        return APTEVA02.build_chooser(**arguments)
 
     def forward_layout(self, x: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:
         """See ``PackedViT.forward_layout``."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
+from apt_dense.mm.data.inputs import chooser_of
 from tests.locations import ROOT, TOOLS
 from tests.tools.experiments.conftest import modules
 
@@ -102,6 +103,7 @@ def test_a_term_after_the_expansion(extra):
     cfg = config_of(cells.Cell('det', 'native', PATCHES, training), choice=dict(thresholds=(5.0,) * 3, max_tokens=None),
                     weights=Path('w.pth'))
     assert cfg.model.trainable == (*cell_config.ADDED, 'backbone.terms')
+    assert chooser_of(cfg).thresholds == (5.0,) * 3
     twin = cell_config.dense_twin(cfg)
     assert twin.model.backbone.type == 'APTEVA02' and 'expansion' not in twin.model.backbone
     settings = dict(img_size=64, embed_dims=16, depth=2, num_heads=2, window_size=0, global_block_indexes=(),
