@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import expansion  # noqa: F401, registers ExpandedEVA02
-from cells import EXPANSIONS, Cell, Patches
+from cells import EXPANSIONS, Cell, Patches, Training
 from grids import Dataset
 
 from apt_dense.core.embed import ADDED_PARAMETERS
@@ -38,7 +38,7 @@ def build_config(cell: Cell, dataset: Dataset, configs: Path, data_root: Path,
     _set_data(cfg, dataset, data_root)
     if cell.patches is not None:
         _set_patches(cfg, cell.patches, choice)
-        _set_extra(cfg, cell.training.extra, choice)
+        _set_extra(cfg, cell.training, choice)
     if cell.training.share:
         _set_training(cfg, cell)
         cfg.train_cfg.max_iters = num_iterations(cell, configs)
@@ -90,12 +90,12 @@ def _set_patches(cfg: Config, patches: Patches, choice: Mapping[str, Any] | None
         rope_anchor=patches.rope_anchor, thresholds=choice['thresholds'], max_tokens=choice['max_tokens'])
 
 
-def _set_extra(cfg: Config, extra: str, choice: Mapping[str, Any] | None) -> None:
-    if extra == 'distilled':
+def _set_extra(cfg: Config, training: Training, choice: Mapping[str, Any] | None) -> None:
+    if 'distilled' in training.extra:
         cfg.model.distill = dict(checkpoint=cfg.load_from)
-    elif extra in EXPANSIONS:
-        cfg.model.backbone.update(type='ExpandedEVA02', expansion=extra)
-    elif extra == 'warm' and choice is not None:
+    if training.extra in EXPANSIONS:
+        cfg.model.backbone.update(type='ExpandedEVA02', expansion=training.extra)
+    if training.is_warm and choice is not None:
         cfg.custom_hooks = [*cfg.custom_hooks, dict(type='WarmThresholdsHook', low=choice['warm'][0],
                                                     high=choice['warm'][1])]
 

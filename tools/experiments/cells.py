@@ -5,7 +5,7 @@ from typing import Any
 TASKS = ('det', 'seg')
 TRAINED = ('entire', 'added')
 EXPANSIONS = ('smoothed', 'cells')
-EXTRAS = ('', 'warm', 'distilled', *EXPANSIONS)
+EXTRAS = ('', 'warm', 'distilled', 'warm-distilled', *EXPANSIONS)
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Training:
         rate: learning rate over the dense model's.
         trains: 'entire', or 'added': only the parameters that APT adds.
         extra: '', or 'warm': thresholds are drawn for each iteration (``WarmThresholdsHook``); or 'distilled': towards
-            the features of the dense model that it starts from (``DistillMixin``); or one of ``EXPANSIONS``: with a
-            term after the expansion, which is trained too (``ExpandedEVA02``).
+            the features of the dense model that it starts from (``DistillMixin``); or both; or one of ``EXPANSIONS``:
+            with a term after the expansion, which is trained too (``ExpandedEVA02``).
     """
     start: str
     share: float
@@ -76,6 +76,11 @@ class Training:
             raise ValueError(f"{self}: start is 'random' or 'dense', trains is one of {TRAINED}")
         if self.start == 'random' and not self.share:
             raise ValueError(f'{self}: random weights that are not trained')
+
+    @property
+    def is_warm(self) -> bool:
+        """True if thresholds are drawn."""
+        return 'warm' in self.extra
 
     @property
     def name(self) -> str:

@@ -130,7 +130,7 @@ def _choose(job: Job) -> dict[str, Any]:
         return find_cell_thresholds(cfg, patches, job.code, job.thresholds)
 
     choice = find(patches)
-    if job.cell.training.extra == 'warm':
+    if job.cell.training.is_warm:
         choice['warm'] = [find(replace(patches, kept=kept))['thresholds'] for kept in WARM_KEPT]
     return choice
 

@@ -84,11 +84,13 @@ def test_a_short_training_is_the_dense_one_in_short():
 def test_drawn_thresholds_and_distillation():
     choice = dict(thresholds=(5.0, 5.0, 0.75), max_tokens=None, warm=[(1.0, 1.0, 0.1), (6.0, 6.0, 3.0)])
     cell = cells.Cell('det', 'native', PATCHES, cells.Training('dense', 0.05, 0.1))
-    plain, warm, distilled = (config_of(replace(cell, training=replace(cell.training, extra=extra)), choice=choice,
-                                        weights=Path('w.pth')) for extra in ('', 'warm', 'distilled'))
+    plain, warm, distilled, both = (
+        config_of(replace(cell, training=replace(cell.training, extra=extra)), choice=choice, weights=Path('w.pth'))
+        for extra in ('', 'warm', 'distilled', 'warm-distilled'))
     assert warm.custom_hooks[:-1] == plain.custom_hooks and warm.model == plain.model
     assert warm.custom_hooks[-1] == dict(type='WarmThresholdsHook', low=(1.0, 1.0, 0.1), high=(6.0, 6.0, 3.0))
     assert distilled.model.distill == dict(checkpoint='w.pth') and distilled.custom_hooks == plain.custom_hooks
+    assert both.model == distilled.model and both.custom_hooks == warm.custom_hooks
     assert cell_config.dense_twin(distilled).model.distill is None
     with pytest.raises(ValueError, match='extra is one of'):
         cells.Training('dense', 0.05, extra='cooled')
