@@ -136,9 +136,11 @@ def cases_of(args: argparse.Namespace) -> list[tuple[str, Case]]:
                      for group, case in cases]
     cases = [(group, variant) for group, case in cases for images in _images(args, case)
              for variant in case.variants(**{name: [value] for name, value in images.items()}, **settings)]
-    if args.tome:
-        for _, case in cases:
+    for _, case in cases:
+        if args.tome:
             check_tome(case)
+        if case.graph_tokens and case.mode == 'train':
+            raise ValueError('CUDA graphs are for passes without gradients: leave --graph-tokens or --mode train out')
     return list(dict.fromkeys(cases))
 
 

@@ -21,6 +21,7 @@ IMPLEMENTATIONS = {
     'fa3': ('FA3', 'flash-attention-3 (built from the folder hopper/ of flash-attention)', (9,)),
     'fa4': ('FA4', 'flash-attn-4 (pip install --pre flash-attn-4)', (9, 10))}
 PACKAGES = ('flash_attn', 'flash_attn_interface', 'torch.nn.attention.varlen')
+OPERATOR = '_flash_attention_forward'  # of aten, behind torch's varlen_attn
 FLASH_ARGUMENTS = ('query', 'key', 'value', 'cum_seq_q', 'cum_seq_k', 'max_q', 'max_k', 'dropout_p', 'is_causal',
                    'return_debug_mask')
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -185,7 +186,7 @@ def _kernel(backend: str) -> _Kernel:
             from torch.nn.attention.varlen import varlen_attn as function
             if backend in IMPLEMENTATIONS:
                 _activate(IMPLEMENTATIONS[backend][0])
-            elif function.__module__ == PACKAGES[-1]:
+            elif function.__module__ == PACKAGES[-1]:  # torch's own, and not another in its place
                 function = _operator_of_varlen() or function
     except Exception as error:  # a library that does not load raises what it likes
         if isinstance(error, ModuleNotFoundError) and error.name in PACKAGES:
@@ -201,7 +202,10 @@ def _operator_of_varlen() -> Callable[..., Tensor] | None:
     The function around it is Python that allocates and checks, forwards and backwards: in a training step 640 us a
     block on the host of an H200, three times what the operator takes there, and more than the kernel takes on the GPU.
     """
-    operator = torch.ops.aten._flash_attention_forward.default
+    overloads = getattr(torch.ops.aten, OPERATOR, None)
+    if overloads is None:
+        return None
+    operator = overloads.default
     given = tuple(argument.name for argument in operator._schema.arguments if not argument.kwarg_only)
     if given != FLASH_ARGUMENTS:
         return None

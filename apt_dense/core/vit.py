@@ -76,8 +76,8 @@ class PackedViT(nn.Module):
         attn_backend: 'auto', 'flash_attn', 'torch_varlen', 'fa3', 'fa4' or 'sdpa', see ``varlen_attention``.
         compiled: fuse the scorer, and all of the blocks but their attention, by torch.compile.  The first passes in
             each precision and gradient mode compile; other numbers of tokens don't compile again.  (Tried with torch
-            2.13.  Before 2.5, torch does not take a module's parameters as inputs unless told to, and would compile
-            every block on its own.)
+            2.11 and 2.13.  Before 2.5, torch does not take a module's parameters as inputs unless told to, and would
+            compile every block on its own.)
         with_cp: recompute the activations of the embedding and of each block in the backward pass, to save memory.
         max_tokens, max_tokens_per, img_mean, img_std: see ``PatchChooser``.
         graph_tokens: without gradients, pad the tokens to multiples of this number, and run the blocks as one CUDA

@@ -207,6 +207,8 @@ def test_errors_are_one_line(capsys):
     assert capsys.readouterr().err.startswith('error: ')
     assert main(['--suite', 'paper', '--model', 'S']) == 2
     assert 'the suite paper has no row' in capsys.readouterr().err
+    assert main(['--model', 'Ti', '--graph-tokens', '256', '--mode', 'train']) == 2
+    assert 'for passes without gradients' in capsys.readouterr().err
     for words in (['--mode', 'forward', 'train'], ['--compiled', '0', '1'], ['--suite', 'kept'], ['--new-images']):
         assert main(['--tome', *words]) == 2  # before the first row is measured
         assert 'token merging is compared in forward passes over one batch that are not' in capsys.readouterr().err

@@ -76,7 +76,7 @@ def write_config(path: Path, base: str, is_detector: bool, thresholds: tuple[flo
         dict(data_prefix=dict(img_path='images', seg_map_path='labels'), img_suffix='.png'))
     lines = [f'_base_ = {str(CONFIGS / f"{base}.py")!r}', f'test_dataloader = dict(dataset={dataset!r})']
     model: dict[str, Any] = dict(backbone=dict(scorer='entropy', thresholds=thresholds)) if thresholds else {}
-    if is_detector:  # random weights give all boxes much the same score: the published setting keeps 80000 of them
+    if is_detector:  # random weights give all boxes much the same score: the published setting keeps 8000 of them
         model['test_cfg'] = dict(rcnn=USUAL_TEST | dict(nms=USUAL_TEST['nms'] | dict(_delete_=True)))
     if model:
         lines.append(f'model = {model!r}')

@@ -31,7 +31,7 @@ with from_extra('mm'):
     from mmdet.visualization.palette import get_palette
 
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
-# What users of mmdetection mean by a detector's predictions; the published test setting keeps every box of any score.
+# What users of mmdetection mean by a detector's predictions; the published test setting keeps boxes of any score.
 USUAL_TEST = dict(score_thr=0.05, max_per_img=100, nms=dict(type='nms', iou_threshold=0.5))
 NUM_SCALES = {'det': 4, 'seg': 3}  # where thresholds are wanted of a config that has none
 BEST_SCORER = 'upsampling_error_max'  # of a model that was trained without merging: docs/results.md

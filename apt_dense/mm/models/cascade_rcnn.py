@@ -76,13 +76,15 @@ class EVA02CascadeRoIHead(CascadeRoIHead):
         """Detect boxes; those that clipping to the image has left empty are dropped, as detectron2 does.
 
         With ``test_cfg.max_per_class`` only so many of each class and image are kept, the best; -1, as of max_per_img,
-        keeps all.  (COCO's evaluation looks at 100; a detector that has just begun to learn finds 80 000, whose masks
-        fill any memory.)
+        keeps all, and so does ``maskness_thr``, which changes the scores afterwards.  (COCO's evaluation looks at 100;
+        an untrained detector finds 80 000, whose masks fill any memory.)
         """
         found = super().predict_bbox(*args, **kwargs)
         found = [results[(results.bboxes[:, 2:] > results.bboxes[:, :2]).all(1)] for results in found]
         most = self.test_cfg.get('max_per_class') or -1
-        return [results[_best_of_each(results, most)] for results in found] if most > 0 else found
+        if most <= 0 or self.test_cfg.get('maskness_thr') is not None:
+            return found
+        return [results[_best_of_each(results, most)] for results in found]
 
     def predict_mask(self, x: tuple[Tensor], batch_img_metas: list[dict], results_list: InstanceList,
                      rescale: bool = False) -> InstanceList:

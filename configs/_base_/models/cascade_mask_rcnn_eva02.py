@@ -96,8 +96,8 @@ model = dict(
     test_cfg=dict(
         rpn=dict(nms_pre=1000, max_per_img=1000, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0),
         # The published setting: soft-NMS for each class, nothing cut by score, and not more than COCO's evaluation
-        # takes, the best 100 of each class.  For speed in other uses: score_thr=0.05, max_per_img=100 and
-        # nms=dict(type='nms', iou_threshold=0.5).
+        # takes, the best 100 of each class (without maskness_thr, and with the evaluator's proposal_nums).  For speed
+        # in other uses: score_thr=0.05, max_per_img=100 and nms=dict(type='nms', iou_threshold=0.5).
         rcnn=dict(
             score_thr=0.0,
             nms=dict(type='soft_nms', method='linear', iou_threshold=0.6, min_score=1e-3),

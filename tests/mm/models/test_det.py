@@ -122,6 +122,8 @@ def test_the_best_of_each_class_are_kept(detector, features, proposals, monkeypa
     monkeypatch.setitem(head.test_cfg, 'max_per_class', most)
     kept, = head.predict_bbox(features, [META], proposals[:1], None)
     assert kept.scores.tolist() == found.scores[wanted].tolist()
+    monkeypatch.setitem(head.test_cfg, 'maskness_thr', 0.5)  # scores change after this
+    assert len(head.predict_bbox(features, [META], proposals[:1], None)[0]) == 6
 
 
 def test_masks_under_autocast_are_where_the_boxes_are(detector, features, proposals):
