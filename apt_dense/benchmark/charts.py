@@ -140,7 +140,7 @@ def _draw_gpu(plt, rows: dict[str, list[Row]]):
     axis.plot([1 / row['apt']['ideal'] for row in members], range(len(members)), color=ORANGE, marker='D', markersize=7,
               linestyle='none', label='what the multiply-adds promise')
     axis.set_yticks(range(len(members)), [_short_name(row) for row in members], fontsize=11)
-    axis.set(xlabel='time (dense twin: 1)', xlim=(0, 1.65), ylim=(len(members) - 0.4, -0.6))
+    axis.set(xlabel='time (dense twin: 1)', xlim=(0, 1.85), ylim=(len(members) - 0.4, -0.6))
     axis.grid(axis='x', alpha=0.25)
     figure.legend(frameon=False, fontsize=11, loc='outside upper center', ncols=3)
     return figure
