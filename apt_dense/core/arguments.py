@@ -40,7 +40,7 @@ RULES = {
     'norm_eps': Rule(lambda value: is_number(value) and value >= 0, 'must be a finite number from 0 on'),
     'drop_path_rate': Rule(lambda value: is_number(value) and 0 <= value < 1, 'must be at least 0 and less than 1'),
     **dict.fromkeys(('with_cls_token', 'patch_bias', 'bias', 'qkv_bias', 'pre_norm', 'final_norm', 'compiled',
-                     'with_cp', 'pad_mlp', 'keep_casts'), _FLAG),
+                     'with_cp', 'pad_mlp', 'keep_casts', 'proportional_attention'), _FLAG),
     'reduction.kept': _or_none(Rule(lambda value: is_number(value) and 0 < value <= 1,
                                     'must be above 0 and at most 1')),
     **dict.fromkeys(('reduction.proportional', 'reduction.fuse'), _FLAG), 'reduction.seed': _whole(0),

@@ -68,24 +68,34 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str =
 
 
 def proportional_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, sizes: Tensor, backend: str = 'auto') -> Tensor:
-    """``varlen_attention`` that counts each key as often as the tokens that its row holds.
-
-    log(size) is added to the logits by one more channel, of the keys, so that the fused kernels serve: they take no
-    bias.  They want a multiple of eight channels, so eight are added.
+    """``varlen_attention`` that counts each key as often as its row's size says.
 
     Args:
         sizes: (T,), at least 0.
 
     Source: ToMe's proportional attention.
     """
+    wide = with_size_channels(q, k, v, size_channels(sizes, k.dtype))
+    return varlen_attention(*wide, runs, backend)[..., :q.shape[-1]]
+
+
+def size_channels(sizes: Tensor, dtype: torch.dtype) -> Tensor:
+    """(T,) sizes of rows -> (T, 1, EXTRA_CHANNELS): their logarithm and zeros."""
+    return F.pad(sizes.clamp(min=LEAST_SIZE).log().to(dtype)[:, None, None], (0, EXTRA_CHANNELS - 1))
+
+
+def with_size_channels(q: Tensor, k: Tensor, v: Tensor, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(T, heads, head_dim) each -> the same with EXTRA_CHANNELS more, by which the logits get ``channels``' sum.
+
+    Thus the fused kernels serve: they take no bias, and want a multiple of eight channels.  Those that the result has
+    too many are zeros.
+    """
     heads, dims = q.shape[1:]
     wide = dims + EXTRA_CHANNELS
-    one = q.new_ones(len(q), heads, 1)
-    bias = (sizes.clamp(min=LEAST_SIZE).log() * wide**0.5).to(k.dtype)[:, None, None].expand(-1, heads, 1)
     # The kernels divide by the root of the width.
-    q, k = torch.cat([q * (wide / dims)**0.5, one], -1), torch.cat([k, bias], -1)
-    q, k, v = (F.pad(part, (0, wide - part.shape[-1])) for part in (q, k, v))
-    return varlen_attention(q, k, v, runs, backend)[..., :dims]
+    roots = q.new_full((1, 1, EXTRA_CHANNELS), wide**0.5).expand(len(q), heads, -1)
+    channels = channels.to(k.dtype).expand(-1, heads, -1)
+    return torch.cat([q * (wide / dims)**0.5, roots], -1), torch.cat([k, channels], -1), F.pad(v, (0, EXTRA_CHANNELS))
 
 
 def takes_lengths_from_device(q: Tensor, backend: str) -> bool:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apt_dense.core.attention import proportional_attention, varlen_attention
+from apt_dense.core.attention import varlen_attention, with_size_channels
 from apt_dense.core.derived import ProductWeights
 from apt_dense.core.layers import BranchFactors, DropPath, LayerScale, add_branch
 from apt_dense.core.reduction import Step
@@ -25,14 +25,14 @@ class BlockTokens:
         runs: which attend among themselves in this block.
         rope: their turns, complex (T, head_dim / 2); None for a model without.
         factors: of drop path, see ``draw_drop_path``.
-        sizes: (T,) float32, how often attention counts each row; None for once.
+        size_channels: how often attention counts each row, as the function of that name gives it; None for once.
         reduce: what happens between attention and MLP, see ``reduction``: it is called with what the block knows of an
             ``Attended``.
     """
     runs: Runs
     rope: Tensor | None = None
     factors: BranchFactors = (None, None)
-    sizes: Tensor | None = None
+    size_channels: Tensor | None = None
     reduce: Callable[..., Step] | None = None
 
 
@@ -51,6 +51,7 @@ class Attention(nn.Module):
                  rope_halves: bool = False, backend: str = 'auto', keep_casts: bool = False):
         super().__init__()
         self.num_heads = num_heads
+        self.head_dim = embed_dims // num_heads
         self.rope_halves = rope_halves
         self.backend = backend
         self.q_proj = nn.Linear(embed_dims, embed_dims, bias=qkv_bias)
@@ -122,7 +123,8 @@ class Block(nn.Module):
             return self._forward_reduced(x, tokens)
         before, after = _compiled_parts() if self.compiled else (_before_attention, _after_attention)
         rope = tokens.rope
-        q, k, v = before(self, x, torch.view_as_real(rope) if self.compiled and rope is not None else rope)
+        q, k, v = before(self, x, torch.view_as_real(rope) if self.compiled and rope is not None else rope,
+                         tokens.size_channels)
         attended = self._attend(q, k, v, tokens)
         return after(self, x, attended, *tokens.factors)
 
@@ -130,16 +132,16 @@ class Block(nn.Module):
         normed = self.norm1(x)
         q, unturned, v = self.attn.unturned(normed)
         q, k = self.attn.turn(q, unturned, tokens.rope)
-        attended = self.attn.project(self._attend(q, k, v, tokens))
+        wide = (q, k, v) if tokens.size_channels is None else with_size_channels(q, k, v, tokens.size_channels)
+        attended = self.attn.project(self._attend(*wide, tokens))
         x = add_branch(x, attended, tokens.factors[0], self.ls1)
         step = tokens.reduce(x=x, normed=normed, queries=q, keys=k, unturned_keys=unturned)
         factor = None if tokens.factors[1] is None else tokens.factors[1][step.rows]
         return add_branch(step.x, self.mlp(self.norm2(step.x)), factor, self.ls2), step
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, tokens: BlockTokens) -> Tensor:
-        if tokens.sizes is not None:
-            return proportional_attention(q, k, v, tokens.runs, tokens.sizes, self.attn.backend)
-        return varlen_attention(q, k, v, tokens.runs, self.attn.backend)
+        attended = varlen_attention(q, k, v, tokens.runs, self.attn.backend)
+        return attended if tokens.size_channels is None else attended[..., :self.attn.head_dim]
 
     @property
     def weights_per_token(self) -> int:
@@ -157,8 +159,10 @@ class Block(nn.Module):
         return self.mlp.last.weight.numel()
 
 
-def _before_attention(block: Block, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    return block.attn(block.norm1(x), rope)
+def _before_attention(block: Block, x: Tensor, rope: Tensor | None,
+                      channels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    parts = block.attn(block.norm1(x), rope)
+    return parts if channels is None else with_size_channels(*parts, channels)
 
 
 def _after_attention(block: Block, x: Tensor, attended: Tensor, *factors: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apt_dense.core.attention import takes_lengths_from_device
+from apt_dense.core.attention import size_channels, takes_lengths_from_device
 from apt_dense.core.block import BlockTokens
 from apt_dense.core.derived import product_dtype
 from apt_dense.core.graphs import PackedInputs
@@ -57,7 +57,10 @@ def last_rows(model: nn.Module, x: Tensor, layout: TokenLayout, recompute: bool,
 def _start(model: nn.Module, x: Tensor, layout: TokenLayout) -> tuple[PackedInputs, list[BranchFactors]]:
     local, whole = rope_tables(model, layout, torch.promote_types(x.dtype, torch.float32))
     factors = draw_drop_path([block.drop_path for block in model.blocks], layout.images, product_dtype(x))
-    return PackedInputs(x, layout.windows, layout.images, local, whole), factors
+    # A prefix row counts once, as every row does where nothing is merged.
+    channels = size_channels(layout.areas.clamp(min=1), product_dtype(x)) if (
+        model.proportional_attention and not layout.is_dense) else None
+    return PackedInputs(x, layout.windows, layout.images, local, whole, channels), factors
 
 
 def rope_tables(model: nn.Module, layout: TokenLayout, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
@@ -73,7 +76,7 @@ def _launched(model: nn.Module, inputs: PackedInputs, factors: Sequence[BranchFa
     for index, block in enumerate(islice(model.blocks, max(wanted, default=-1) + 1)):
         local = model.window_size > 0 and index not in model.global_blocks
         runs, rope = (inputs.windows, inputs.local_rope) if local else (inputs.images, inputs.global_rope)
-        tokens = BlockTokens(runs, rope, factors[index])
+        tokens = BlockTokens(runs, rope, factors[index], inputs.size_channels)
         # Nothing in a block is drawn, so no state of a generator is kept for the recomputation.
         x = checkpoint(block, x, tokens, use_reentrant=False, preserve_rng_state=False) if recompute else (
             block(x, tokens))

@@ -50,7 +50,8 @@ class APTEVA02(PackedViT):
         pretrain_img_size: image size of the position table in pixels: the table has (pretrain_img_size / patch_size)**2
             entries and one for a class token, which is there in every EVA-02 checkpoint.
         num_scales, thresholds, scorer, detail_branch, rope_anchor, pos_anchor, attn_backend, compiled, with_cp,
-            max_tokens, max_tokens_per, img_mean, img_std, graph_tokens, reduction: see ``PackedViT``.
+            max_tokens, max_tokens_per, img_mean, img_std, graph_tokens, proportional_attention, reduction: see
+            ``PackedViT``.
         pad_mlp: compute the MLP at a width that is a multiple of 16, see ``SwiGLU``.  EVA-02-L's is 2730, rows of which
             a GPU's matrix products are slow; whether it pays has not been measured.  For GPUs in half precision.
         keep_casts: under autocast, keep the half-precision copies of weights into which no gradient flows instead of
@@ -72,7 +73,8 @@ class APTEVA02(PackedViT):
                  compiled: bool = False, with_cp: bool = False, max_tokens: int | None = None,
                  max_tokens_per: str = 'image', img_mean: Sequence[float] = IMAGENET_MEAN,
                  img_std: Sequence[float] = IMAGENET_STD, pad_mlp: bool = False, keep_casts: bool = False,
-                 graph_tokens: int | None = None, pos_anchor: str = 'interpolated', reduction: Mapping | None = None):
+                 graph_tokens: int | None = None, pos_anchor: str = 'interpolated',
+                 proportional_attention: bool = False, reduction: Mapping | None = None):
         check_arguments(pad_mlp=pad_mlp, keep_casts=keep_casts)
         head_dim = check_heads(embed_dims, num_heads, 4)
         hidden_dims = mlp_units(embed_dims, mlp_ratio, int)
@@ -90,7 +92,7 @@ class APTEVA02(PackedViT):
             num_scales=num_scales, thresholds=thresholds, scorer=scorer, detail_branch=detail_branch,
             rope_anchor=rope_anchor, pos_anchor=pos_anchor, attn_backend=attn_backend, compiled=compiled,
             with_cp=with_cp, max_tokens=max_tokens, max_tokens_per=max_tokens_per, img_mean=img_mean, img_std=img_std,
-            graph_tokens=graph_tokens, reduction=reduction)
+            graph_tokens=graph_tokens, proportional_attention=proportional_attention, reduction=reduction)
 
     @classmethod
     def _build_chooser(cls, **arguments) -> PatchChooser:

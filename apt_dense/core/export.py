@@ -69,7 +69,9 @@ class FixedEncoder(nn.Module):
             the image, where the model turns.  'keys': (1, T) bool, False for padding.  'cells': (H * W,) int64, the row
             that covers each cell, in raster order.  With windows of L cells also 'window_turns', 'window_rows'
             (windows, L) int64, the rows of each window, 'window_keys' (windows, L) bool, False beyond its last one, and
-            'window_places' (T,) int64, where each row is among these.
+            'window_places' (T,) int64, where each row is among these.  For a model with ``proportional_attention`` and
+            several sizes of patches, the keys are what is added to the logits: the logarithm of the cells that a row
+            covers, and minus infinity where the others are False.
 
         Raises:
             ValueError: for a layout of another grid or batch, or of more tokens than the bucket.
@@ -88,6 +90,11 @@ class FixedEncoder(nn.Module):
                        cells=layout.expand(rows[:, None]).flatten())
         if self.model.window_size:
             tensors.update(window_turns=self._turns(layout, True, spare), **self._windows(layout, spare))
+        if self.model.proportional_attention and layout.num_scales > 1:
+            sizes = F.pad(layout.areas.clamp(min=1).to(self.model.patch_embed.proj.weight.dtype).log(), (0, spare))
+            tensors['keys'] = sizes[None].masked_fill(~tensors['keys'], -torch.inf)
+            if 'window_keys' in tensors:
+                tensors['window_keys'] = sizes[tensors['window_rows']].masked_fill(~tensors['window_keys'], -torch.inf)
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def forward(self, image: Tensor, **layout: Tensor) -> tuple[Tensor, ...]:

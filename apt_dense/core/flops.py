@@ -1,6 +1,7 @@
 """Multiply-adds of the backbone, counted exactly for a given layout: what the time should be in proportion to."""
 from dataclasses import dataclass
 
+from apt_dense.core.attention import EXTRA_CHANNELS
 from apt_dense.core.layout import TokenLayout
 from apt_dense.core.reduced import rows_by_block
 from apt_dense.core.vit import PackedViT
@@ -21,7 +22,8 @@ class MultiplyAdds:
         patches: the patch embedding of all cells, and of the coarse patches of the resized images.
         details: the 2 x 2 convolutions and the ZeroMLP of the coarse patches.
         linears: queries, keys, values, output projection and MLP of all blocks.
-        attention: scores and weighted sums of all blocks, 2 n**2 C for a run of n tokens; what a reduction compares.
+        attention: scores and weighted sums of all blocks, 2 n**2 C for a run of n tokens, with the channels that
+            ``proportional_attention`` adds to C; what a reduction compares.
         last_linears: the part of ``linears`` that ends the blocks, the last of the MLP.
     """
     patches: int
@@ -73,12 +75,14 @@ def multiply_adds(model: PackedViT, layout: TokenLayout) -> MultiplyAdds:
         if embed.zero_mlp is not None:
             details += sum(counts[1:]) * dims**2
     linears = last_linears = attention = 0
+    counted = model.proportional_attention and not layout.is_dense
+    attended = dims + counted * EXTRA_CHANNELS * dims // model.head_dim
     for index, (block, rows) in enumerate(zip(model.blocks, rows_by_block(model, layout), strict=True)):
         local = model.window_size > 0 and index not in model.global_blocks
         mlp = block.mlp_weights_per_token
         linears += sum(rows.windows) * (block.weights_per_token - mlp) + sum(rows.left) * mlp
         last_linears += sum(rows.left) * block.last_weights_per_token
-        attention += 2 * dims * sum(n * n for n in (rows.windows if local else rows.images)) + rows.reduction
+        attention += 2 * attended * sum(n * n for n in (rows.windows if local else rows.images)) + rows.reduction
     return MultiplyAdds(patches, details, linears, attention, last_linears)
 
 

@@ -14,6 +14,7 @@ from apt_dense.core.derived import Forgetful, stamp
 from apt_dense.core.runs import Runs
 
 WARM_UP = 3  # passes before a capture, as torch advises
+OPTIONAL = ('local_rope', 'global_rope', 'size_channels')  # of the inputs
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class PackedInputs:
         windows, images: the runs.
         local_rope, global_rope: their turns, (T, head_dim / 2) complex; no local ones without windows, none at all for
             a model that does not turn.
+        size_channels: how often attention counts each row, see ``BlockTokens``; None for once.
     """
     x: Tensor
     windows: Runs
     images: Runs
     local_rope: Tensor | None
     global_rope: Tensor | None
+    size_channels: Tensor | None = None
 
     @property
     def whole(self) -> bool:
@@ -56,7 +59,8 @@ def pad_to_bucket(inputs: PackedInputs, bucket: int) -> PackedInputs:
 
     windows = one_more(inputs.windows)
     images = windows if inputs.images is inputs.windows else one_more(inputs.images)
-    return PackedInputs(longer(inputs.x), windows, images, longer(inputs.local_rope), longer(inputs.global_rope))
+    return PackedInputs(longer(inputs.x), windows, images, longer(inputs.local_rope), longer(inputs.global_rope),
+                        longer(inputs.size_channels))
 
 
 class _Graph(NamedTuple):
@@ -128,16 +132,16 @@ class BlockGraphs(Forgetful):
 
 
 def _tensors(inputs: PackedInputs) -> list[Tensor]:
-    return [tensor for tensor in (inputs.x, inputs.windows.cu_seqlens, inputs.images.cu_seqlens, inputs.local_rope,
-                                  inputs.global_rope) if tensor is not None]
+    return [tensor for tensor in (inputs.x, inputs.windows.cu_seqlens, inputs.images.cu_seqlens,
+                                  *(getattr(inputs, name) for name in OPTIONAL)) if tensor is not None]
 
 
 def _with_tensors(inputs: PackedInputs, tensors: list[Tensor]) -> PackedInputs:
     """The same inputs in other memory, in the order of ``_tensors``."""
-    x, windows, images, *ropes = tensors
-    local = ropes.pop(0) if inputs.local_rope is not None else None
-    return PackedInputs(x, replace(inputs.windows, cu_seqlens=windows), replace(inputs.images, cu_seqlens=images),
-                        local, ropes.pop() if ropes else None)
+    x, windows, images, *others = tensors
+    others = dict(zip((name for name in OPTIONAL if getattr(inputs, name) is not None), others, strict=True))
+    return replace(inputs, x=x, windows=replace(inputs.windows, cu_seqlens=windows),
+                   images=replace(inputs.images, cu_seqlens=images), **others)
 
 
 def _key(padded: PackedInputs) -> tuple:

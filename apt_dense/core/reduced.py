@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from apt_dense.core.attention import size_channels
 from apt_dense.core.block import BlockTokens
+from apt_dense.core.derived import product_dtype
 from apt_dense.core.dropping import Random
 from apt_dense.core.graphs import PackedInputs
 from apt_dense.core.layers import BranchFactors
@@ -43,7 +45,9 @@ def reduced_blocks(model: nn.Module, inputs: PackedInputs, layout: TokenLayout, 
         runs, rope = (state.windows, state.ropes[0]) if local else (state.images, state.ropes[1])
         reduces = index in reduction.blocks
         reduce = partial(_reduce, reduction, index, state.told()) if reduces else None
-        tokens = BlockTokens(runs, rope, factors[index], state.sizes if state.proportional else None, reduce)
+        counted = state.proportional and state.sizes is not None
+        channels = size_channels(state.sizes, product_dtype(x)) if counted else None
+        tokens = BlockTokens(runs, rope, factors[index], channels, reduce)
         # Nothing is drawn in a block, so no state of a generator is kept for the recomputation.
         before, x = x, checkpoint(block, x, tokens, use_reentrant=False, preserve_rng_state=False) if recompute else (
             block(x, tokens))

@@ -82,6 +82,9 @@ class PackedViT(nn.Module):
         max_tokens, max_tokens_per, img_mean, img_std: see ``PatchChooser``.
         graph_tokens: without gradients, pad the tokens to multiples of this number, and run the blocks as one CUDA
             graph for each, see ``BlockGraphs``; None for none.  For one or two images at 512 px.
+        proportional_attention: attention counts the key of a merged patch once for each base patch that it covers, by
+            the logarithm of that number in the logits, see ``size_channels``: as if those base patches had equal keys
+            and values.  Not in the paper; without merged patches nothing changes.
         reduction: tokens merged or dropped on the way, as ``dict(type='ToMe', kept=0.7)``, see ``build_reduction``.
 
     Attributes:
@@ -107,12 +110,13 @@ class PackedViT(nn.Module):
                  compiled: bool = False, with_cp: bool = False, max_tokens: int | None = None,
                  max_tokens_per: str = 'image', img_mean: Sequence[float] = IMAGENET_MEAN,
                  img_std: Sequence[float] = IMAGENET_STD, graph_tokens: int | None = None,
-                 reduction: Mapping | None = None):
+                 proportional_attention: bool = False, reduction: Mapping | None = None):
         super().__init__()
         check_arguments(make_block=make_block, embed_dims=embed_dims, depth=depth, table_cells=table_cells,
                         drop_path_rate=drop_path_rate, num_registers=num_registers, prefix_positions=prefix_positions,
                         with_cls_token=with_cls_token, patch_bias=patch_bias, pre_norm=pre_norm, final_norm=final_norm,
-                        norm_eps=norm_eps, with_cp=with_cp, graph_tokens=graph_tokens)
+                        norm_eps=norm_eps, with_cp=with_cp, graph_tokens=graph_tokens,
+                        proportional_attention=proportional_attention)
         check_choice('resampling', resampling, RESAMPLINGS)
         check_anchor(rope_anchor)
         check_anchor(pos_anchor, 'pos_anchor')
@@ -137,6 +141,7 @@ class PackedViT(nn.Module):
         self.resampling = resampling
         self.prefix_positions = prefix_positions
         self.with_cp = with_cp
+        self.proportional_attention = proportional_attention
 
         self.patch_embed = AdaptivePatchEmbed(patch_size, embed_dims, num_scales, detail_branch, patch_bias)
         self.pos_embed = nn.Parameter(torch.zeros(1, prefix_positions + table_cells**2, embed_dims)) if (
@@ -319,6 +324,9 @@ class PackedViT(nn.Module):
     def _build_reduction(self, config: Mapping) -> Reduction:
         if self.graphs is not None:
             raise ValueError('graph_tokens and reduction: a graph has one number of rows, choose one of the two')
+        if self.proportional_attention:
+            raise ValueError('proportional_attention and reduction: a reduction counts rows by itself '
+                             '(reduction.proportional), choose one of the two')
         reduction = build_reduction(config, len(self.blocks), self.embed_dims, self.head_dim)
         if isinstance(reduction, EViT) and (self.cls_token is None or self.window_size):
             raise ValueError("reduction.type='EViT' goes by the class token's attention to the whole image: it needs "

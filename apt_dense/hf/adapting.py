@@ -15,7 +15,7 @@ with from_extra('hf'):
     from transformers import PreTrainedModel
 
 OPTIONS = ('scorer', 'max_tokens', 'max_tokens_per', 'detail_branch', 'rope_anchor', 'pos_anchor', 'attn_backend',
-           'compiled')
+           'compiled', 'proportional_attention')
 
 
 def adapt(model: nn.Module, num_scales: int, thresholds: Sequence[float], *, submodule: str | None = None,
@@ -33,8 +33,8 @@ def adapt(model: nn.Module, num_scales: int, thresholds: Sequence[float], *, sub
         submodule: the name of one module of the model: only encoders in it are adapted.
         image_processor: of the model, or its processor: how images are normalised, which the scores undo.  By default
             as the published models of the family are.
-        options: scorer, max_tokens, max_tokens_per, detail_branch, rope_anchor, pos_anchor, attn_backend, compiled; see
-            ``PackedViT``.
+        options: scorer, max_tokens, max_tokens_per, detail_branch, rope_anchor, pos_anchor, attn_backend, compiled,
+            proportional_attention; see ``PackedViT``.
 
     Returns:
         The model.

@@ -56,7 +56,8 @@ def num_iterations(cell: Cell, configs: Path) -> int:
 def dense_twin(cfg: Config) -> Config:
     """The config of the dense model in place of a cell's, all else the same; all of it is trained."""
     twin = deepcopy(cfg)
-    twin.model.backbone.update(type='APTEVA02', num_scales=1, thresholds=(), max_tokens=None, detail_branch='zero')
+    twin.model.backbone.update(type='APTEVA02', num_scales=1, thresholds=(), max_tokens=None, detail_branch='zero',
+                               proportional_attention=False)
     twin.model.backbone.pop('expansion', None)
     twin.model.update(trainable=None, distill=None)
     return twin
@@ -87,7 +88,7 @@ def _set_patches(cfg: Config, patches: Patches, choice: Mapping[str, Any] | None
         choice = dict(thresholds=(0.0,) * (patches.num_scales - 1), max_tokens=None)
     cfg.model.backbone.update(
         num_scales=patches.num_scales, scorer=patches.scorer, detail_branch=patches.detail_branch,
-        rope_anchor=patches.rope_anchor, thresholds=choice['thresholds'], max_tokens=choice['max_tokens'])
+        rope_anchor=patches.rope_anchor, proportional_attention=patches.proportional, thresholds=choice['thresholds'], max_tokens=choice['max_tokens'])
 
 
 def _set_extra(cfg: Config, training: Training, choice: Mapping[str, Any] | None) -> None:

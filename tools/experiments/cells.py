@@ -19,6 +19,7 @@ class Patches:
         num_scales: sizes of patches, from 16 px on.
         detail_branch: see ``apt_dense.core.embed.AdaptivePatchEmbed``.
         rope_anchor: see ``apt_dense.core.rope.rope_table``.
+        proportional: attention counts merged patches by their cells, ``proportional_attention`` of the backbone.
         per: 'dataset', thresholds for all images; or 'image', each image keeps the same number of tokens.
     """
     scorer: str
@@ -28,6 +29,7 @@ class Patches:
     detail_branch: str = 'zero'
     rope_anchor: str = 'corner'
     per: str = 'dataset'
+    proportional: bool = False
 
     def __post_init__(self):
         if self.per not in ('dataset', 'image'):
@@ -47,6 +49,7 @@ class Patches:
         parts += [self.detail_branch] if self.detail_branch != 'zero' else []
         parts += [self.rope_anchor] if self.rope_anchor != 'corner' else []
         parts += [f'per-{self.per}'] if self.per != 'dataset' else []
+        parts += ['proportional'] if self.proportional else []
         return '-'.join(parts)
 
 
@@ -149,7 +152,7 @@ class Cell:
         """The paper's Resizing with the same patches: merged, and nothing trained.  None for the dense model."""
         if self.patches is None:
             return None
-        patches = Patches(**{**asdict(self.patches), 'detail_branch': 'none'})
+        patches = Patches(**{**asdict(self.patches), 'detail_branch': 'none', 'proportional': False})
         return Cell(self.task, self.dataset, patches, UNTRAINED, self.seed)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 """The grids of the experiments, as data: which cells there are, in the order in which they run."""
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cells import EXPANSIONS, SCRATCH, TASKS, UNTRAINED, Cell, Patches, Training
@@ -138,6 +139,33 @@ def beyond(seeds: tuple[int, ...] = SEEDS) -> list[Cell]:
     return cells
 
 
+def proportional(seeds: tuple[int, ...] = SEEDS) -> list[Cell]:
+    """Merged patches that count in attention by their cells: not in the paper.
+
+    Untrained at every share, and by the task's best recipe, also with a teacher; the rest with the first seed.
+    """
+    def counted(make: Callable[[str, float], Patches], task: str, kept: float) -> Patches:
+        return replace(make(task, kept), proportional=True)
+
+    cells = []
+    for seed in seeds:
+        for task, best in BEST.items():
+            for kept in KEPT:
+                patches = counted(upsampling, task, kept)
+                cells.append(Cell(task, 'native', resizing(patches), UNTRAINED, seed))
+                if kept in GOALS:
+                    cells += [Cell(task, 'native', patches, replace(best, extra=extra), seed)
+                              for extra in ('', 'distilled')]
+                    cells.append(Cell(task, 'enlarged', resizing(patches), UNTRAINED, seed))
+    for task, best in BEST.items() if 0 in seeds else ():
+        half = counted(upsampling, task, 0.5)
+        cells += [Cell(task, 'native', resizing(counted(entropy, task, kept)), UNTRAINED) for kept in GOALS]
+        cells += [Cell(task, 'enlarged', half, best), Cell(task, 'native', half, SCRATCH)]
+        cells += [Cell(task, 'native', counted(upsampling, task, kept), replace(best, extra='warm-distilled'))
+                  for kept in KEPT]
+    return cells
+
+
 def expansions() -> list[Cell]:
     """A term after the expansion, by the task's best recipe."""
     return [Cell(task, 'native', upsampling(task, kept), replace(recipe, extra=extra))
@@ -166,12 +194,11 @@ def everything() -> list[Cell]:
     first, others = dense(SEEDS[:1]), methods(SEEDS[1:])
     native = [cell for cell in first if cell.dataset == 'native']
     inner = [cell for cell in others if cell.patches.kept in GOALS]
-    return [*native, *scorers(), *first, *methods(SEEDS[:1]), *expansions(), *beyond(SEEDS[:1]), *budgets(),
-            *details(), *anchors(), *scales(), *rates(), *from_start(), *dense(SEEDS[1:]), *inner, *beyond(SEEDS[1:]),
-            *others]
+    return [*native, *scorers(), *first, *methods(SEEDS[:1]), *proportional(SEEDS[:1]), *expansions(),
+            *beyond(SEEDS[:1]), *budgets(), *details(), *anchors(), *scales(), *rates(), *from_start(),
+            *dense(SEEDS[1:]), *inner, *proportional(SEEDS[1:]), *beyond(SEEDS[1:]), *others]
 
 
 GRIDS = {'dense': dense, 'methods': methods, 'from_start': from_start, 'scorers': scorers, 'budgets': budgets,
          'beyond': beyond, 'details': details, 'anchors': anchors, 'scales': scales, 'rates': rates, 'lengths': lengths,
-         'expansions': expansions,
-         'all': everything}
+         'proportional': proportional, 'expansions': expansions, 'all': everything}
