@@ -27,7 +27,7 @@ BAD = {  # every argument that a family has
     **dict.fromkeys(('mlp_ratio', 'rope_theta', 'rope_cells'), (0, *NO_NUMBER)), 'layer_scale': (
         0, -1, NAN, INFINITY, '1', True, (1.0,)),
     **dict.fromkeys(('with_cls_token', 'patch_bias', 'pre_norm', 'final_norm', 'qkv_bias', 'compiled', 'with_cp',
-                     'pad_mlp', 'keep_casts'), NO_FLAG),
+                     'pad_mlp', 'keep_casts', 'proportional_attention'), NO_FLAG),
     **dict.fromkeys(('mlp', 'resampling', 'scorer', 'detail_branch', 'rope_anchor', 'pos_anchor', 'attn_backend',
                      'max_tokens_per'), NO_NAME),
     'global_block_indexes': NO_INDEXES, 'out_indices': ((), (0, 0), (0, -2), *NO_INDEXES),

@@ -86,7 +86,8 @@ def test_equal_runs_of_padded_rows_are_no_batch():
     assert padded.images.lengths == (4, 4, 4) and not padded.images.equal and not padded.images.whole
 
 
-@pytest.mark.parametrize('settings', [TOY, CLASS_TOKEN, DENSE], ids=['windows', 'class_token', 'dense'])
+@pytest.mark.parametrize('settings', [TOY, CLASS_TOKEN, DENSE, dict(TOY, proportional_attention=True)],
+                         ids=['windows', 'class_token', 'dense', 'proportional'])
 @torch.no_grad()
 def test_a_graph_for_each_bucket(stand_in, settings):
     plain, graphed = toy_model(**settings), toy_model(**settings, graph_tokens=16)

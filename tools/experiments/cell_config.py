@@ -88,7 +88,8 @@ def _set_patches(cfg: Config, patches: Patches, choice: Mapping[str, Any] | None
         choice = dict(thresholds=(0.0,) * (patches.num_scales - 1), max_tokens=None)
     cfg.model.backbone.update(
         num_scales=patches.num_scales, scorer=patches.scorer, detail_branch=patches.detail_branch,
-        rope_anchor=patches.rope_anchor, proportional_attention=patches.proportional, thresholds=choice['thresholds'], max_tokens=choice['max_tokens'])
+        rope_anchor=patches.rope_anchor, proportional_attention=patches.proportional, thresholds=choice['thresholds'],
+        max_tokens=choice['max_tokens'])
 
 
 def _set_extra(cfg: Config, training: Training, choice: Mapping[str, Any] | None) -> None:

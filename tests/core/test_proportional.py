@@ -1,0 +1,103 @@
+"""Attention that counts a merged patch by its cells."""
+import pytest
+import torch
+
+from apt_dense import APTEVA02, APTViT, TokenLayout
+from apt_dense.core.attention import size_channels
+from apt_dense.core.block import BlockTokens
+from apt_dense.core.block_loop import rope_tables
+from apt_dense.core.export import FixedEncoder
+from apt_dense.core.flops import dense_layout, multiply_adds
+from apt_dense.core.runs import Runs
+from tests.core.toys import image_of, normalise, random_scales, randomise, toy_model
+
+TOY = dict(img_size=32, patch_size=4, embed_dims=16, depth=3, num_heads=2, window_size=4, global_block_indexes=(1,),
+           pretrain_img_size=32, num_scales=3, thresholds=(1.5, 1.5))
+WHOLE = dict(TOY, window_size=0, with_cls_token=True, global_block_indexes=())
+MERGED, DENSE = random_scales([0.4, 0.7], 8, 8, 3), torch.zeros(2, 8, 8, dtype=torch.int64)
+
+
+def repeated(values: torch.Tensor, runs: Runs, times: torch.Tensor) -> tuple[torch.Tensor, Runs]:
+    lengths = [int(part.sum()) for part in times.split(runs.lengths)]
+    return values.repeat_interleave(times, 0), Runs.from_lengths(tuple(lengths), values.device)
+
+
+@pytest.mark.parametrize('settings', [TOY, WHOLE], ids=['windows', 'class_token'])
+@torch.no_grad()
+def test_as_if_each_cell_had_its_patch_s_row(settings):
+    """A plain block over rows that stand there once for each cell; a class token counts once."""
+    model = toy_model(**settings, proportional_attention=True)
+    layout = TokenLayout.from_scales(MERGED, model.window_size, 3, model.num_prefix)
+    found = model.embed(normalise(image_of(MERGED)), layout)
+    times, ropes = layout.areas.clamp(min=1), rope_tables(model, layout, torch.float32)
+    wanted, channels = repeated(found, layout.images, times)[0], size_channels(times, torch.float32)
+    for index, block in enumerate(model.blocks):
+        local = bool(model.window_size) and index not in model.global_blocks
+        runs, rope = (layout.windows, ropes[0]) if local else (layout.images, ropes[1])
+        turns, cells = repeated(rope, runs, times)
+        wanted = block(wanted, BlockTokens(cells, turns))
+        found = block(found, BlockTokens(runs, rope, size_channels=channels))
+        torch.testing.assert_close(repeated(found, runs, times)[0], wanted, atol=1e-4, rtol=0)
+    rows = model.block_rows(normalise(image_of(MERGED)), layout, frozenset([2]))[0]
+    torch.testing.assert_close(rows, found)
+
+
+@torch.no_grad()
+def test_it_changes_what_is_merged_alone():
+    plain, counted = toy_model(**TOY), toy_model(**TOY, proportional_attention=True)
+    dense, merged = (normalise(image_of(scales)) for scales in (DENSE, MERGED))
+    assert torch.equal(plain(dense)[0], counted(dense)[0])
+    assert (plain(merged)[0] - counted(merged)[0]).abs().max() > 1e-2
+    assert list(plain.state_dict()) == list(counted.state_dict())
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_gradients_and_recomputation(dtype):
+    x, found = normalise(image_of(MERGED)).to(dtype), []
+    for with_cp in (False, True):
+        model = toy_model(**TOY, proportional_attention=True, with_cp=with_cp).to(dtype).train()
+        model(x)[0].float().square().mean().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in found[0])
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize('settings', [TOY, WHOLE], ids=['windows', 'class_token'])
+@torch.no_grad()
+def test_padded_and_exported_rows(settings):
+    """Buckets of tokens, as CUDA graphs have them, and the encoder of fixed shapes."""
+    model = toy_model(**settings, proportional_attention=True)
+    padded = toy_model(**settings, proportional_attention=True, graph_tokens=32)
+    x = normalise(image_of(MERGED))
+    torch.testing.assert_close(padded(x)[0], model(x)[0], atol=1e-5, rtol=0)
+    layout = model.make_layout(x[:1])
+    fixed = FixedEncoder(model, (32, 32), layout.num_tokens + 5)
+    torch.testing.assert_close(fixed(x[:1], **fixed.inputs(layout))[0], model(x[:1])[0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_compiled():
+    x = normalise(image_of(MERGED))
+    torch.testing.assert_close(toy_model(**TOY, proportional_attention=True, compiled=True)(x)[0],
+                               toy_model(**TOY, proportional_attention=True)(x)[0], atol=1e-5, rtol=0)
+
+
+def test_multiply_adds():
+    plain, counted = toy_model(**TOY), toy_model(**TOY, proportional_attention=True)
+    layout = TokenLayout.from_scales(MERGED, 4, 3)
+    before, after = multiply_adds(plain, layout), multiply_adds(counted, layout)
+    assert after.attention == before.attention * (8 + 8) // 8  # channels of a head, and eight more
+    assert after.total - before.total == after.attention - before.attention
+    assert multiply_adds(plain, dense_layout(layout)) == multiply_adds(counted, dense_layout(layout))
+
+
+def test_every_family_takes_it():
+    model = APTViT(img_size=32, patch_size=4, embed_dims=16, depth=2, num_heads=2, pretrain_img_size=32, num_scales=3,
+                   thresholds=(1.5, 1.5), proportional_attention=True).eval()
+    randomise(model)
+    assert model.proportional_attention and model(normalise(image_of(MERGED)))[0].isfinite().all()
+
+
+def test_no_reduction_beside_it():
+    with pytest.raises(ValueError, match='proportional_attention and reduction: .*choose one of the two'):
+        APTEVA02(**TOY, proportional_attention=True, reduction=dict(type='ToMe', kept=0.7))
