@@ -95,6 +95,8 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument('--graph-tokens', nargs='+', type=int, metavar='TOKENS', help='dense and APT as CUDA graphs, for '
                      'multiples of so many tokens; forward passes on a GPU (0: none)')
     how.add_argument('--with-cp', nargs='+', type=int, choices=(0, 1), help='activation checkpointing (0)')
+    how.add_argument('--proportional', nargs='+', type=int, choices=(0, 1),
+                     help='APT with proportional_attention (0)')
     how.add_argument('--deterministic', nargs='+', type=int, choices=(0, 1),
                      help='torch.use_deterministic_algorithms (0)')
     how.add_argument('--device', help='cpu, cuda, cuda:1 (cpu)')
@@ -117,7 +119,7 @@ def cases_of(args: argparse.Namespace) -> list[tuple[str, Case]]:
     """
     chosen = dict(model=args.model, geometry=args.geometry, img_size=args.img_size, mode=args.mode)
     settings = dict(dtype=args.dtype, backend=args.backend, graph_tokens=args.graph_tokens)
-    for name in ('compiled', 'with_cp', 'deterministic'):
+    for name in ('compiled', 'with_cp', 'proportional', 'deterministic'):
         settings[name] = [bool(value) for value in getattr(args, name) or ()]
     single = {name: [value] for name, value in dict(device=args.device, depth=args.depth, clock=args.clock,
                                                     new_images=args.new_images or None).items() if value is not None}

@@ -44,6 +44,7 @@ class Case:
         compiled: dense and APT with torch.compile.
         graph_tokens: dense and APT as CUDA graphs, by so many tokens; 0 for none.
         with_cp: activation checkpointing.
+        proportional: APT with ``proportional_attention``.
         deterministic: under ``torch.use_deterministic_algorithms``.
         clock: on a CPU 'wall', or 'process', the processor time of this process: on a machine that others use, with one
             thread, it is far less noisy.
@@ -64,6 +65,7 @@ class Case:
     compiled: bool = False
     graph_tokens: int = 0
     with_cp: bool = False
+    proportional: bool = False
     deterministic: bool = False
     clock: str = 'wall'
     new_images: bool = False
@@ -130,7 +132,8 @@ class Case:
             arguments[name] = [index for index in indexes if 0 <= index < arguments['depth']]
         arguments['out_indices'] = arguments['out_indices'] or [-1]
         if not dense:
-            arguments |= dict(num_scales=len(self.thresholds) + 1, thresholds=self.apt_thresholds)
+            arguments |= dict(num_scales=len(self.thresholds) + 1, thresholds=self.apt_thresholds,
+                              proportional_attention=self.proportional)
         return arguments
 
     def build_model(self, dense: bool, checkpoint: str | Path | None = None) -> PackedViT:

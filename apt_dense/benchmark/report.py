@@ -91,7 +91,7 @@ def mode_of(row: Row) -> str:
     """Forward or train, and what is special about it: a type other than float32, or an option."""
     case = row['case']
     special = {'compiled': 'compiled', 'graph_tokens': 'graphs', 'with_cp': 'checkpointing',
-               'deterministic': 'deterministic'}
+               'proportional': 'proportional', 'deterministic': 'deterministic'}
     return ', '.join([case['mode'], *([case['dtype']] if case['dtype'] != 'float32' else []),
                       *(words for name, words in special.items() if case.get(name))])
 
