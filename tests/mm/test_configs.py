@@ -51,8 +51,9 @@ PAIRS = [
      {'default_hooks.checkpoint', 'custom_hooks', 'train_cfg.val_interval', 'vis_backends', 'visualizer'}),
 ]
 APT_SETTINGS = {f'{place}.{name}' for place in ('patches', 'model.backbone') for name in ('num_scales', 'thresholds')}
-CHOICES = {f'{place}.scorer' for place in ('patches', 'model.backbone')} | {
-    f'patches_{choice}.{name}' for choice in ('half', 'paper') for name in ('num_scales', 'scorer', 'thresholds')}
+OURS = ('scorer', 'proportional_attention')  # not in the paper
+CHOICES = {f'{place}.{name}' for place in ('patches', 'model.backbone') for name in OURS} | {
+    f'patches_{choice}.{name}' for choice in ('half', 'paper') for name in ('num_scales', 'thresholds', *OURS)}
 
 
 def load(name: str) -> Config:
@@ -243,6 +244,8 @@ def test_a_scorer_and_its_thresholds(name):
         if patches is None:
             continue
         thresholds = patches.thresholds
+        assert patches.get('proportional_attention', False) == (
+            patches.get('scorer', 'entropy') != 'entropy' and 'demo' not in name)
         if patches.get('scorer', 'entropy') == 'entropy':
             assert all(0.3 <= threshold < 7 for threshold in thresholds)
         else:
@@ -258,6 +261,7 @@ model = dict(backbone=_base_.patches_paper)
 """)
     backbone = Config.fromfile(tmp_path / 'own.py').model.backbone
     assert (backbone.scorer, backbone.thresholds, backbone.embed_dims) == ('entropy', (2, 2, 0.3), 1024)
+    assert not backbone.proportional_attention
 
 
 @pytest.mark.parametrize('size', ['b', 'l'])
@@ -269,7 +273,8 @@ def test_the_recipes_figures(size):
     assert dense.optim_wrapper.paramwise_cfg.layer_decay_rate == {'b': 0.7, 'l': 0.8}[size]
     assert dense.auto_scale_lr.base_batch_size == short.auto_scale_lr.base_batch_size == 128
     assert full.patches == short.patches and full.patches.items() <= full.model.backbone.items()
-    assert short.patches_paper == dict(num_scales=4, scorer='entropy', thresholds=(2, 2, 0.3))
+    assert short.patches_paper == dict(num_scales=4, scorer='entropy', thresholds=(2, 2, 0.3),
+                                       proportional_attention=False)
     assert short.requires_load_from and short.load_from is None
     published = dense.model.test_cfg.rcnn
     assert (published.nms.type, published.nms.iou_threshold, published.score_thr) == ('soft_nms', 0.6, 0.0)
@@ -300,7 +305,8 @@ def test_the_segmentation_recipes_figures(model, iters, lr, decay, batch, channe
         assert DATASETS.build(dict(dense.train_dataloader.dataset, lazy_init=True)).reduce_zero_label
     full = load(f'apt_eva02_{model}_full')
     assert full.patches == short.patches and full.patches.items() <= full.model.backbone.items()
-    assert short.patches_paper == dict(num_scales=3, scorer='entropy', thresholds=(5.75, 4.0))
+    assert short.patches_paper == dict(
+        num_scales=3, scorer='entropy', thresholds=(5.75, 4.0), proportional_attention=False)
     assert short.requires_load_from and short.load_from is None
 
 

@@ -55,7 +55,8 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
         device: 'cpu', 'cuda', 'cuda:1', ...; 'auto' is a GPU where there is one.
         kept: the share of tokens to keep, padding left out, of the pictures of ``calibrate_on``: thresholds are found
             in the proportions of the config's own, or all alike where it has none.  1 merges nothing, and needs no
-            pictures.
+            pictures.  The merged patches of a dense model count in attention by their cells
+            (``proportional_attention``).
         calibrate_on: pictures, or folders of them, like those to be predicted.
         thresholds: of the patches, fine to coarse, in place of the config's.  A dense model merges patches then as the
             paper's Resizing baseline does.
@@ -228,7 +229,8 @@ def _set_patches(cfg: Config, kept: float | None, images: list[Path] | None, thr
             num_scales = NUM_SCALES['det' if 'roi_head' in cfg.model else 'seg']
             while backbone.get('window_size', 0) % 2**(num_scales - 1):
                 num_scales -= 1
-            backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1), scorer=scorer or BEST_SCORER)
+            backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1), scorer=scorer or BEST_SCORER,
+                            proportional_attention=backbone.get('reduction') is None)
         if kept < 1:
             backbone.thresholds = _calibrate(cfg, kept, images)
         else:
