@@ -27,6 +27,24 @@ def pytest_configure() -> None:
         raise pytest.UsageError(obstacle)
 
 
+class _FailuresAtOnce:
+    """Writes what has failed when it fails: on a GPU, whose time may end before the summary."""
+
+    def __init__(self, reporter: pytest.TerminalReporter):
+        self._reporter = reporter
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            why = getattr(getattr(report.longrepr, 'reprcrash', None), 'message', str(report.longrepr))
+            self._reporter.write_line(f'\nFAILED {report.nodeid}: {why.splitlines()[0] if why else report.when}')
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin('terminalreporter')
+    if devices.NAME and reporter is not None:  # the workers of pytest-xdist have none
+        session.config.pluginmanager.register(_FailuresAtOnce(reporter))
+
+
 @contextmanager
 def _default_device(node: pytest.Collector | pytest.Item) -> Iterator[None]:
     folder = node.path.parent.relative_to(Path(__file__).parent).as_posix() if node.path.suffix == '.py' else ''
