@@ -80,7 +80,9 @@ def test_options_reach_the_encoder():
     options = dict(scorer='laplacian_mean', max_tokens=20, detail_branch='none', rope_anchor='center',
                    pos_anchor='corner', attn_backend='sdpa')
     model = hf.adapt(build('DINOv3ViTModel'), 3, (0.0, 0.0), **options)
-    model(image)
+    once = model(image).last_hidden_state
+    counted = hf.adapt(build('DINOv3ViTModel'), 3, (0.0, 0.0), **options, proportional_attention=True)
+    assert not torch.allclose(counted(image).last_hidden_state, once, atol=1e-4)
     assert max(model.apt.last_layout.images.lengths) <= 20 + 5 and not list(model.apt.parameters())
     assert (model.apt.packed.rope_anchor, model.apt.packed.pos_anchor) == ('center', 'corner')
     with pytest.raises(TypeError, match=r"no options \['window_size'\]: it has \['scorer'"):
