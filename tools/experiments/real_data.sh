@@ -82,7 +82,12 @@ for kept in 0.7 0.5 0.9 0.35; do
     for scorer in entropy "$SCORER"; do
         found='()'
         [ -n "$LIST" ] || found=$(thresholds "$scorer" "$kept" $(ratio "$scorer"))
-        patches="model = dict(backbone=dict(scorer='$scorer', num_scales=$SCALES, thresholds=$found))"
+        # Entropy as in the paper; the other scorer with merged patches that count by their cells, untrained without too.
+        [ "$scorer" = entropy ] && counted=False || counted=True
+        patches="model = dict(backbone=dict(scorer='$scorer', num_scales=$SCALES, thresholds=$found,"
+        plain="$patches proportional_attention=False))"
+        patches="$patches proportional_attention=$counted))"
+        [ "$scorer" = entropy ] || run "$scorer-$kept-plain-resizing" "apt_eva02_$MODEL" test 0.3 "$plain"
         run "$scorer-$kept-resizing" "apt_eva02_$MODEL" test 0.3 "$patches"
         run "$scorer-$kept-added" "apt_eva02_$MODEL" train "$HOURS_SHORT" "$patches"
         run "$scorer-$kept-entire" "apt_eva02_${MODEL}_entire" train "$HOURS_SHORT" "$patches"

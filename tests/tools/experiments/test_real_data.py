@@ -46,13 +46,14 @@ def test_the_grid(script, thresholds, short, run, tmp_path):
     run(script, 'dense.pth', '4', thresholds=thresholds)
     (work,) = (tmp_path / 'work_dirs/real').iterdir()
     configs = {path.stem: Config.fromfile(path) for path in work.glob('*.py')}
-    assert len(configs) == 3 + 2 * (4 * 3 + 2)
+    assert len(configs) == 3 + 2 * (4 * 3 + 2) + 4
     for name, cfg in configs.items():
         backbone = cfg.model.backbone
         if name.startswith('dense'):
             assert backbone.num_scales == 1
         else:
             scorer, _, rest = name.partition('-')
+            assert backbone.proportional_attention == (scorer != 'entropy' and 'plain' not in rest)
             assert backbone.scorer == scorer and str(tuple(backbone.thresholds)) == thresholds
             assert bool(cfg.model.get('trainable')) == ('added' in rest or 'resizing' in rest), name
         if name.endswith('-long'):
@@ -76,12 +77,12 @@ def test_what_has_failed_is_run_again(run, tmp_path):
     assert len((tmp_path / 'noted').read_text().splitlines()) == 1
     (tmp_path / 'failing').unlink()
     run('coco.sh', 'dense.pth')
-    assert len((tmp_path / 'noted').read_text().splitlines()) == 1 + 31
+    assert len((tmp_path / 'noted').read_text().splitlines()) == 1 + 35
 
 
 def test_the_list_runs_nothing(run, tmp_path):
     said = run('ade20k.sh', 'dense.pth', '--list')
-    assert said.count(' h  ') == 31 and 'about 39' in said.splitlines()[-1], said
+    assert said.count(' h  ') == 35 and 'about 40' in said.splitlines()[-1], said
     assert not (tmp_path / 'work_dirs').exists() and not (tmp_path / 'noted').exists()
 
 
