@@ -108,14 +108,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def open_model(args: argparse.Namespace) -> Model:
-    """The model, tested as published; a dense one gets sizes of patches, which are merged by Resizing."""
+    """The model, tested as published; a dense one gets sizes of patches, which are merged untrained."""
     model = load(args.model, args.weights, as_published=True)
     if not model.thresholds:
         values = args.thresholds[:1] and (-1.0,) * len(args.thresholds[0])
         model = load(args.model, args.weights, as_published=True, thresholds=values or None,
                      kept=None if values else 1.0)
-        scorer = model.cfg.model.backbone.get('scorer', 'entropy')
-        print(f'the model is dense: patches merge as in the Resizing baseline, scored by {scorer}')
+        backbone = model.cfg.model.backbone
+        counted = ', and count in attention by their cells' if backbone.get('proportional_attention') else ''
+        print(f"the model is dense: patches merge untrained, scored by {backbone.get('scorer', 'entropy')}{counted}")
     set_options(model.cfg, args.cfg_options)
     return model
 

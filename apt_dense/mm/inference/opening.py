@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
@@ -55,14 +55,15 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
         device: 'cpu', 'cuda', 'cuda:1', ...; 'auto' is a GPU where there is one.
         kept: the share of tokens to keep, padding left out, of the pictures of ``calibrate_on``: thresholds are found
             in the proportions of the config's own, or all alike where it has none.  1 merges nothing, and needs no
-            pictures.  The merged patches of a dense model count in attention by their cells
-            (``proportional_attention``).
+            pictures.
         calibrate_on: pictures, or folders of them, like those to be predicted.
-        thresholds: of the patches, fine to coarse, in place of the config's.  A dense model merges patches then as the
-            paper's Resizing baseline does.
+        thresholds: of the patches, fine to coarse, in place of the config's.  A dense model merges patches then; by the
+            entropy as the paper's Resizing baseline does.
         scorer: what the thresholds are of, a name of ``apt_dense.core.scorers.SCORERS``, with ``kept`` or
             ``thresholds``.  By default the config's; for a dense model, 'upsampling_error_max' with ``kept``, which
-            has lost the least accuracy (docs/results.md), and 'entropy' with ``thresholds``, the paper's.
+            has lost the least accuracy (docs/results.md), and 'entropy' with ``thresholds``, the paper's.  Merged
+            patches of a dense model count in attention by their cells (``proportional_attention``), but not with
+            'entropy' and ``thresholds``, which is the paper's.
         max_tokens: the most of an image, see ``PatchChooser``.
         as_published: test a detector as its published figures were measured, every box of any score, which is slow.
             By default: scores from 0.05, 100 boxes, NMS at 0.5.
@@ -223,18 +224,25 @@ def _set_patches(cfg: Config, kept: float | None, images: list[Path] | None, thr
         if own > 1 and len(thresholds) != own - 1:
             raise DataError(f'got {len(thresholds)} thresholds {tuple(thresholds)}, and the model has {own} sizes of '
                             f'patches: give {own - 1}, fine to coarse')
+        if own == 1 and len(thresholds) and backbone.get('scorer', 'entropy') != 'entropy':
+            _count_merged(backbone)
         backbone.update(thresholds=tuple(thresholds), num_scales=len(thresholds) + 1)
     elif kept is not None:
         if backbone.get('num_scales', 1) == 1:
             num_scales = NUM_SCALES['det' if 'roi_head' in cfg.model else 'seg']
             while backbone.get('window_size', 0) % 2**(num_scales - 1):
                 num_scales -= 1
-            backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1), scorer=scorer or BEST_SCORER,
-                            proportional_attention=backbone.get('reduction') is None)
+            backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1), scorer=scorer or BEST_SCORER)
+            _count_merged(backbone)
         if kept < 1:
             backbone.thresholds = _calibrate(cfg, kept, images)
         else:
             backbone.thresholds = (-1.0,) * (backbone.num_scales - 1)
+
+
+def _count_merged(backbone: ConfigDict) -> None:
+    """Have attention count the merged patches of a model that was trained without: docs/results.md."""
+    backbone.proportional_attention = backbone.get('reduction') is None
 
 
 def _calibrate(cfg: Config, kept: float, images: list[Path]) -> tuple[float, ...]:

@@ -125,7 +125,7 @@ def test_the_scorer_of_a_dense_model(options, scorer, dense_det, folder):
     calibrate_on = folder if 'kept' in options else None
     model = apt_dense.load(*dense_det, calibrate_on=calibrate_on, **options)
     assert model.module.backbone.chooser.scorer is SCORERS[scorer]
-    assert model.module.backbone.proportional_attention == ('kept' in options)  # the paper's Resizing, with thresholds
+    assert model.module.backbone.proportional_attention == (scorer != 'entropy')  # which is the paper's Resizing
     results = model.predict(folder)
     kept = sum(result.tokens.num_tokens for result in results) / sum(result.tokens.num_cells for result in results)
     assert 0.2 < kept <= options.get('kept', 0.99)

@@ -72,7 +72,7 @@ def test_a_dense_model_merges_by_resizing(tool, dense_det, checkpoints, tmp_path
                '--out-dir', str(tmp_path / 'out'), '--cfg-options', *options])
     settings = json.loads((tmp_path / 'out/sweep.json').read_text())['settings']
     assert [setting['name'] for setting in settings] == ['dense', '0.4 kept'] and settings[1]['kept'] <= 0.4
-    assert 'as in the Resizing baseline, scored by upsampling_error_max' in capsys.readouterr().out
+    assert 'untrained, scored by upsampling_error_max, and count in attention' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
