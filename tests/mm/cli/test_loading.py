@@ -100,7 +100,7 @@ def test_a_dense_checkpoint_in_a_config_with_apt():
     dense = Segmentor(**DENSE)
     (level, text), (_, more) = load(Segmentor(), state_of(dense))
     assert level == logging.WARNING and '4 parameters are missing: backbone.patch_embed.conv_down.weight, ' in text
-    assert more.endswith('this tests the Resizing baseline')
+    assert more.endswith('this tests merging without training')
     assert load(Segmentor(detail_branch='none'), state_of(dense)) == []
     (_, text), = load(dense, state_of(Segmentor()))
     assert 'a.pth and the model differ: 4 are not in the model: backbone.patch_embed.conv_down.weight, ' in text
