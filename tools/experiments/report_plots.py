@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cells import Cell
-from grids import ADDED, ADDED_TENTH, DATASETS, ENTIRE_LONG, ENTIRE_TENTH, UNTRAINED
+from grids import ADDED, ADDED_TENTH, DATASETS, ENTIRE_LONG, ENTIRE_TENTH, UNTRAINED, proportional
 from report_tables import METRICS, Figures, Number, main_metric, over_seeds
 
 from apt_dense.core.files import write_atomically
@@ -21,6 +21,9 @@ TASKS = {'det': 'detection', 'seg': 'segmentation'}
 COLOURS = {training.name: f'C{index}'
            for index, training in enumerate((UNTRAINED, ADDED, ADDED_TENTH, ENTIRE_TENTH, ENTIRE_LONG))}
 LINES = {'entropy': '--', 'upsampling_error_max': '-'}
+UNTRAINED_LABELS = {('entropy', False): "the paper's entropy", ('entropy', True): "entropy, counted by their cells",
+                    ('upsampling_error_max', False): 'maximum of the upsampling error',
+                    ('upsampling_error_max', True): 'the same, merged patches counted by their cells'}
 
 
 def _mean(values: Iterable[Number]) -> Number:
@@ -78,6 +81,32 @@ def accuracy_figure(cells: Sequence[Cell], figures: Figures, x: str) -> Figure:
     return figure
 
 
+def untrained_figure(cells: Sequence[Cell], figures: Figures) -> Figure:
+    """Points against the dense model of the same seed where nothing is trained; a panel for each task."""
+    figure, columns = plt.subplots(1, len(TASKS), figsize=(12, 4.8), layout='constrained')
+    for task, axes in zip(TASKS, columns, strict=True):
+        lines: dict[str, list[tuple[float, float, float]]] = {}
+        chosen = [cell for cell in cells if (cell.task, cell.dataset) == (task, 'native') and
+                  cell.training == UNTRAINED and (cell.patches.scorer, cell.patches.proportional) in UNTRAINED_LABELS]
+        for first, group in over_seeds(chosen).items():
+            losses = [loss for loss in map(figures.loss, group) if loss is not None]
+            if losses:
+                deviation = statistics.stdev(losses) if len(losses) > 1 else 0.0
+                label = UNTRAINED_LABELS[first.patches.scorer, first.patches.proportional]
+                point = _mean(map(figures.kept, group)), -statistics.mean(losses), deviation
+                lines.setdefault(label, []).append(point)
+        axes.axhline(0, color='black', linestyle=':', label='dense')
+        for label in UNTRAINED_LABELS.values():
+            if label in lines:
+                places, means, deviations = zip(*sorted(lines[label]), strict=True)
+                axes.errorbar(places, means, deviations, marker='o', markersize=5, linewidth=2, capsize=3, label=label)
+        axes.set(title=TASKS[task], xlabel='kept tokens of the content', ylabel=(
+            f'{METRICS[task][main_metric(task)]}, points against the dense model'))
+        axes.grid(alpha=0.3)
+    columns[0].legend(loc='lower right')
+    return figure
+
+
 def recovery_figure(cells: Sequence[Cell], figures: Figures) -> Figure:
     """Recovery by method: a bar for each, a panel for each task; seeds are averaged."""
     figure, columns = plt.subplots(1, len(TASKS), figsize=(12, 6), layout='constrained')
@@ -102,7 +131,8 @@ def write_plots(cells: Sequence[Cell], figures: Figures, folder: Path) -> list[s
         return []
     pictures = {'accuracy_kept.png': accuracy_figure(cells, figures, 'kept'),
                 'accuracy_time.png': accuracy_figure(cells, figures, 'time'),
-                'recovery.png': recovery_figure([cell for cell in cells if cell.patches], figures)}
+                'recovery.png': recovery_figure([cell for cell in cells if cell.patches], figures),
+                'untrained.png': untrained_figure([*cells, *proportional()], figures)}
     for name, figure in pictures.items():
         write_atomically(folder / name, lambda file, figure=figure: figure.savefig(file, dpi=110, format='png'))
         plt.close(figure)

@@ -85,11 +85,14 @@ def over_seeds(cells: Iterable[Cell]) -> dict[Cell, list[Cell]]:
 
 
 def cells_table(cells: Sequence[Cell], figures: Figures) -> str:
-    """One row for each cell that has a result, seeds together: metrics, what Dense and Resizing have, speed."""
+    """One row for each cell that has a result, seeds together: metrics, what Dense and Resizing have, speed.
+
+    All columns are of the seeds with which the cell has a result.
+    """
     parts = []
     for task, names in METRICS.items():
-        rows = [_row(first, group, figures, tuple(names)) for first, group in over_seeds(cells).items()
-                if first.task == task and any(map(figures.result, group))]
+        done = [cell for cell in cells if cell.task == task and figures.result(cell)]
+        rows = [_row(first, group, figures, tuple(names)) for first, group in over_seeds(done).items()]
         if rows:
             main, *others = names.values()
             header = ['patches', 'dataset', 'training', main, 'Dense, same iterations', 'below it', 'Resizing',

@@ -130,7 +130,8 @@ class CheckLoadedHook(Hook):
             f'{runner._load_from} and the model differ: {gaps}. What the checkpoint does not set keeps its initial '
             'value, what has no place in the model is left out'))
         if gaps.missing and not training:
-            runner.logger.warning('the added parameters change nothing as they are: this tests merging without training')
+            runner.logger.warning('the added parameters change nothing as they are: this tests merging without '
+                                  'training')
 
 
 def refuse_gaps(model: nn.Module, gaps: Gaps, path: str) -> None:

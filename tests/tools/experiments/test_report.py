@@ -73,6 +73,10 @@ def test_mean_and_deviation_over_the_seeds(results):
     assert [column.strip() for column in row.split('|')[4:9]] == [
         '52.0 ± 2.0 (3)', '54.0 ± 0.0 (3)', '2.0 ± 2.0 (3)', '44.0 ± 0.0 (3)', '0.80 ± 0.20 (3)']
     assert '1.50 ± 0.00 (3)' in row
+    put_a_seed(results, 3, dense=60, extra=60, resizing=50, apt=60)
+    results.put(result(replace(group[0], seed=3), None, status='failed'))  # its Dense is not in the row
+    again = next(line for line in tables.cells_table([*group, replace(group[0], seed=3)], figures).splitlines() if '52.0' in line)
+    assert again == row
     assert tables.spread([None, 3.0]) == '3.0' and tables.spread([None]) == '-'
 
 
@@ -95,7 +99,7 @@ def test_every_run_is_listed_also_the_failed_and_the_stale(tmp_path, results):
     results.put(result(other, 53, kept=0.7))
     page, _ = write_page(tmp_path, results)
     assert {path.name for path in (tmp_path / 'results').glob('*.png')} == {
-        'accuracy_kept.png', 'accuracy_time.png', 'recovery.png'}
+        'accuracy_kept.png', 'accuracy_time.png', 'recovery.png', 'untrained.png'}
     assert '](results/recovery.png)' in page
 
 
