@@ -75,8 +75,8 @@ def test_mean_and_deviation_over_the_seeds(results):
     assert '1.50 ± 0.00 (3)' in row
     put_a_seed(results, 3, dense=60, extra=60, resizing=50, apt=60)
     results.put(result(replace(group[0], seed=3), None, status='failed'))  # its Dense is not in the row
-    again = next(line for line in tables.cells_table([*group, replace(group[0], seed=3)], figures).splitlines() if '52.0' in line)
-    assert again == row
+    more = tables.cells_table([*group, replace(group[0], seed=3)], figures)
+    assert next(line for line in more.splitlines() if '52.0' in line) == row
     assert tables.spread([None, 3.0]) == '3.0' and tables.spread([None]) == '-'
 
 
