@@ -75,13 +75,18 @@ def proportional_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, sizes: T
 
     Source: ToMe's proportional attention.
     """
-    wide = with_size_channels(q, k, v, size_channels(sizes, k.dtype))
+    wide = with_size_channels(q, k, v, size_channels(log_sizes(sizes), k.dtype))
     return varlen_attention(*wide, runs, backend)[..., :q.shape[-1]]
 
 
-def size_channels(sizes: Tensor, dtype: torch.dtype) -> Tensor:
-    """(T,) sizes of rows -> (T, 1, EXTRA_CHANNELS): their logarithm and zeros."""
-    return F.pad(sizes.clamp(min=LEAST_SIZE).log().to(dtype)[:, None, None], (0, EXTRA_CHANNELS - 1))
+def log_sizes(sizes: Tensor) -> Tensor:
+    """Of sizes from 0 on, their logarithms, which are finite and have a gradient."""
+    return sizes.clamp(min=LEAST_SIZE).log()
+
+
+def size_channels(logs: Tensor, dtype: torch.dtype) -> Tensor:
+    """(T,) logarithms of the rows' sizes -> (T, 1, EXTRA_CHANNELS): these and zeros."""
+    return F.pad(logs.to(dtype)[:, None, None], (0, EXTRA_CHANNELS - 1))
 
 
 def with_size_channels(q: Tensor, k: Tensor, v: Tensor, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

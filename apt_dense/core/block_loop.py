@@ -1,4 +1,5 @@
 """The loop over blocks on packed rows: one run of launches, a CUDA graph, or with rows that are merged on the way."""
+import math
 from collections.abc import Sequence
 from itertools import islice
 
@@ -57,10 +58,14 @@ def last_rows(model: nn.Module, x: Tensor, layout: TokenLayout, recompute: bool,
 def _start(model: nn.Module, x: Tensor, layout: TokenLayout) -> tuple[PackedInputs, list[BranchFactors]]:
     local, whole = rope_tables(model, layout, torch.promote_types(x.dtype, torch.float32))
     factors = draw_drop_path([block.drop_path for block in model.blocks], layout.images, product_dtype(x))
-    # A prefix row counts once, as every row does where nothing is merged.
-    channels = size_channels(layout.areas.clamp(min=1), product_dtype(x)) if (
-        model.proportional_attention and not layout.is_dense) else None
+    counted = model.proportional_attention and not layout.is_dense
+    channels = size_channels(log_areas(layout), product_dtype(x)) if counted else None
     return PackedInputs(x, layout.windows, layout.images, local, whole, channels), factors
+
+
+def log_areas(layout: TokenLayout) -> Tensor:
+    """(T,) float32: the logarithm of the cells that each row counts as; 0 for a prefix row, which counts once."""
+    return layout.scales.clamp(min=0) * math.log(4)
 
 
 def rope_tables(model: nn.Module, layout: TokenLayout, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:

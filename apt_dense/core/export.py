@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense.core.block import Block
+from apt_dense.core.block_loop import log_areas
 from apt_dense.core.embed import position_maps
 from apt_dense.core.layers import add_branch
 from apt_dense.core.layout import TokenLayout
@@ -91,7 +92,7 @@ class FixedEncoder(nn.Module):
         if self.model.window_size:
             tensors.update(window_turns=self._turns(layout, True, spare), **self._windows(layout, spare))
         if self.model.proportional_attention and layout.num_scales > 1:
-            sizes = F.pad(layout.areas.clamp(min=1).to(self.model.patch_embed.proj.weight.dtype).log(), (0, spare))
+            sizes = F.pad(log_areas(layout).to(self.model.patch_embed.proj.weight.dtype), (0, spare))
             tensors['keys'] = sizes[None].masked_fill(~tensors['keys'], -torch.inf)
             if 'window_keys' in tensors:
                 tensors['window_keys'] = sizes[tensors['window_rows']].masked_fill(~tensors['window_keys'], -torch.inf)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apt_dense.core.attention import size_channels
+from apt_dense.core.attention import log_sizes, size_channels
 from apt_dense.core.block import BlockTokens
 from apt_dense.core.derived import product_dtype
 from apt_dense.core.dropping import Random
@@ -46,7 +46,7 @@ def reduced_blocks(model: nn.Module, inputs: PackedInputs, layout: TokenLayout, 
         reduces = index in reduction.blocks
         reduce = partial(_reduce, reduction, index, state.told()) if reduces else None
         counted = state.proportional and state.sizes is not None
-        channels = size_channels(state.sizes, product_dtype(x)) if counted else None
+        channels = size_channels(log_sizes(state.sizes), product_dtype(x)) if counted else None
         tokens = BlockTokens(runs, rope, factors[index], channels, reduce)
         # Nothing is drawn in a block, so no state of a generator is kept for the recomputation.
         before, x = x, checkpoint(block, x, tokens, use_reentrant=False, preserve_rng_state=False) if recompute else (

@@ -55,10 +55,14 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
 
 
-def count(train: bool, num_scales: int, with_cls_token: bool) -> dict:
+KINDS = {  # of a model: what it is built with
+    'dense': dict(num_scales=1), 'apt': dict(num_scales=3), 'counted': dict(num_scales=3, proportional_attention=True)}
+
+
+def count(train: bool, kind: str, with_cls_token: bool) -> dict:
     """Of the second pass, under bfloat16 autocast; its gradients included in ``total``."""
     settings = dict(img_size=SIZE_PX, embed_dims=64, depth=DEPTH, num_heads=2, drop_path_rate=0.4,
-                    num_scales=num_scales, thresholds=(3.0,) * (num_scales - 1), with_cls_token=with_cls_token)
+                    thresholds=(3.0,) * (KINDS[kind]['num_scales'] - 1), with_cls_token=with_cls_token, **KINDS[kind])
     settings |= dict(window_size=0, global_block_indexes=()) if with_cls_token else dict(
         window_size=8, global_block_indexes=(1, 3))
     counts = real_counts(settings)
@@ -110,11 +114,10 @@ def main() -> None:
     F.scaled_dot_product_attention = plain_attention
     results = {}
     for train in (False, True):
-        for num_scales in (1, 3):
+        for kind in KINDS:
             for with_cls_token in (False, True):
-                name = ' '.join(('train' if train else 'test', 'apt' if num_scales > 1 else 'dense',
-                                 'class_token' if with_cls_token else 'windows'))
-                results[name] = count(train, num_scales, with_cls_token)
+                name = ' '.join(('train' if train else 'test', kind, 'class_token' if with_cls_token else 'windows'))
+                results[name] = count(train, kind, with_cls_token)
                 forget_constants()
     sys.stdout.write(json.dumps(results))
     sys.stdout.flush()

@@ -30,7 +30,7 @@ def test_as_if_each_cell_had_its_patch_s_row(settings):
     layout = TokenLayout.from_scales(MERGED, model.window_size, 3, model.num_prefix)
     found = model.embed(normalise(image_of(MERGED)), layout)
     times, ropes = layout.areas.clamp(min=1), rope_tables(model, layout, torch.float32)
-    wanted, channels = repeated(found, layout.images, times)[0], size_channels(times, torch.float32)
+    wanted, channels = repeated(found, layout.images, times)[0], size_channels(times.log(), torch.float32)
     for index, block in enumerate(model.blocks):
         local = bool(model.window_size) and index not in model.global_blocks
         runs, rope = (layout.windows, ropes[0]) if local else (layout.images, ropes[1])
