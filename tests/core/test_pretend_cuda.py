@@ -14,8 +14,8 @@ from tests.locations import ROOT
 FOLDER = Path(__file__).parent
 COMPILER = shutil.which('g++')
 # Launches before the first block, in the largest block and in all (4 blocks, and the gradients in training), under
-# bfloat16 autocast: 24 of a block's are casts; 'counted' is proportional_attention.  Lower a number that has fallen; raise one only for a reason.
-# (A prefix row's turn is no cell's: one or two launches with a class token.)
+# bfloat16 autocast: 24 of a block's are casts.  Lower a number that has fallen; raise one only for a reason.
+# ('counted' is proportional_attention.  A prefix row's turn is no cell's: one or two launches with a class token.)
 MOST = {
     'test dense windows': (11, 41, 176), 'test apt windows': (108, 41, 281),
     'test dense class_token': (19, 41, 191), 'test apt class_token': (125, 41, 298),
