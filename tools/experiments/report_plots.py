@@ -109,11 +109,12 @@ def untrained_figure(cells: Sequence[Cell], figures: Figures) -> Figure:
 
 def recovery_figure(cells: Sequence[Cell], figures: Figures) -> Figure:
     """Recovery by method: a bar for each, a panel for each task; seeds are averaged."""
-    figure, columns = plt.subplots(1, len(TASKS), figsize=(12, 6), layout='constrained')
+    figure, columns = plt.subplots(1, len(TASKS), figsize=(12, 8), layout='constrained')
     for task, axes in zip(TASKS, columns, strict=True):
-        trained = over_seeds(cell for cell in cells if cell.task == task and cell.training.share)
+        changed = over_seeds(cell for cell in cells if cell.task == task and (
+            cell.training.share or cell.patches.proportional))
         means = {f'{first.dataset}, {first.patches.name}, {first.training.name}': _mean(map(figures.recovery, group))
-                 for first, group in trained.items()}
+                 for first, group in changed.items()}
         bars = {label: value for label, value in means.items() if value is not None}
         axes.barh(list(bars), list(bars.values()))
         axes.axvline(1, color='black', linestyle=':')
@@ -131,8 +132,8 @@ def write_plots(cells: Sequence[Cell], figures: Figures, folder: Path) -> list[s
         return []
     pictures = {'accuracy_kept.png': accuracy_figure(cells, figures, 'kept'),
                 'accuracy_time.png': accuracy_figure(cells, figures, 'time'),
-                'recovery.png': recovery_figure([cell for cell in cells if cell.patches], figures),
-                'untrained.png': untrained_figure([*cells, *proportional()], figures)}
+                'recovery.png': recovery_figure([*proportional(), *cells], figures),
+                'untrained.png': untrained_figure([*proportional(), *cells], figures)}
     for name, figure in pictures.items():
         write_atomically(folder / name, lambda file, figure=figure: figure.savefig(file, dpi=110, format='png'))
         plt.close(figure)
