@@ -33,7 +33,9 @@ def reduced_blocks(model: nn.Module, inputs: PackedInputs, layout: TokenLayout, 
         The number of each block, its rows (T', C), and where the first tokens are; first -1, what enters block 0.
     """
     x, reduction = inputs.x, model.reduction
-    state = ReducedRows(layout, (inputs.local_rope, inputs.global_rope), reduction.proportional)
+    merged_count = model.proportional_attention and not layout.is_dense
+    state = ReducedRows(layout, (inputs.local_rope, inputs.global_rope), reduction.proportional or merged_count,
+                        layout.areas.clamp(min=1).float() if merged_count else None)
     if isinstance(reduction, Random):
         wanted = reduction.lengths(state.windows.lengths, state.prefix, merged)
         step = reduction.start(x, state.windows, state.prefix, wanted)
@@ -126,14 +128,16 @@ class ReducedRows:
         layout: of the first tokens, T.
         ropes: their turns inside windows and in the image; None for none.
         proportional: attention counts rows by their sizes.
+        sizes: (T,), of the first tokens; None for one each.
     """
 
-    def __init__(self, layout: TokenLayout, ropes: Sequence[Tensor | None], proportional: bool):
+    def __init__(self, layout: TokenLayout, ropes: Sequence[Tensor | None], proportional: bool,
+                 sizes: Tensor | None = None):
         self.windows, self.images = layout.windows, layout.images
         self.per_image = len(layout.windows.lengths) // layout.batch_size
         self.ropes = list(ropes)
         self.proportional = proportional
-        self.sizes: Tensor | None = None
+        self.sizes = sizes
         self.active: tuple[int, ...] | None = None
         self._source: Tensor | None = None  # (T,): the row that holds each first token; None at the beginning
         self._held: Tensor | None = None  # (T, C): what those had that are gone
@@ -154,7 +158,8 @@ class ReducedRows:
             self._held = values.where(goes, 0 if self._held is None else self._held)
         self._source = moved
         self.ropes = [rope if rope is None else rope[step.rows] for rope in self.ropes]
-        self.sizes, self.active = step.sizes, step.active
+        dropped = step.sizes is None and self.sizes is not None  # the rows that are left keep their sizes
+        self.sizes, self.active = self.sizes[step.rows] if dropped else step.sizes, step.active
         device, whole = before.device, self.windows is self.images
         self.windows = Runs.from_lengths(step.lengths, device)
         ends = range(0, len(step.lengths), self.per_image)

@@ -23,7 +23,7 @@ class Attended:
         normed: (T, C), the attention's input.
         queries, keys: (T, heads, head_dim), as they attended.
         unturned_keys: before rotation.
-        sizes: (T,) float32, how many of the first tokens each row holds; None for one each.
+        sizes: (T,) float32, how many of the first tokens each row holds, or of their cells; None for one each.
         runs: inside which rows are reduced.
         prefix: (R,) on the host, how many rows at the beginning of each run are prefix rows.
         active: (R,) on the host, how many rows of each run take part; None for all.

@@ -84,7 +84,8 @@ class PackedViT(nn.Module):
             graph for each, see ``BlockGraphs``; None for none.  For one or two images at 512 px.
         proportional_attention: attention counts the key of a merged patch once for each base patch that it covers, by
             the logarithm of that number in the logits, see ``size_channels``: as if those base patches had equal keys
-            and values.  Not in the paper; without merged patches nothing changes.
+            and values.  With ``reduction`` rows begin with these sizes.  Not in the paper; without merged patches
+            nothing changes.
         reduction: tokens merged or dropped on the way, as ``dict(type='ToMe', kept=0.7)``, see ``build_reduction``.
 
     Attributes:
@@ -324,9 +325,6 @@ class PackedViT(nn.Module):
     def _build_reduction(self, config: Mapping) -> Reduction:
         if self.graphs is not None:
             raise ValueError('graph_tokens and reduction: a graph has one number of rows, choose one of the two')
-        if self.proportional_attention:
-            raise ValueError('proportional_attention and reduction: a reduction counts rows by itself '
-                             '(reduction.proportional), choose one of the two')
         reduction = build_reduction(config, len(self.blocks), self.embed_dims, self.head_dim)
         if isinstance(reduction, EViT) and (self.cls_token is None or self.window_size):
             raise ValueError("reduction.type='EViT' goes by the class token's attention to the whole image: it needs "

@@ -2,12 +2,14 @@
 import pytest
 import torch
 
-from apt_dense import APTEVA02, APTViT, TokenLayout
+from apt_dense import APTViT, TokenLayout
 from apt_dense.core.attention import size_channels
 from apt_dense.core.block import BlockTokens
 from apt_dense.core.block_loop import rope_tables
 from apt_dense.core.export import FixedEncoder
 from apt_dense.core.flops import dense_layout, multiply_adds
+from apt_dense.core.graphs import PackedInputs
+from apt_dense.core.reduced import reduced_blocks
 from apt_dense.core.runs import Runs
 from tests.core.toys import image_of, normalise, random_scales, randomise, toy_model
 
@@ -98,6 +100,40 @@ def test_every_family_takes_it():
     assert model.proportional_attention and model(normalise(image_of(MERGED)))[0].isfinite().all()
 
 
-def test_no_reduction_beside_it():
-    with pytest.raises(ValueError, match='proportional_attention and reduction: .*choose one of the two'):
-        APTEVA02(**TOY, proportional_attention=True, reduction=dict(type='ToMe', kept=0.7))
+REDUCTIONS = {'ToMe': (TOY, dict(kept=1.0)), 'ToMe, class token': (WHOLE, dict(kept=1.0)),
+              'advanced': (WHOLE, dict(kept=1.0, proportional=False)), 'DTEM': (TOY, dict(kept=1.0)),
+              'EViT': (WHOLE, dict(rates=1.0))}
+
+
+@pytest.mark.parametrize('name', REDUCTIONS)
+@torch.no_grad()
+def test_rows_of_a_reduction_begin_with_their_cells(name):
+    """One that leaves all rows is none."""
+    settings, options = REDUCTIONS[name]
+    x = normalise(image_of(MERGED))
+    kind = 'ToMe' if name == 'advanced' else name.partition(',')[0]
+    reduced = toy_model(**settings, proportional_attention=True, reduction=dict(type=kind, **options))
+    plain = toy_model(**settings, proportional_attention=True)
+    plain.load_state_dict({key: value for key, value in reduced.state_dict().items() if 'reduction' not in key})
+    torch.testing.assert_close(reduced(x)[0], plain(x)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('name', ['ToMe', 'DTEM', 'EViT'])
+@torch.no_grad()
+def test_sizes_follow_the_rows(name):
+    """Merged rows hold the cells of both; those that stay where others go keep theirs."""
+    model = toy_model(**WHOLE, proportional_attention=True, reduction=dict(
+        type=name, **(dict(rates=0.7, fuse=False) if name == 'EViT' else dict(kept=0.8))))
+    x = normalise(image_of(MERGED))
+    layout = model.make_layout(x)
+    inputs = PackedInputs(model.embed(x, layout), layout.windows, layout.images, *rope_tables(
+        model, layout, torch.float32))
+    sizes = layout.areas.clamp(min=1).float()
+    for _, rows, state in reduced_blocks(model, inputs, layout, [(None, None)] * 3, False):
+        assert len(state.sizes) == len(rows)
+        if name == 'EViT':
+            held = state._source if state._source is not None else torch.arange(len(rows))
+            assert torch.equal(state.sizes[held[held >= 0]], sizes[held >= 0])
+        else:
+            assert state.sizes.sum().item() == pytest.approx(sizes.sum().item())
+    assert len(rows) < layout.num_tokens

@@ -56,8 +56,8 @@ class Maker:
         return self._patches(budget)
 
     def resizing(self, budget: float) -> dict[str, Any]:
-        """APT's patches without the detail branch."""
-        return self._patches(budget, detail_branch='none')
+        """APT's patches without the detail branch, and merged patches that count once."""
+        return self._patches(budget, detail_branch='none', proportional_attention=False)
 
     def random(self, budget: float) -> dict[str, Any]:
         """Base patches drawn at random."""

@@ -242,7 +242,7 @@ def _set_patches(cfg: Config, kept: float | None, images: list[Path] | None, thr
 
 def _count_merged(backbone: ConfigDict) -> None:
     """Have attention count the merged patches of a model that was trained without: docs/results.md."""
-    backbone.proportional_attention = backbone.get('reduction') is None
+    backbone.proportional_attention = True
 
 
 def _calibrate(cfg: Config, kept: float, images: list[Path]) -> tuple[float, ...]:
