@@ -94,11 +94,12 @@ def test_what_many_configs_share_stands_once():
     assert found['conv_down'] == found['zero_mlp'] == ['_base_/schedules/apt_short.py']
 
 
-def test_full_fine_tuning_is_three_lines_on_the_dense_twin():
+def test_full_fine_tuning_is_two_lines_on_the_dense_twin():
     for model in MODELS_OF_PAPER:
-        comment, base, patches = (CONFIGS / f'apt_eva02_{model}_full.py').read_text().splitlines()
-        assert comment.startswith('#') and base.startswith(f"_base_ = ['./eva02_{model}.py', '_base_/patches/")
-        assert patches == 'model = dict(backbone=_base_.patches)'
+        *comment, base, patches = (CONFIGS / f'apt_eva02_{model}_full.py').read_text().splitlines()
+        assert all(line.startswith('#') for line in comment)
+        assert base.startswith(f"_base_ = ['./eva02_{model}.py', '_base_/patches/")
+        assert patches == 'model = dict(backbone=dict(_base_.patches, proportional_attention=False))'
 
 
 @pytest.mark.parametrize('name', LEAVES)
@@ -244,8 +245,9 @@ def test_a_scorer_and_its_thresholds(name):
         if patches is None:
             continue
         thresholds = patches.thresholds
-        assert patches.get('proportional_attention', False) == (
-            patches.get('scorer', 'entropy') != 'entropy' and 'demo' not in name)
+        counted = patches.get('scorer', 'entropy') != 'entropy' and 'demo' not in name
+        counted &= patches is not cfg.model.backbone or not name.endswith('_full')
+        assert patches.get('proportional_attention', False) == counted
         if patches.get('scorer', 'entropy') == 'entropy':
             assert all(0.3 <= threshold < 7 for threshold in thresholds)
         else:
@@ -272,7 +274,8 @@ def test_the_recipes_figures(size):
     assert dense.param_scheduler[1].milestones == [48000, 54000]
     assert dense.optim_wrapper.paramwise_cfg.layer_decay_rate == {'b': 0.7, 'l': 0.8}[size]
     assert dense.auto_scale_lr.base_batch_size == short.auto_scale_lr.base_batch_size == 128
-    assert full.patches == short.patches and full.patches.items() <= full.model.backbone.items()
+    assert full.patches == short.patches
+    assert dict(full.patches, proportional_attention=False).items() <= dict(full.model.backbone).items()
     assert short.patches_paper == dict(num_scales=4, scorer='entropy', thresholds=(2, 2, 0.3),
                                        proportional_attention=False)
     assert short.requires_load_from and short.load_from is None
@@ -304,7 +307,8 @@ def test_the_segmentation_recipes_figures(model, iters, lr, decay, batch, channe
     with scope_of(dense):
         assert DATASETS.build(dict(dense.train_dataloader.dataset, lazy_init=True)).reduce_zero_label
     full = load(f'apt_eva02_{model}_full')
-    assert full.patches == short.patches and full.patches.items() <= full.model.backbone.items()
+    assert full.patches == short.patches
+    assert dict(full.patches, proportional_attention=False).items() <= dict(full.model.backbone).items()
     assert short.patches_paper == dict(
         num_scales=3, scorer='entropy', thresholds=(5.75, 4.0), proportional_attention=False)
     assert short.requires_load_from and short.load_from is None
