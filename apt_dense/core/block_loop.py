@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apt_dense.core.attention import size_channels, takes_lengths_from_device
+from apt_dense.core.attention import EXTRA_CHANNELS, size_channels, takes_lengths_from_device
 from apt_dense.core.block import BlockTokens
 from apt_dense.core.derived import product_dtype
 from apt_dense.core.graphs import PackedInputs
@@ -38,7 +38,8 @@ def block_outputs(model: nn.Module, x: Tensor, layout: TokenLayout, wanted: froz
         return [state.spread(rows) for index, rows, state in steps if index in wanted]
     if model.graphs is None or torch.is_grad_enabled() or any(factor is not None for factor, _ in factors):
         return _launched(model, inputs, factors, wanted, recompute)
-    query = x.new_empty(0, 1, model.head_dim, dtype=product_dtype(x))
+    channels = model.head_dim + (0 if inputs.size_channels is None else EXTRA_CHANNELS)
+    query = x.new_empty(0, 1, channels, dtype=product_dtype(x))
     return model.graphs(lambda packed: _launched(model, packed, factors, wanted, False), inputs,
                         list(model.blocks.parameters()), x.is_cuda and (inputs.whole or (
                             takes_lengths_from_device(query, model.blocks[0].attn.backend))))

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from apt_dense.core.arguments import is_number
+from apt_dense.core.attention import log_sizes
 from apt_dense.core.reduction import Attended, Reduction, Step
 from apt_dense.core.runs import Padded, Runs, per_run
 
@@ -57,7 +58,8 @@ class EViT(Reduction):
         goes = (place >= first_gone) & padded.valid
         new_lengths = tuple(number + rows + more for number, rows, more in zip(kept, prefix, fused, strict=True))
         new = Padded(Runs.from_lengths(new_lengths, device))
-        # The fused row stands where the first one that goes would; its position is that of the first prefix row.
+        # The fused row stands where the first one that goes would; its position is that of the first prefix row, and it
+        # counts once, as that does.
         holds = new.starts[:, None] + torch.where(goes, first_gone, place)
         dest = padded.flatten(torch.where(goes & (per_run(fused, device) == 0), -1, holds))
         rows = new.flatten(padded.index.gather(1, new_order))
@@ -78,6 +80,8 @@ def class_attention(attended: Attended, padded: Padded) -> Tensor:
     queries = attended.queries[padded.starts].float()  # (R, heads, head_dim): the first row of each run
     keys = padded.spread(attended.keys.float())
     logits = torch.einsum('rhd,rlhd->rhl', queries, keys) * attended.keys.shape[-1]**-0.5
+    if attended.sizes is not None:  # as the block's attention counts them
+        logits = logits + padded.spread(log_sizes(attended.sizes))[:, None]
     weights = logits.masked_fill(~padded.valid[:, None], -torch.inf).softmax(-1).mean(1)
     candidate = padded.valid & (padded.places >= per_run(attended.prefix, weights.device))
     return weights.masked_fill(~candidate, -torch.inf)

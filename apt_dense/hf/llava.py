@@ -68,7 +68,7 @@ def adapt_llava(model: nn.Module, num_scales: int = 2, thresholds: Sequence[floa
     if variant == 'dense':
         num_scales, thresholds = 1, ()
     elif variant != 'apt':
-        options = {**options, 'detail_branch': 'none'}
+        options = {**options, 'detail_branch': 'none', 'proportional_attention': False}
     adapt(model, num_scales, thresholds, submodule=TOWER, image_processor=image_processor, **options)
     features = PackedImageFeatures(model.model, model.model.vision_tower.forward, variant == 'random', repeat)
     model.model.get_image_features = features

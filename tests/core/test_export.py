@@ -96,7 +96,9 @@ def test_padding_changes_nothing():
     assert_same(encoder(x, **inputs), wanted)
 
 
-@pytest.mark.parametrize('settings', list(SETTINGS.values())[:2], ids=list(SETTINGS)[:2])
+@pytest.mark.parametrize(
+    'settings', [*list(SETTINGS.values())[:2], dict(SETTINGS['windows'], proportional_attention=True)],
+    ids=[*list(SETTINGS)[:2], 'proportional'])
 def test_one_program_for_every_image(settings, tmp_path):
     """Exported with one image, run with another that has another number of tokens."""
     model = model_of(**settings)

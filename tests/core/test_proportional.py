@@ -1,4 +1,6 @@
 """Attention that counts a merged patch by its cells."""
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,11 +8,13 @@ from apt_dense import APTViT, TokenLayout
 from apt_dense.core.attention import size_channels
 from apt_dense.core.block import BlockTokens
 from apt_dense.core.block_loop import rope_tables
+from apt_dense.core.dropping import class_attention
 from apt_dense.core.export import FixedEncoder
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.core.graphs import PackedInputs
 from apt_dense.core.reduced import reduced_blocks
-from apt_dense.core.runs import Runs
+from apt_dense.core.reduction import Attended
+from apt_dense.core.runs import Padded, Runs
 from tests.core.toys import image_of, normalise, random_scales, randomise, toy_model
 
 TOY = dict(img_size=32, patch_size=4, embed_dims=16, depth=3, num_heads=2, window_size=4, global_block_indexes=(1,),
@@ -137,3 +141,14 @@ def test_sizes_follow_the_rows(name):
         else:
             assert state.sizes.sum().item() == pytest.approx(sizes.sum().item())
     assert len(rows) < layout.num_tokens
+
+
+def test_the_class_token_looks_at_rows_as_often_as_they_count():
+    """EViT keeps what it attends to; with keys that are all alike, the sizes decide."""
+    runs, sizes = Runs.from_lengths((4,), torch.get_default_device()), torch.tensor([1., 1., 16., 4.])
+    nothing = torch.zeros(4, 2, 8)
+    attended = Attended(nothing[:, 0], nothing[:, 0], nothing, nothing, nothing, sizes, runs, (1,))
+    found = class_attention(attended, Padded(runs))
+    torch.testing.assert_close(found[0, 1:], sizes[1:] / sizes.sum())
+    alike = class_attention(replace(attended, sizes=None), Padded(runs))
+    torch.testing.assert_close(alike[0, 1:], torch.full((3,), 0.25))

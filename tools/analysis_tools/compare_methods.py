@@ -8,7 +8,7 @@
 Each config is one with APT, and its checkpoint the dense model's, from which all methods start: classification (top-1),
 detection (box mAP) or segmentation (mIoU).  Every method is tested at every budget, the mean share over the layers of
 the tokens that are left; APT's thresholds are found on the test pictures without looking at labels.  Without --train
-nothing is trained: then APT is Resizing, because its detail branch starts at zero.  With --train each method first
+nothing is trained: then APT's detail branch, which starts at zero, adds nothing.  With --train each method first
 trains by the config's own schedule, all of them the same, and so does the dense model.
 
 A method's time and the dense model's are measured in turns, on the same batches in memory, and the speed-up is the

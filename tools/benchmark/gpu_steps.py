@@ -65,6 +65,7 @@ def steps(device: str, quick: bool) -> Iterator[Step]:
     core = 'tests/core/test_attention.py tests/core/test_layout.py' if quick else 'tests/core'
     yield _tests('tests_core', core, 4)
     one = '' if quick else '--model L --img-size 512 1536 '
+    yield benchmark('proportional', f'{one}--kept 0.7 --batch 1 --mode forward train --proportional 0 1 --no-stages', 6)
     yield benchmark('compiled', f'{one}--kept 0.7 --batch 1 --mode forward train --compiled 1 --no-stages', 5)
     yield benchmark('graphs', f'{one}--kept 0.7 0.3 --batch 1 --mode forward --graph-tokens 256 --no-stages', 2)
     for backend in ('sdpa', 'torch_varlen', 'flash_attn', 'fa3'):

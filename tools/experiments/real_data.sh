@@ -87,8 +87,9 @@ for kept in 0.7 0.5 0.9 0.35; do
         patches="model = dict(backbone=dict(scorer='$scorer', num_scales=$SCALES, thresholds=$found,"
         plain="$patches proportional_attention=False))"
         patches="$patches proportional_attention=$counted))"
-        [ "$scorer" = entropy ] || run "$scorer-$kept-plain-resizing" "apt_eva02_$MODEL" test 0.3 "$plain"
-        run "$scorer-$kept-resizing" "apt_eva02_$MODEL" test 0.3 "$patches"
+        [ "$scorer" = entropy ] || run "$scorer-$kept-resizing" "apt_eva02_$MODEL" test 0.3 "$plain"
+        [ "$scorer" = entropy ] && untrained=resizing || untrained=untrained
+        run "$scorer-$kept-$untrained" "apt_eva02_$MODEL" test 0.3 "$patches"
         run "$scorer-$kept-added" "apt_eva02_$MODEL" train "$HOURS_SHORT" "$patches"
         run "$scorer-$kept-entire" "apt_eva02_${MODEL}_entire" train "$HOURS_SHORT" "$patches"
         if [ $kept = 0.7 ] || [ $kept = 0.5 ]; then

@@ -54,7 +54,12 @@ class Figures:
         return difference(self.metric(cell.control), self.metric(cell))
 
     def recovery(self, cell: Cell) -> Number:
-        """(cell - Resizing) / (Dense - Resizing) of one seed; None where Resizing loses less than ``LEAST_LOSS``."""
+        """(cell - Resizing) / (Dense - Resizing) of one seed; None where Resizing loses less than ``LEAST_LOSS``.
+
+        None too for a training from random weights: Resizing is of other ones.
+        """
+        if cell.training.start == 'random':
+            return None
         resizing = self.metric(cell.resizing)
         lost, regained = (difference(self.metric(one), resizing) for one in (cell.control, cell))
         return None if lost is None or regained is None or lost < LEAST_LOSS else regained / lost

@@ -92,7 +92,7 @@ class CheckLoadedHook(Hook):
     """Compare the checkpoint that is loaded with the model; ``launch.build_runner`` adds it to every run.
 
     In testing, a parameter that the checkpoint does not set is an error.  Allowed are those that APT adds to a dense
-    model, as long as they change nothing: that is the paper's Resizing baseline.  In training with ``load_from``, what
+    model, as long as they change nothing: patches are merged without training.  In training with ``load_from``, what
     is not set is a warning in the log.  So is what has no place in the model, in both.  Resuming has checks of its own
     (``resume_checks``).
 

@@ -53,9 +53,10 @@ def test_the_grid(script, thresholds, short, run, tmp_path):
             assert backbone.num_scales == 1
         else:
             scorer, _, rest = name.partition('-')
-            assert backbone.proportional_attention == (scorer != 'entropy' and 'plain' not in rest)
+            assert backbone.proportional_attention == (scorer != 'entropy' and 'resizing' not in rest)
             assert backbone.scorer == scorer and str(tuple(backbone.thresholds)) == thresholds
-            assert bool(cfg.model.get('trainable')) == ('added' in rest or 'resizing' in rest), name
+            by_added = any(kind in rest for kind in ('added', 'resizing', 'untrained'))
+            assert bool(cfg.model.get('trainable')) == by_added, name
         if name.endswith('-long'):
             usual = configs[name.removesuffix('-long')]
             assert cfg.train_cfg.max_iters == 4 * short == 4 * usual.train_cfg.max_iters
