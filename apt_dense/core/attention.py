@@ -67,18 +67,6 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, backend: str =
     return _FUNCTIONS[backend](q, k, v, runs)
 
 
-def proportional_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, sizes: Tensor, backend: str = 'auto') -> Tensor:
-    """``varlen_attention`` that counts each key as often as its row's size says.
-
-    Args:
-        sizes: (T,), at least 0.
-
-    Source: ToMe's proportional attention.
-    """
-    wide = with_size_channels(q, k, v, size_channels(log_sizes(sizes), k.dtype))
-    return varlen_attention(*wide, runs, backend)[..., :q.shape[-1]]
-
-
 def log_sizes(sizes: Tensor) -> Tensor:
     """Of sizes from 0 on, their logarithms, which are finite and have a gradient."""
     return sizes.clamp(min=LEAST_SIZE).log()
@@ -90,10 +78,19 @@ def size_channels(logs: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def with_size_channels(q: Tensor, k: Tensor, v: Tensor, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(T, heads, head_dim) each -> the same with EXTRA_CHANNELS more, by which the logits get ``channels``' sum.
+    """Have attention count each key as often as its row's size says.
 
-    Thus the fused kernels serve: they take no bias, and want a multiple of eight channels.  Those that the result has
-    too many are zeros.
+    The logarithm of the size is added to the logits by more channels, so that the fused kernels serve: they take no
+    bias, and want a multiple of eight channels.
+
+    Args:
+        q, k, v: (T, heads, head_dim).
+        channels: of ``size_channels``.
+
+    Returns:
+        The three with EXTRA_CHANNELS more, for ``varlen_attention``; these are zeros in its result.
+
+    Source: ToMe's proportional attention.
     """
     heads, dims = q.shape[1:]
     wide = dims + EXTRA_CHANNELS

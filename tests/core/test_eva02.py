@@ -556,7 +556,8 @@ def compile_with(monkeypatch):
 
 @pytest.mark.parametrize(('settings', 'mode'), [
     (TOY, 'eval'), (TOY, 'bfloat16'), (TOY, 'checkpointing'), ({**TOY, **OPTIONS}, 'train'),
-    (CLASS_TOKEN, 'train'), (DENSE, 'eval')])
+    (CLASS_TOKEN, 'train'), (DENSE, 'eval'), ({**TOY, 'proportional_attention': True}, 'train'),
+    ({**TOY, 'proportional_attention': True}, 'bfloat16')])
 def test_compiled_equals_eager(settings, mode, compile_with):
     """Outputs and gradients; and images with other numbers of tokens do not compile again."""
     compile_with('aot_eager')

@@ -81,13 +81,6 @@ def test_padded_and_exported_rows(settings):
     torch.testing.assert_close(fixed(x[:1], **fixed.inputs(layout))[0], model(x[:1])[0], atol=1e-5, rtol=0)
 
 
-@torch.no_grad()
-def test_compiled():
-    x = normalise(image_of(MERGED))
-    torch.testing.assert_close(toy_model(**TOY, proportional_attention=True, compiled=True)(x)[0],
-                               toy_model(**TOY, proportional_attention=True)(x)[0], atol=1e-5, rtol=0)
-
-
 def test_multiply_adds():
     plain, counted = toy_model(**TOY), toy_model(**TOY, proportional_attention=True)
     layout = TokenLayout.from_scales(MERGED, 4, 3)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from apt_dense import APTDINOv3, APTViT, TokenLayout
-from apt_dense.core.attention import proportional_attention
+from apt_dense.core.attention import log_sizes, size_channels, varlen_attention, with_size_channels
 from apt_dense.core.block_loop import rope_tables
 from apt_dense.core.flops import multiply_adds
 from apt_dense.core.graphs import PackedInputs
@@ -341,7 +341,9 @@ def test_proportional_attention_counts_rows_by_size():
     torch.manual_seed(0)
     q, k, v = (torch.randn(7, 2, 8) for _ in range(3))
     sizes, runs = torch.tensor([1., 2., 1., 3., 1., 1., 2.]), Runs.from_lengths((4, 3), torch.device('cpu'))
-    found = proportional_attention(q, k, v, runs, sizes)
+    wide = varlen_attention(*with_size_channels(q, k, v, size_channels(log_sizes(sizes), k.dtype)), runs)
+    found, spare = wide[..., :8], wide[..., 8:]
+    assert not spare.any()
     for begin, end in ((0, 4), (4, 7)):
         times = sizes[begin:end].long()
         keys, values = (part[begin:end].repeat_interleave(times, 0).transpose(0, 1) for part in (k, v))
