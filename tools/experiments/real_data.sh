@@ -82,14 +82,15 @@ for kept in 0.7 0.5 0.9 0.35; do
     for scorer in entropy "$SCORER"; do
         found='()'
         [ -n "$LIST" ] || found=$(thresholds "$scorer" "$kept" $(ratio "$scorer"))
-        # Entropy as in the paper; the other scorer with merged patches that count by their cells, untrained without too.
-        [ "$scorer" = entropy ] && counted=False || counted=True
         patches="model = dict(backbone=dict(scorer='$scorer', num_scales=$SCALES, thresholds=$found,"
         plain="$patches proportional_attention=False))"
-        patches="$patches proportional_attention=$counted))"
-        [ "$scorer" = entropy ] || run "$scorer-$kept-resizing" "apt_eva02_$MODEL" test 0.3 "$plain"
-        [ "$scorer" = entropy ] && untrained=resizing || untrained=untrained
-        run "$scorer-$kept-$untrained" "apt_eva02_$MODEL" test 0.3 "$patches"
+        run "$scorer-$kept-resizing" "apt_eva02_$MODEL" test 0.3 "$plain"
+        if [ "$scorer" = entropy ]; then
+            patches=$plain  # as in the paper
+        else
+            patches="$patches proportional_attention=True))"  # merged patches count by their cells
+            run "$scorer-$kept-untrained" "apt_eva02_$MODEL" test 0.3 "$patches"
+        fi
         run "$scorer-$kept-added" "apt_eva02_$MODEL" train "$HOURS_SHORT" "$patches"
         run "$scorer-$kept-entire" "apt_eva02_${MODEL}_entire" train "$HOURS_SHORT" "$patches"
         if [ $kept = 0.7 ] || [ $kept = 0.5 ]; then
