@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
@@ -225,24 +225,19 @@ def _set_patches(cfg: Config, kept: float | None, images: list[Path] | None, thr
             raise DataError(f'got {len(thresholds)} thresholds {tuple(thresholds)}, and the model has {own} sizes of '
                             f'patches: give {own - 1}, fine to coarse')
         if own == 1 and len(thresholds) and backbone.get('scorer', 'entropy') != 'entropy':
-            _count_merged(backbone)
+            backbone.proportional_attention = True  # not the paper's Resizing
         backbone.update(thresholds=tuple(thresholds), num_scales=len(thresholds) + 1)
     elif kept is not None:
         if backbone.get('num_scales', 1) == 1:
             num_scales = NUM_SCALES['det' if 'roi_head' in cfg.model else 'seg']
             while backbone.get('window_size', 0) % 2**(num_scales - 1):
                 num_scales -= 1
-            backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1), scorer=scorer or BEST_SCORER)
-            _count_merged(backbone)
+            backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1), scorer=scorer or BEST_SCORER,
+                            proportional_attention=True)
         if kept < 1:
             backbone.thresholds = _calibrate(cfg, kept, images)
         else:
             backbone.thresholds = (-1.0,) * (backbone.num_scales - 1)
-
-
-def _count_merged(backbone: ConfigDict) -> None:
-    """Have attention count the merged patches of a model that was trained without: docs/results.md."""
-    backbone.proportional_attention = True
 
 
 def _calibrate(cfg: Config, kept: float, images: list[Path]) -> tuple[float, ...]:
