@@ -211,7 +211,7 @@ class PackedViT(nn.Module):
     @property
     def head_dim(self) -> int:
         """Channels of a head."""
-        return self.embed_dims // self.blocks[0].attn.num_heads
+        return self.blocks[0].attn.head_dim
 
     @property
     def num_prefix(self) -> int:
