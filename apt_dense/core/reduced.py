@@ -33,9 +33,9 @@ def reduced_blocks(model: nn.Module, inputs: PackedInputs, layout: TokenLayout, 
         The number of each block, its rows (T', C), and where the first tokens are; first -1, what enters block 0.
     """
     x, reduction = inputs.x, model.reduction
-    merged_count = model.proportional_attention and not layout.is_dense
-    state = ReducedRows(layout, (inputs.local_rope, inputs.global_rope), reduction.proportional or merged_count,
-                        layout.areas.clamp(min=1).float() if merged_count else None)
+    counts = inputs.size_channels is not None  # the first tokens, by their cells
+    state = ReducedRows(layout, (inputs.local_rope, inputs.global_rope), reduction.proportional or counts,
+                        layout.areas.clamp(min=1).float() if counts else None)
     if isinstance(reduction, Random):
         wanted = reduction.lengths(state.windows.lengths, state.prefix, merged)
         step = reduction.start(x, state.windows, state.prefix, wanted)

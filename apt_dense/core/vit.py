@@ -83,10 +83,9 @@ class PackedViT(nn.Module):
         graph_tokens: without gradients, pad the tokens to multiples of this number, and run the blocks as one CUDA
             graph for each, see ``BlockGraphs``; None for none.  For one or two images at 512 px.
         proportional_attention: attention counts the key of a merged patch once for each base patch that it covers, by
-            the logarithm of that number in the logits, see ``size_channels``: as if those base patches had equal keys
-            and values.  With ``reduction`` rows begin with these sizes,
-            and count by them whatever ``reduction.proportional`` says.  Not in the paper; without merged patches
-            nothing changes.
+            the logarithm of that number in the logits, see ``with_size_channels``: as if those base patches had equal
+            keys and values.  With ``reduction`` rows begin with these sizes, and count by them whatever
+            ``reduction.proportional`` says.  Not in the paper; without merged patches nothing changes.
         reduction: tokens merged or dropped on the way, as ``dict(type='ToMe', kept=0.7)``, see ``build_reduction``.
 
     Attributes:

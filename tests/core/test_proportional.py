@@ -123,9 +123,9 @@ def test_sizes_follow_the_rows(name):
         type=name, **(dict(rates=0.7, fuse=False) if name == 'EViT' else dict(kept=0.8))))
     x = normalise(image_of(MERGED))
     layout = model.make_layout(x)
-    inputs = PackedInputs(model.embed(x, layout), layout.windows, layout.images, *rope_tables(
-        model, layout, torch.float32))
     sizes = layout.areas.clamp(min=1).float()
+    inputs = PackedInputs(model.embed(x, layout), layout.windows, layout.images, *rope_tables(
+        model, layout, torch.float32), size_channels(sizes.log(), torch.float32))
     for _, rows, state in reduced_blocks(model, inputs, layout, [(None, None)] * 3, False):
         assert len(state.sizes) == len(rows)
         if name == 'EViT':
