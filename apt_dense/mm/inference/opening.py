@@ -20,12 +20,12 @@ from apt_dense.extras import from_extra
 from apt_dense.mm import compat
 from apt_dense.mm.cli.config_files import CONFIGS, find_config, read_config
 from apt_dense.mm.cli.loading import refuse_gaps, watch_next_load
+from apt_dense.mm.cli.saved_config import config_of
 from apt_dense.mm.data.inputs import ConfigInputs
 from apt_dense.mm.errors import DataError, LaunchError
 from apt_dense.mm.inference.calibrating import calibration_images, score_all
 from apt_dense.mm.inference.model import Model
 from apt_dense.mm.inference.options import check_options, find_device
-from apt_dense.mm.inference.saved_config import config_of
 
 with from_extra('mm'):
     from mmdet.visualization.palette import get_palette

@@ -13,9 +13,9 @@ from mmengine.logging import MMLogger
 import apt_dense
 from apt_dense.core.conversion import convert
 from apt_dense.core.scorers import SCORERS
+from apt_dense.mm.cli.saved_config import config_of
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.inference import opening
-from apt_dense.mm.inference.saved_config import config_of
 from tests.mm.conftest import CONFIGS, shrink
 from tests.mm.models import test_seg
 from tests.official import official_state
