@@ -42,7 +42,7 @@ def block_outputs(model: nn.Module, x: Tensor, layout: TokenLayout, wanted: froz
     query = x.new_empty(0, 1, channels, dtype=product_dtype(x))
     return model.graphs(lambda packed: _launched(model, packed, factors, wanted, False), inputs,
                         list(model.blocks.parameters()), x.is_cuda and (inputs.whole or (
-                            takes_lengths_from_device(query, model.blocks[0].attn.backend))))
+                            takes_lengths_from_device(query, model.blocks[0].attn.backend))), wanted)
 
 
 def last_rows(model: nn.Module, x: Tensor, layout: TokenLayout, recompute: bool,

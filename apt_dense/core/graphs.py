@@ -3,7 +3,7 @@
 A graph replays all launches of a pass by one call of the host, where these take longer than the GPU's work (one or two
 images at 512 px).
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -85,7 +85,7 @@ class BlockGraphs(Forgetful):
         self._stamp: tuple = ()
 
     def forward(self, run: Callable[[PackedInputs], list[Tensor]], inputs: PackedInputs, parameters: Sequence[Tensor],
-                capturable: bool) -> list[Tensor]:
+                capturable: bool, kind: Hashable) -> list[Tensor]:
         """What ``run(inputs)`` returns, from padded rows where patches are merged.
 
         Args:
@@ -93,17 +93,19 @@ class BlockGraphs(Forgetful):
             inputs: T rows.
             parameters: that ``run`` reads.
             capturable: False where a graph is impossible: on a CPU, or if attention's launches follow from the lengths.
+            kind: tells this ``run`` from others, which do something else with equal inputs.
         """
         padded = inputs if inputs.whole else pad_to_bucket(inputs, self.bucket)
-        outputs = self._replay(run, padded, parameters) if capturable else run(padded)
+        outputs = self._replay(run, padded, parameters, kind) if capturable else run(padded)
         return [output[:len(inputs.x)] for output in outputs]
 
-    def _replay(self, run: Callable, padded: PackedInputs, parameters: Sequence[Tensor]) -> list[Tensor]:
+    def _replay(self, run: Callable, padded: PackedInputs, parameters: Sequence[Tensor],
+                kind: Hashable) -> list[Tensor]:
         now = stamp(parameters)
         if now != self._stamp:
             self._kept.clear()
             self._stamp = now
-        tensors, key = _tensors(padded), _key(padded)
+        tensors, key = _tensors(padded), (kind, _key(padded))
         if key not in self._kept:
             self._kept[key] = self._capture(run, padded)
         graph = self._kept[key]

@@ -35,8 +35,8 @@ def stand_in(monkeypatch):
 
     monkeypatch.setattr(BlockGraphs, '_capture', staticmethod(capture))
     forward = BlockGraphs.forward
-    monkeypatch.setattr(BlockGraphs, 'forward', lambda self, run, inputs, parameters, capturable: forward(
-        self, run, inputs, parameters, True))
+    monkeypatch.setattr(BlockGraphs, 'forward', lambda self, run, inputs, parameters, capturable, kind: forward(
+        self, run, inputs, parameters, True, kind))
     return captured
 
 
@@ -49,6 +49,18 @@ def test_padded_rows_change_nothing(settings, name, bucket):
     padded = toy_model(**settings, graph_tokens=bucket)
     for found, wanted in zip(padded(x), toy_model(**settings)(x), strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_graph_for_each_set_of_wanted_blocks(stand_in):
+    """The same image asked for other blocks' rows does not get those of the first graph."""
+    settings = {**TOY, 'out_indices': (0,)}
+    plain, graphed = toy_model(**settings), toy_model(**settings, graph_tokens=16)
+    x = normalise(image_of(MIXED))
+    for _ in range(2):
+        torch.testing.assert_close(graphed(x)[0], plain(x)[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(graphed.forward_tokens(x)[0], plain.forward_tokens(x)[0], atol=1e-5, rtol=0)
+    assert len(stand_in) == 2
 
 
 def test_a_model_that_was_made_in_inference_mode(stand_in):
