@@ -59,7 +59,7 @@ def last_rows(model: nn.Module, x: Tensor, layout: TokenLayout, recompute: bool,
 def _start(model: nn.Module, x: Tensor, layout: TokenLayout) -> tuple[PackedInputs, list[BranchFactors]]:
     local, whole = rope_tables(model, layout, torch.promote_types(x.dtype, torch.float32))
     factors = draw_drop_path([block.drop_path for block in model.blocks], layout.images, product_dtype(x))
-    counted = model.proportional_attention and not layout.is_dense
+    counted = model.counts_cells and not layout.is_dense
     channels = size_channels(log_areas(layout), product_dtype(x)) if counted else None
     return PackedInputs(x, layout.windows, layout.images, local, whole, channels), factors
 

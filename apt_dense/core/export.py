@@ -91,7 +91,7 @@ class FixedEncoder(nn.Module):
                        cells=layout.expand(rows[:, None]).flatten())
         if self.model.window_size:
             tensors.update(window_turns=self._turns(layout, True, spare), **self._windows(layout, spare))
-        if self.model.proportional_attention and layout.num_scales > 1:
+        if self.model.counts_cells:
             sizes = F.pad(log_areas(layout).to(self.model.patch_embed.proj.weight.dtype), (0, spare))
             tensors['keys'] = sizes[None].masked_fill(~tensors['keys'], -torch.inf)
             if 'window_keys' in tensors:

@@ -23,7 +23,7 @@ class MultiplyAdds:
         details: the 2 x 2 convolutions and the ZeroMLP of the coarse patches.
         linears: queries, keys, values, output projection and MLP of all blocks.
         attention: scores and weighted sums of all blocks, 2 n**2 C for a run of n tokens, with the channels that
-            ``proportional_attention`` adds to C; what a reduction compares.
+            ``proportional_attention`` and a proportional reduction add to C; what a reduction compares.
         last_linears: the part of ``linears`` that ends the blocks, the last of the MLP.
     """
     patches: int
@@ -75,13 +75,12 @@ def multiply_adds(model: PackedViT, layout: TokenLayout) -> MultiplyAdds:
         if embed.zero_mlp is not None:
             details += sum(counts[1:]) * dims**2
     linears = last_linears = attention = 0
-    counted = model.proportional_attention and not layout.is_dense
-    attended = dims + counted * EXTRA_CHANNELS * dims // model.head_dim
     for index, (block, rows) in enumerate(zip(model.blocks, rows_by_block(model, layout), strict=True)):
         local = model.window_size > 0 and index not in model.global_blocks
         mlp = block.mlp_weights_per_token
         linears += sum(rows.windows) * (block.weights_per_token - mlp) + sum(rows.left) * mlp
         last_linears += sum(rows.left) * block.last_weights_per_token
+        attended = dims + rows.counted * EXTRA_CHANNELS * dims // model.head_dim
         attention += 2 * attended * sum(n * n for n in (rows.windows if local else rows.images)) + rows.reduction
     return MultiplyAdds(patches, details, linears, attention, last_linears)
 

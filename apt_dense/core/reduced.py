@@ -33,9 +33,10 @@ def reduced_blocks(model: nn.Module, inputs: PackedInputs, layout: TokenLayout, 
         The number of each block, its rows (T', C), and where the first tokens are; first -1, what enters block 0.
     """
     x, reduction = inputs.x, model.reduction
-    counts = inputs.size_channels is not None  # the first tokens, by their cells
-    state = ReducedRows(layout, (inputs.local_rope, inputs.global_rope), reduction.proportional or counts,
-                        layout.areas.clamp(min=1).float() if counts else None)
+    sizes = None if inputs.size_channels is None else layout.areas.clamp(min=1).float()
+    # The model decides, and not this batch: an image is the same alone and beside one in which patches merge.
+    state = ReducedRows(layout, (inputs.local_rope, inputs.global_rope),
+                        reduction.proportional or model.counts_cells, sizes)
     if isinstance(reduction, Random):
         wanted = reduction.lengths(state.windows.lengths, state.prefix, merged)
         step = reduction.start(x, state.windows, state.prefix, wanted)
@@ -71,12 +72,13 @@ def _of_rows(factors: Sequence[BranchFactors], step: Step) -> list[BranchFactors
 class BlockRows(NamedTuple):
     """How many rows a block has: of each window, of each image, and of each window after its reduction.
 
-    ``reduction`` are the multiply-adds of that.
+    ``reduction`` are the multiply-adds of that; ``counted``, whether its attention counts rows by their sizes.
     """
     windows: tuple[int, ...]
     images: tuple[int, ...]
     left: tuple[int, ...]
     reduction: int
+    counted: bool
 
 
 def rows_by_block(model: nn.Module, layout: TokenLayout) -> list[BlockRows]:
@@ -87,6 +89,8 @@ def rows_by_block(model: nn.Module, layout: TokenLayout) -> list[BlockRows]:
     """
     reduction, per_image = model.reduction, len(layout.windows.lengths) // layout.batch_size
     prefix, lengths, found = prefix_of_runs(layout), layout.windows.lengths, []
+    has_sizes = model.counts_cells and not layout.is_dense
+    proportional = model.counts_cells or reduction is not None and reduction.proportional
     if isinstance(reduction, Random):
         lengths = reduction.lengths(lengths, prefix)
     for index in range(len(model.blocks)):
@@ -95,8 +99,9 @@ def rows_by_block(model: nn.Module, layout: TokenLayout) -> list[BlockRows]:
             left = reduction.lengths_after(index, lengths, prefix)
             work = sum(reduction.multiply_adds(length, model.embed_dims, model.head_dim) for length in lengths)
         images = tuple(sum(lengths[begin:begin + per_image]) for begin in range(0, len(lengths), per_image))
-        found.append(BlockRows(lengths, images, left, work))
+        found.append(BlockRows(lengths, images, left, work, proportional and has_sizes))
         lengths = left
+        has_sizes |= reduction is not None and reduction.uses_sizes and index in reduction.blocks
     return found
 
 

@@ -28,6 +28,7 @@ from apt_dense.core.graphs import BlockGraphs
 from apt_dense.core.importance import check_finite
 from apt_dense.core.layer_order import layer_of
 from apt_dense.core.layout import TokenLayout
+from apt_dense.core.merging import DTEM
 from apt_dense.core.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from apt_dense.core.order import check_grid
 from apt_dense.core.position import RESAMPLINGS, table_at
@@ -85,7 +86,8 @@ class PackedViT(nn.Module):
         proportional_attention: attention counts the key of a merged patch once for each base patch that it covers, by
             the logarithm of that number in the logits, see ``with_size_channels``: as if those base patches had equal
             keys and values.  With ``reduction`` rows begin with these sizes, and count by them whatever
-            ``reduction.proportional`` says.  Not in the paper; without merged patches nothing changes.
+            ``reduction.proportional`` says; not with DTEM, whose training sorts rows by sizes that begin at one.  Not
+            in the paper; with ``num_scales=1`` nothing changes.
         reduction: tokens merged or dropped on the way, as ``dict(type='ToMe', kept=0.7)``, see ``build_reduction``.
 
     Attributes:
@@ -154,6 +156,7 @@ class PackedViT(nn.Module):
         self.norm_pre = nn.LayerNorm(embed_dims, eps=norm_eps) if pre_norm else None
         self.blocks = nn.ModuleList(make_block(drop_path_rate * index / max(depth - 1, 1)) for index in range(depth))
         self.norm = nn.LayerNorm(embed_dims, eps=norm_eps) if final_norm else None
+        self._check_blocks()
         self._check_rope()
         self.reduction = None if reduction is None else self._build_reduction(reduction)
         self.last_layout: TokenLayout | None = None
@@ -211,6 +214,11 @@ class PackedViT(nn.Module):
     def head_dim(self) -> int:
         """Channels of a head."""
         return self.blocks[0].attn.head_dim
+
+    @property
+    def counts_cells(self) -> bool:
+        """Whether merged patches count in attention by their cells: ``proportional_attention``, where any can be."""
+        return self.proportional_attention and self.num_scales > 1
 
     @property
     def num_prefix(self) -> int:
@@ -317,6 +325,12 @@ class PackedViT(nn.Module):
             raise ValueError(f'the layout does not fit the images and the model: {"; ".join(wrong)}. Take it from '
                              'make_layout of this model and these images')
 
+    def _check_blocks(self) -> None:
+        others = sorted({type(block).__name__ for block in self.blocks if not isinstance(block, Block)})
+        if others and self.counts_cells:
+            raise ValueError(f'proportional_attention=True and blocks of {", ".join(others)}: only a Block is known to '
+                             'count rows by BlockTokens.size_channels. Make it a subclass, or set False')
+
     def _check_rope(self) -> None:
         if self.rope is not None and (not isinstance(self.rope, Rotary) or self.rope.head_dim != self.head_dim):
             raise ValueError(f'rope={self.rope!r} must be None, or a Rotary with the channels of a head, head_dim='
@@ -329,6 +343,9 @@ class PackedViT(nn.Module):
         if isinstance(reduction, EViT) and (self.cls_token is None or self.window_size):
             raise ValueError("reduction.type='EViT' goes by the class token's attention to the whole image: it needs "
                              "with_cls_token=True and window_size=0, use 'ToMe' here")
+        if isinstance(reduction, DTEM) and self.counts_cells:
+            raise ValueError("reduction.type='DTEM' and proportional_attention=True: DTEM sorts rows by sizes that "
+                             "begin at one, not by cells. Set proportional_attention=False, or take 'ToMe'")
         return reduction
 
     def _normed(self, rows: Tensor) -> Tensor:

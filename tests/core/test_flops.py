@@ -1,4 +1,6 @@
 """The multiply-adds of the formula are those that torch's FLOP counter sees."""
+import functools
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -68,6 +70,18 @@ def test_dense_twin(geometry):
     assert multiply_adds(dense, dense.last_layout).total == measured
     assert multiply_adds(apt, dense_layout(layout)).total == measured
     assert ideal_speedup(apt, layout) == measured / counted(lambda: apt(x)) > 1.2
+
+
+@pytest.mark.parametrize('cells', [False, True])
+@pytest.mark.parametrize('geometry', ['windows', 'full attention'])
+def test_rows_that_count_by_their_sizes(geometry, cells):
+    """What a reduction compares is padded, and not what the formula says; what it is with sizes and without, is."""
+    models = [tiny(geometry, proportional_attention=cells, reduction=dict(
+        type='ToMe', kept=0.8, proportional=proportional)).eval() for proportional in (False, True)]
+    measured = [counted(functools.partial(model, batch())) for model in models]
+    found = [multiply_adds(model, model.last_layout).total for model in models]
+    assert found[1] - found[0] == measured[1] - measured[0]
+    assert (found[0] < found[1]) == (not cells)
 
 
 def test_a_scale_without_tokens():

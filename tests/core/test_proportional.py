@@ -1,5 +1,6 @@
 """Attention that counts a merged patch by its cells."""
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from apt_dense.core.graphs import PackedInputs
 from apt_dense.core.reduced import reduced_blocks
 from apt_dense.core.reduction import Attended
 from apt_dense.core.runs import Padded, Runs
+from apt_dense.core.vit import PackedViT
 from tests.core.toys import image_of, normalise, random_scales, randomise, toy_model
 
 TOY = dict(img_size=32, patch_size=4, embed_dims=16, depth=3, num_heads=2, window_size=4, global_block_indexes=(1,),
@@ -98,8 +100,7 @@ def test_every_family_takes_it():
 
 
 REDUCTIONS = {'ToMe': (TOY, dict(kept=1.0)), 'ToMe, class token': (WHOLE, dict(kept=1.0)),
-              'advanced': (WHOLE, dict(kept=1.0, proportional=False)), 'DTEM': (TOY, dict(kept=1.0)),
-              'EViT': (WHOLE, dict(rates=1.0))}
+              'advanced': (WHOLE, dict(kept=1.0, proportional=False)), 'EViT': (WHOLE, dict(rates=1.0))}
 
 
 @pytest.mark.parametrize('name', REDUCTIONS)
@@ -115,7 +116,7 @@ def test_rows_of_a_reduction_begin_with_their_cells(name):
     torch.testing.assert_close(reduced(x)[0], plain(x)[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize('name', ['ToMe', 'DTEM', 'EViT'])
+@pytest.mark.parametrize('name', ['ToMe', 'EViT'])
 @torch.no_grad()
 def test_sizes_follow_the_rows(name):
     """Merged rows hold the cells of both; those that stay where others go keep theirs."""
@@ -134,6 +135,45 @@ def test_sizes_follow_the_rows(name):
         else:
             assert state.sizes.sum().item() == pytest.approx(sizes.sum().item())
     assert len(rows) < layout.num_tokens
+
+
+COMPOSED = [(name, proportional, counted) for name in ('ToMe', 'DTEM') for proportional in (True, False)
+            for counted in (True, False) if (name, counted) != ('DTEM', True)]
+COMPOSED += [('EViT', None, True), ('EViT', None, False), ('Random', None, True)]
+
+
+@pytest.mark.parametrize('name, proportional, counted', COMPOSED)
+@torch.no_grad()
+def test_an_image_is_the_same_alone_and_beside_one_with_merged_patches(name, proportional, counted):
+    options = dict(kept=0.8) if proportional is None else dict(kept=0.8, proportional=proportional)
+    model = toy_model(**WHOLE, proportional_attention=counted, reduction=dict(
+        type=name, **(dict(rates=0.7) if name == 'EViT' else options)))
+    scales = MERGED.clone()
+    scales[0] = 0
+    both = normalise(image_of(scales))
+    torch.testing.assert_close(model(both)[0][:1], model(both[:1])[0], atol=1e-5, rtol=0)
+
+
+def test_blocks_of_another_class_are_refused():
+    """They may not know of it, and would do nothing."""
+
+    class Own(torch.nn.Module):
+        attn = SimpleNamespace(head_dim=8)
+
+    def build(**settings):
+        return PackedViT(lambda rate: Own(), None, embed_dims=16, depth=2, table_cells=8, img_size=32, patch_size=4,
+                         **settings)
+
+    with pytest.raises(ValueError, match='proportional_attention=True and blocks of Own: only a Block is known to'):
+        build(num_scales=2, thresholds=(1.0,), proportional_attention=True)
+    build(num_scales=2, thresholds=(1.0,))
+
+
+def test_dtem_and_cells_are_refused_together():
+    with pytest.raises(ValueError, match="DTEM sorts rows by sizes that begin at one.*or take 'ToMe'"):
+        toy_model(**WHOLE, proportional_attention=True, reduction=dict(type='DTEM', kept=0.8))
+    toy_model(**{**WHOLE, 'num_scales': 1, 'thresholds': ()}, proportional_attention=True,
+              reduction=dict(type='DTEM', kept=0.8))
 
 
 def test_the_class_token_looks_at_rows_as_often_as_they_count():
