@@ -51,6 +51,8 @@ def parse_args() -> argparse.Namespace:
     patches.add_argument('--thresholds', type=float, nargs='+', help='fine to coarse')
     patches.add_argument('--scorer', choices=sorted(SCORERS), help="of --thresholds or --kept (default: the config's)")
     patches.add_argument('--max-tokens', type=int, help='the most of an image')
+    patches.add_argument('--proportional-attention', action=argparse.BooleanOptionalAction,
+                         help="merged patches count in attention by their cells (default: the config's)")
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error(f'--batch-size {args.batch_size}: wanted 1 or more')
@@ -73,7 +75,7 @@ def main() -> int:
         ids.of_image(str(path))
     model = load(args.model, args.weights, args.device, args.kept, calibrate_on=args.calibrate_on,
                  thresholds=args.thresholds, scorer=args.scorer, max_tokens=args.max_tokens,
-                 as_published=args.as_published)
+                 proportional_attention=args.proportional_attention, as_published=args.as_published)
     print(model)
 
     def fail(error: DataError) -> None:

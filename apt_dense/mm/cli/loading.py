@@ -15,6 +15,7 @@ from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
 from apt_dense.core.embed import ADDED_PARAMETERS
+from apt_dense.mm.cli.trained_settings import changed_settings_of_model
 from apt_dense.mm.errors import DataError
 from apt_dense.mm.training.hooks import unwrapped
 
@@ -93,8 +94,8 @@ class CheckLoadedHook(Hook):
 
     In testing, a parameter that the checkpoint does not set is an error.  Allowed are those that APT adds to a dense
     model, as long as they change nothing: patches are merged without training.  In training with ``load_from``, what
-    is not set is a warning in the log.  So is what has no place in the model, in both.  Resuming has checks of its own
-    (``resume_checks``).
+    is not set is a warning in the log.  So is what has no place in the model, and a setting of merging that the
+    checkpoint was not trained with, in both.  Resuming has checks of its own (``resume_checks``).
 
     Raises:
         DataError: in testing, naming parameters that are missing or have another shape.
@@ -109,6 +110,8 @@ class CheckLoadedHook(Hook):
         """Watch the loading that follows."""
         if runner._resume:
             return
+        for line in changed_settings_of_model(runner.cfg, checkpoint.get('meta'), runner._load_from):
+            runner.logger.warning(f"{line}: the config's holds")
         _bring_into_form(checkpoint)
         training = isinstance(runner._train_loop, BaseLoop)
         model = unwrapped(runner.model)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from apt_dense.mm.cli.loading import listed
+from apt_dense.mm.cli.trained_settings import changed_settings_of_model
 from apt_dense.mm.errors import DataError
 
 PROGRESS = ('last_step', 'base_values', 'verbose', 'best', 'num_bad_epochs', 'cooldown_counter')  # of a schedule
@@ -126,6 +127,8 @@ def changed_settings(runner: Runner, checkpoint: dict) -> list[str]:
     has_average = any(isinstance(hook, EMAHook) for hook in runner.hooks)
     if 'ema_state_dict' in checkpoint and not has_average:
         lines.append('the checkpoint holds averaged weights and the config has no EMAHook: the averages are trained on')
+    lines += [f"{line}: the config's holds from here on"
+              for line in changed_settings_of_model(runner.cfg, checkpoint.get('meta'), runner._load_from)]
     return [*lines, *_lines_of_the_config(training_settings(runner), checkpoint.get('resume') or {})]
 
 

@@ -21,6 +21,7 @@ from apt_dense.mm import compat
 from apt_dense.mm.cli.config_files import CONFIGS, find_config, read_config
 from apt_dense.mm.cli.loading import refuse_gaps, watch_next_load
 from apt_dense.mm.cli.saved_config import config_of
+from apt_dense.mm.cli.trained_settings import changed_settings_of_model
 from apt_dense.mm.data.inputs import ConfigInputs
 from apt_dense.mm.errors import DataError, LaunchError
 from apt_dense.mm.inference.calibrating import calibration_images, score_all
@@ -43,7 +44,7 @@ OFFICIAL = {'det': ('eva02_b_coco', 'eva02_l_coco'),
 def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, device: str = 'auto',
          kept: float | None = None, *, calibrate_on: str | Path | Sequence[str | Path] | None = None,
          thresholds: Sequence[float] | None = None, scorer: str | None = None, max_tokens: int | None = None,
-         as_published: bool = False) -> Model:
+         proportional_attention: bool | None = None, as_published: bool = False) -> Model:
     """Open a model for prediction.
 
     Args:
@@ -61,10 +62,10 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
             entropy as the paper's Resizing baseline does.
         scorer: what the thresholds are of, a name of ``apt_dense.core.scorers.SCORERS``, with ``kept`` or
             ``thresholds``.  By default the config's; for a dense model, 'upsampling_error_max' with ``kept``, which
-            has lost the least accuracy (docs/results.md), and 'entropy' with ``thresholds``, the paper's.  Merged
-            patches of a dense model count in attention by their cells (``proportional_attention``), but not with
-            'entropy' and ``thresholds``, which is the paper's.
+            has lost the least accuracy (docs/results.md), and 'entropy' with ``thresholds``, the paper's.
         max_tokens: the most of an image, see ``PatchChooser``.
+        proportional_attention: merged patches count in attention by their cells.  By default the config's; of a dense
+            model that does not say, True, but for 'entropy' with ``thresholds``, which is the paper's.
         as_published: test a detector as its published figures were measured, every box of any score, which is slow.
             By default: scores from 0.05, 100 boxes, NMS at 0.5.
 
@@ -88,7 +89,10 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
     _check_task(cfg, source)
     _import_modules(cfg, source)
     _set_for_prediction(cfg, as_published)
+    _warn_of_other_settings(cfg, weights, proportional_attention)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        if proportional_attention is not None:
+            cfg.model.backbone.proportional_attention = proportional_attention
         _set_patches(cfg, kept, images, thresholds, scorer, max_tokens)
         model = _build(cfg, source)
         metainfo = DATASETS.build({**_leaf(cfg.test_dataloader.dataset), 'lazy_init': True}).metainfo
@@ -225,15 +229,15 @@ def _set_patches(cfg: Config, kept: float | None, images: list[Path] | None, thr
             raise DataError(f'got {len(thresholds)} thresholds {tuple(thresholds)}, and the model has {own} sizes of '
                             f'patches: give {own - 1}, fine to coarse')
         if own == 1 and len(thresholds) and backbone.get('scorer', 'entropy') != 'entropy':
-            backbone.proportional_attention = True  # not the paper's Resizing
+            backbone.setdefault('proportional_attention', True)  # not the paper's Resizing
         backbone.update(thresholds=tuple(thresholds), num_scales=len(thresholds) + 1)
     elif kept is not None:
         if backbone.get('num_scales', 1) == 1:
             num_scales = NUM_SCALES['det' if 'roi_head' in cfg.model else 'seg']
             while backbone.get('window_size', 0) % 2**(num_scales - 1):
                 num_scales -= 1
-            backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1), scorer=scorer or BEST_SCORER,
-                            proportional_attention=True)
+            backbone.update(num_scales=num_scales, thresholds=(0.0,) * (num_scales - 1), scorer=scorer or BEST_SCORER)
+            backbone.setdefault('proportional_attention', True)
         if kept < 1:
             backbone.thresholds = _calibrate(cfg, kept, images)
         else:
@@ -247,6 +251,14 @@ def _calibrate(cfg: Config, kept: float, images: list[Path]) -> tuple[float, ...
         return thresholds_for(score_all(inputs), kept, inputs.chooser.thresholds)
     except ValueError as error:
         raise DataError(f'kept={kept}: {error}') from error
+
+
+def _warn_of_other_settings(cfg: Config, weights: str | None, proportional_attention: bool | None) -> None:
+    """Of the config, in place of those that the weights were trained with; what was asked for is no surprise."""
+    lines = [] if weights is None else changed_settings_of_model(cfg, _meta_of(weights), weights)
+    for line in lines:
+        if proportional_attention is None or not line.startswith('backbone.proportional_attention'):
+            warnings.warn(f"{line}: the config's holds", stacklevel=3)
 
 
 def _build(cfg: Config, source: str) -> nn.Module:

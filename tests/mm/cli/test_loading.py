@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import METRICS, MODELS
 from mmengine.runner.base_loop import BaseLoop
@@ -40,13 +41,14 @@ class Segmentor(BaseModel):
 DENSE = dict(num_scales=1, thresholds=())
 
 
-def load(model: nn.Module, checkpoint: dict, train: bool = False) -> list[tuple[int, str]]:
+def load(model: nn.Module, checkpoint: dict, train: bool = False, **backbone) -> list[tuple[int, str]]:
     """What is logged, as (level, text), when a runner tests a checkpoint, or trains from it."""
     logged = []
     loop = BaseLoop.__new__(type('Loop', (BaseLoop,), dict(run=None))) if train else dict(type='IterBasedTrainLoop')
     logger = SimpleNamespace(log=lambda level, text: logged.append((level, text)),
                              warning=lambda text: logged.append((logging.WARNING, text)))
-    runner = SimpleNamespace(model=model, _resume=False, _load_from='a.pth', _train_loop=loop, logger=logger)
+    runner = SimpleNamespace(model=model, _resume=False, _load_from='a.pth', _train_loop=loop, logger=logger,
+                             cfg=Config(dict(model=dict(backbone={**BACKBONE, **backbone}))))
     hook = CheckLoadedHook()
     hook.after_load_checkpoint(runner, checkpoint)
     _load_checkpoint_to_model(model, checkpoint)
@@ -127,6 +129,23 @@ def test_training_goes_on_and_says_what_is_not_set():
         'in the model: extra. What the checkpoint does not set keeps its initial value')
     (level, text), = load(Segmentor(), state_of(Segmentor(**DENSE)), True)
     assert level == logging.INFO and '4 parameters are missing' in text  # the short fine-tuning's way
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_settings_of_merging_that_it_was_not_trained_with(train):
+    """No parameter shows them; of a dense model's training they say nothing."""
+    model, state = Segmentor(), state_of(Segmentor())
+
+    def told(then: dict, **now) -> list[str]:
+        meta = dict(cfg=Config(dict(model=dict(backbone={**BACKBONE, **then}))).pretty_text)
+        return [text for _, text in load(model, {**state, 'meta': meta}, train, **now)]
+
+    assert told({}) == told(dict(scorer='entropy'), thresholds=(7.0,)) == told({}, rope_anchor='corner') == []
+    assert told(dict(proportional_attention=True)) == [
+        'backbone.proportional_attention is False here and was True in the training of a.pth: the config\'s holds']
+    assert len(told(dict(scorer='variance'), proportional_attention=True, rope_anchor='center')) == 3
+    assert told(DENSE, proportional_attention=True) == told(dict(proportional_attention=True), **DENSE) == []
+    assert [text for _, text in load(model, {**state, 'meta': dict(cfg='nothing to read(')}, train)] == []
 
 
 def test_weights_to_measure(tmp_path):

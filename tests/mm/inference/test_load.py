@@ -132,6 +132,30 @@ def test_the_scorer_of_a_dense_model(options, scorer, dense_det, folder):
     assert 'kept' not in options or len(set(model.thresholds)) == 1  # one dial
 
 
+@pytest.mark.parametrize('patches', [dict(kept=0.6), dict(thresholds=(1e-3, 1e-3), scorer='variance')])
+def test_merged_patches_of_a_dense_model_count_as_was_asked_for(patches, dense_det, folder, tmp_path):
+    patches = {**patches, **(dict(calibrate_on=folder) if 'kept' in patches else {})}
+    config, weights = dense_det
+    asked = apt_dense.load(config, weights, proportional_attention=False, **patches)
+    assert asked.module.backbone.proportional_attention is False
+    cfg = asked.cfg
+    cfg.model.backbone.update(num_scales=1, thresholds=(), proportional_attention=False)
+    cfg.dump(tmp_path / 'own.py')
+    assert apt_dense.load(tmp_path / 'own.py', weights, **patches).module.backbone.proportional_attention is False
+
+
+def test_a_checkpoint_beside_a_config_that_counts_otherwise(checkpoints, tmp_path):
+    cfg = apt_dense.load(checkpoints['det']).cfg
+    cfg.model.backbone.proportional_attention = True
+    cfg.dump(tmp_path / 'own.py')
+    with pytest.warns(UserWarning, match=r'backbone\.proportional_attention is True here and was False in the'):
+        apt_dense.load(tmp_path / 'own.py', checkpoints['det'])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        model = apt_dense.load(tmp_path / 'own.py', checkpoints['det'], proportional_attention=False)
+    assert model.module.backbone.proportional_attention is False
+
+
 def test_another_scorer_than_the_configs(checkpoints, folder, tmp_path):
     """The proportions of the config's thresholds are not its."""
     cfg = apt_dense.load(checkpoints['det']).cfg
