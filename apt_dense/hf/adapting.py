@@ -1,5 +1,5 @@
 """Giving the vision encoder of a transformers model packed tokens."""
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,8 @@ from apt_dense.hf.forward import PackedForward
 with from_extra('hf'):
     from transformers import PreTrainedModel
 
+SETTINGS = 'apt_dense'  # in the model's own config
+HERE_ALONE = ('attn_backend', 'compiled')  # options that change no output
 OPTIONS = ('scorer', 'max_tokens', 'max_tokens_per', 'detail_branch', 'rope_anchor', 'pos_anchor', 'attn_backend',
            'compiled', 'proportional_attention')
 
@@ -24,7 +26,8 @@ def adapt(model: nn.Module, num_scales: int, thresholds: Sequence[float], *, sub
 
     The model keeps its class, its own parameters under their names, and its outputs' types and shapes: a token's row is
     repeated over the cells that it covers.  With thresholds of -1 nothing is merged, and the outputs are what they
-    were, to rounding.  What APT adds to an encoder is registered with it, as ``encoder.apt``.
+    were, to rounding.  What APT adds to an encoder is registered with it, as ``encoder.apt``.  The settings of each are
+    noted in ``model.config.apt_dense``, which ``save_pretrained`` writes and ``load_added`` compares.
 
     Args:
         model: that is, or holds, such encoders; all of them are adapted.
@@ -64,7 +67,20 @@ def adapt(model: nn.Module, num_scales: int, thresholds: Sequence[float], *, sub
         packed.train(encoder.training)
         encoder.apt = AddedParts(packed)
         encoder.forward = PackedForward(encoder, family, packed, ties)
+    _note_settings(model, encoders, dict(num_scales=num_scales, **options))
     return model
+
+
+def _note_settings(model: nn.Module, names: Iterable[str], given: dict[str, Any]) -> None:
+    """All that outputs depend on and no parameter shows, but thresholds, which may be set at any time."""
+    config = getattr(model, 'config', None)
+    if config is None:
+        return
+    settings = {name: value for name, value in PackedViT.default_arguments().items()
+                if name in ('num_scales', *OPTIONS) and name not in HERE_ALONE}
+    settings.update({name: value for name, value in given.items() if name in settings})
+    noted = getattr(config, SETTINGS, None) or {}
+    setattr(config, SETTINGS, {**noted, **dict.fromkeys(names, settings)})
 
 
 def packed_encoders(model: nn.Module) -> dict[str, PackedViT]:

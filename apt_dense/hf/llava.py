@@ -50,7 +50,7 @@ def adapt_llava(model: nn.Module, num_scales: int = 2, thresholds: Sequence[floa
         repeat: repeat a merged patch's row over its cells after the projector.  The language model then has the dense
             model's number of tokens, and only the tower is faster.
         image_processor: as of ``adapt``.
-        options: as of ``adapt``: scorer, max_tokens, ...
+        options: as of ``adapt``: scorer, max_tokens, ...; the baselines set detail_branch and proportional_attention.
 
     Returns:
         The model.  What is added stands in ``model.model.vision_tower.apt``.
@@ -68,12 +68,22 @@ def adapt_llava(model: nn.Module, num_scales: int = 2, thresholds: Sequence[floa
     if variant == 'dense':
         num_scales, thresholds = 1, ()
     elif variant != 'apt':
-        options = {**options, 'detail_branch': 'none', 'proportional_attention': False}
+        options = _of_baseline(variant, options)
     adapt(model, num_scales, thresholds, submodule=TOWER, image_processor=image_processor, **options)
     features = PackedImageFeatures(model.model, model.model.vision_tower.forward, variant == 'random', repeat)
     model.model.get_image_features = features
     model.forward = ForwardWithPatches(model, features)
     return model
+
+
+def _of_baseline(variant: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with those that make the paper's baseline; ValueError for one that says otherwise."""
+    fixed = {'detail_branch': 'none', 'proportional_attention': False}
+    for name, value in fixed.items():
+        if options.get(name, value) != value:
+            raise ValueError(f"variant={variant!r} has {name}={value!r}, got {options[name]!r}: leave it out, or take "
+                             "variant='apt'")
+    return {**options, **fixed}
 
 
 @dataclass

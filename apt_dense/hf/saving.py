@@ -1,4 +1,6 @@
 """Loading what ``adapt`` added to a model."""
+import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -6,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from apt_dense.core.checkpoint_files import listed, load_official
-from apt_dense.hf.adapting import AddedParts
+from apt_dense.hf.adapting import SETTINGS, AddedParts
 
 
 def load_added(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> None:
     """Load the parameters that APT added, of a model that ``save_pretrained`` wrote.
 
-    ``from_pretrained`` opens such a folder as the model before ``adapt``, and reports these as unexpected.
+    ``from_pretrained`` opens such a folder as the model before ``adapt``, and reports these as unexpected.  A warning
+    names the settings of ``adapt`` that differ from those of the saved model, if the folder has its config.
 
     Args:
         model: adapted, as the saved one was.
@@ -35,9 +38,26 @@ def load_added(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> N
         there = [name for name in stored if '.apt.' in f'.{name}']
         raise ValueError(f'the added parameters do not fit: {listed(wrong)}. The source has {listed(there) or "none"}: '
                          'adapt the model as the saved one was')
+    if not isinstance(source, Mapping):
+        _compare_settings(model, Path(source))
     with torch.no_grad():
         for name, parameter in added.items():
             parameter.copy_(found[name])
+
+
+def _compare_settings(model: nn.Module, source: Path) -> None:
+    """Warn of settings that the saved model had and this one has not."""
+    path = (source if source.is_dir() else source.parent) / 'config.json'
+    own = getattr(getattr(model, 'config', None), SETTINGS, None) or {}
+    try:
+        stored = json.loads(path.read_text(encoding='utf-8')).get(SETTINGS) or {}
+    except (OSError, ValueError, AttributeError):
+        return  # of weights alone, or not of save_pretrained
+    differing = {f'{key}={own[name].get(key)!r}, the saved one {value!r}' for name in own.keys() & stored.keys()
+                 for key, value in stored[name].items() if own[name].get(key) != value}
+    if differing:
+        warnings.warn(f'this model was adapted with {"; ".join(sorted(differing))}: its outputs are others than those '
+                      'of the saved model', stacklevel=3)
 
 
 def _named(name: str, stored: Mapping[str, Tensor]) -> Tensor | None:

@@ -87,6 +87,11 @@ def test_what_is_no_llava_1_5_is_refused():
         hf.adapt_llava(llava(), variant='fewer')
     with pytest.raises(ValueError, match='no row to repeat'):
         hf.adapt_llava(llava(), variant='random', repeat=True)
+    for variant in ('resizing', 'random'):
+        with pytest.raises(ValueError, match=f"variant='{variant}' has proportional_attention=False, got True: leave"):
+            hf.adapt_llava(llava(), variant=variant, proportional_attention=True)
+        with pytest.raises(ValueError, match="detail_branch='none', got 'zero': leave it out, or take variant='apt'"):
+            hf.adapt_llava(llava(), variant=variant, detail_branch='zero')
 
 
 def test_processors_that_do_not_fit_are_refused():

@@ -139,6 +139,24 @@ def test_saved_and_opened_again(kind, tmp_path):
     assert len(list(tmp_path.glob('*.safetensors'))) > 1
 
 
+def test_settings_of_the_saved_model_are_compared(tmp_path, recwarn):
+    model = build('ViTModel')
+    hf.adapt(model, 3, (2.5, 2.0), proportional_attention=True, compiled=False)
+    model.save_pretrained(tmp_path)
+
+    def opened(**options):
+        other = type(model).from_pretrained(tmp_path)
+        hf.adapt(other, 3, (1.0, 1.0), **options)
+        recwarn.clear()
+        hf.load_added(other, tmp_path)
+        return [str(warning.message) for warning in recwarn if issubclass(warning.category, UserWarning)]
+
+    assert opened(proportional_attention=True) == []
+    (told,) = opened(scorer='variance')
+    assert told.startswith("this model was adapted with proportional_attention=False, the saved one True; "
+                           "scorer='variance', the saved one 'entropy': ")
+
+
 def test_added_parameters_that_do_not_fit_are_refused(tmp_path):
     model = adapted('ViTForImageClassification')
     with pytest.raises(ValueError, match='has no added parameters: call apt_dense.hf.adapt first'):
