@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from apt_dense import APTViT, TokenLayout
+from apt_dense import APTEVA02, APTSAM3, APTDINOv3, APTViT, TokenLayout
 from apt_dense.core.attention import size_channels
 from apt_dense.core.block import BlockTokens
 from apt_dense.core.block_loop import rope_tables
@@ -30,11 +30,26 @@ def repeated(values: torch.Tensor, runs: Runs, times: torch.Tensor) -> tuple[tor
     return values.repeat_interleave(times, 0), Runs.from_lengths(tuple(lengths), values.device)
 
 
-@pytest.mark.parametrize('settings', [TOY, WHOLE], ids=['windows', 'class_token'])
+SMALL = dict(img_size=32, patch_size=4, embed_dims=32, depth=3, num_heads=2, num_scales=3, thresholds=(1.5, 1.5))
+WINDOWED, TABLE = dict(window_size=4, global_block_indexes=(1,)), dict(pretrain_img_size=32)
+FAMILIES = {
+    'EVA-02, windows': (APTEVA02, TOY), 'EVA-02, class token': (APTEVA02, WHOLE),
+    'EVA-02, padded MLP': (APTEVA02, {**SMALL, **WINDOWED, **TABLE, 'keep_casts': True, 'pad_mlp': True}),
+    'DINOv3, registers': (APTDINOv3, dict(SMALL, num_registers=4)),
+    'DINOv3, windows': (APTDINOv3, {**SMALL, **WINDOWED, 'num_registers': 4}),
+    'DINOv3, mean of rotations': (APTDINOv3, dict(SMALL, rope_anchor='interpolated')),
+    'ViT, scaled layers': (APTViT, {**SMALL, **TABLE, 'layer_scale': 1.0, 'pre_norm': True, 'num_registers': 2}),
+    'ViT, heads of 7': (APTViT, {**SMALL, **TABLE, 'embed_dims': 14}),
+    'SAM 3': (APTSAM3, {**SMALL, **WINDOWED, **TABLE})}
+
+
+@pytest.mark.parametrize('name', FAMILIES)
 @torch.no_grad()
-def test_as_if_each_cell_had_its_patch_s_row(settings):
-    """A plain block over rows that stand there once for each cell; a class token counts once."""
-    model = toy_model(**settings, proportional_attention=True)
+def test_as_if_each_cell_had_its_patch_s_row(name):
+    """A plain block over rows that stand there once for each cell; a class token and registers count once."""
+    family, settings = FAMILIES[name]
+    model = family(**settings, proportional_attention=True).eval()
+    randomise(model)
     layout = TokenLayout.from_scales(MERGED, model.window_size, 3, model.num_prefix)
     found = model.embed(normalise(image_of(MERGED)), layout)
     times, ropes = layout.areas.clamp(min=1), rope_tables(model, layout, torch.float32)
@@ -42,8 +57,8 @@ def test_as_if_each_cell_had_its_patch_s_row(settings):
     for index, block in enumerate(model.blocks):
         local = bool(model.window_size) and index not in model.global_blocks
         runs, rope = (layout.windows, ropes[0]) if local else (layout.images, ropes[1])
-        turns, cells = repeated(rope, runs, times)
-        wanted = block(wanted, BlockTokens(cells, turns))
+        _, cells = repeated(times, runs, times)
+        wanted = block(wanted, BlockTokens(cells, None if rope is None else rope.repeat_interleave(times, 0)))
         found = block(found, BlockTokens(runs, rope, size_channels=channels))
         torch.testing.assert_close(repeated(found, runs, times)[0], wanted, atol=1e-4, rtol=0)
     rows = model.block_rows(normalise(image_of(MERGED)), layout, frozenset([2]))[0]
@@ -90,13 +105,6 @@ def test_multiply_adds():
     assert after.attention == before.attention * (8 + 8) // 8  # channels of a head, and eight more
     assert after.total - before.total == after.attention - before.attention
     assert multiply_adds(plain, dense_layout(layout)) == multiply_adds(counted, dense_layout(layout))
-
-
-def test_every_family_takes_it():
-    model = APTViT(img_size=32, patch_size=4, embed_dims=16, depth=2, num_heads=2, pretrain_img_size=32, num_scales=3,
-                   thresholds=(1.5, 1.5), proportional_attention=True).eval()
-    randomise(model)
-    assert model.proportional_attention and model(normalise(image_of(MERGED)))[0].isfinite().all()
 
 
 REDUCTIONS = {'ToMe': (TOY, dict(kept=1.0)), 'ToMe, class token': (WHOLE, dict(kept=1.0)),
