@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from apt_dense.command_line import at_least
 from apt_dense.core.files import check_folder
 from apt_dense.mm.cli import launch
 from apt_dense.mm.errors import LaunchError
@@ -26,7 +27,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--deep', choices=run.DEEP,
                         help='read the pixels of some pictures and label maps, or of all (without: headers only)')
     parser.add_argument('--out-dir', help='where the drawn samples go (work_dirs/NAME_OF_THE_CONFIG/check_data)')
-    parser.add_argument('--num-pictures', type=int, default=3, help='samples drawn for each dataset; 0 draws none')
+    parser.add_argument('--num-pictures', type=at_least(0), default=3,
+                        help='samples drawn for each dataset; 0 draws none')
     parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
                         help='change settings of the config, as for tools/train.py')
     args = parser.parse_args()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from apt_dense.benchmark.inputs import normalise
+from apt_dense.command_line import at_least
 from apt_dense.core.export import FixedEncoder
 from apt_dense.core.files import PARTIAL, NotWritten, check_target, write_atomically
 from apt_dense.core.vit import PackedViT
@@ -44,9 +45,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('model', help='a checkpoint, or the name or file of a config (then with --weights)')
     parser.add_argument('out', type=Path, help='file, .pt2 or .onnx')
     parser.add_argument('--weights', help='checkpoint of the config; official EVA-02 files are converted on the way')
-    parser.add_argument('--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
+    parser.add_argument('--size', type=at_least(1), nargs=2, metavar=('HEIGHT', 'WIDTH'),
                         help="of the images in pixels, padding included (default: those of the config)")
-    parser.add_argument('--tokens', type=int, help='with APT: how many, class token and registers included')
+    parser.add_argument('--tokens', type=at_least(1), help='with APT: how many, class token and registers included')
     parser.add_argument('--thresholds', type=float, nargs='+', help="fine to coarse, in place of the config's")
     return parser.parse_args(arguments)
 

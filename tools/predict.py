@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from apt_dense.command_line import at_least
 from apt_dense.core.files import check_folder
 from apt_dense.core.scorers import SCORERS
 from apt_dense.extras import from_extra
@@ -50,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     patches.add_argument('--calibrate-on', nargs='+', metavar='INPUT', help='pictures like those to be predicted')
     patches.add_argument('--thresholds', type=float, nargs='+', help='fine to coarse')
     patches.add_argument('--scorer', choices=sorted(SCORERS), help="of --thresholds or --kept (default: the config's)")
-    patches.add_argument('--max-tokens', type=int, help='the most of an image')
+    patches.add_argument('--max-tokens', type=at_least(1), help='the most of an image')
     patches.add_argument('--proportional-attention', action=argparse.BooleanOptionalAction,
                          help="merged patches count in attention by their cells (default: the config's)")
     args = parser.parse_args()

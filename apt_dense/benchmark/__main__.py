@@ -30,6 +30,7 @@ from apt_dense.benchmark.cases import DETECTION_THRESHOLDS, DTYPES, GEOMETRIES, 
 from apt_dense.benchmark.measure import CLOCKS, keep_freed_memory, profile
 from apt_dense.benchmark.run import Row, check_tome, environment, run_case
 from apt_dense.benchmark.suites import SUITES
+from apt_dense.command_line import at_least
 from apt_dense.core.attention import BACKENDS
 from apt_dense.extras import install_command
 
@@ -42,11 +43,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_row_arguments(parser)
     parser.add_argument('--clock', choices=list(CLOCKS), help='CPU only; process: of this process, for busy machines '
                         '(wall)')
-    parser.add_argument('--repeats', type=int, help='rounds that count (CPU 3, GPU 20)')
-    parser.add_argument('--warmup', type=int, help='rounds before them (CPU 1, GPU 5)')
+    parser.add_argument('--repeats', type=at_least(1), help='rounds that count (CPU 3, GPU 20)')
+    parser.add_argument('--warmup', type=at_least(0), help='rounds before them (CPU 1, GPU 5)')
     parser.add_argument('--new-images', action='store_true', help='another batch in each round, of another number of '
                         'tokens: what a GPU does once for each number is counted')
-    parser.add_argument('--threads', type=int, help='of a CPU')
+    parser.add_argument('--threads', type=at_least(1), help='of a CPU')
     parser.add_argument('--tome', action='store_true', help='token merging too, at as many tokens; and distances')
     parser.add_argument('--checkpoint', type=Path, help='weights of the backbone, by eva02_to_mm.py; by tools/train.py '
                         'with tools/benchmark/benchmark.py')
@@ -83,24 +84,24 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
                       help="of EVA-02: its size (B); or another encoder's name")
     rows.add_argument('--geometry', nargs='+', choices=GEOMETRIES,
                       help='of EVA-02: detection, segmentation, the demo (det); of others: own')
-    rows.add_argument('--img-size', nargs='+', type=int, help='side of the square images (1536)')
+    rows.add_argument('--img-size', nargs='+', type=at_least(1), help='side of the square images (1536)')
     rows.add_argument('--mode', nargs='+', choices=MODES, help='forward, or train: forward and backward (forward)')
     how = parser.add_argument_group('settings', 'every combination is a row; with --suite they replace its own')
     how.add_argument('--kept', nargs='+', type=fractions, metavar='FRACTION',
                      help='kept-token fraction of the images, or one each: 0.9,0.2; 1: no reduction (0.7)')
-    how.add_argument('--batch', nargs='+', type=int, help='images of a batch (1)')
+    how.add_argument('--batch', nargs='+', type=at_least(1), help='images of a batch (1)')
     how.add_argument('--dtype', nargs='+', choices=DTYPES, help='train runs under autocast (float32)')
     how.add_argument('--backend', nargs='+', choices=BACKENDS, help='attention (auto)')
     how.add_argument('--compiled', nargs='+', type=int, choices=(0, 1), help='torch.compile of dense and APT (0)')
-    how.add_argument('--graph-tokens', nargs='+', type=int, metavar='TOKENS', help='dense and APT as CUDA graphs, for '
-                     'multiples of so many tokens; forward passes on a GPU (0: none)')
+    how.add_argument('--graph-tokens', nargs='+', type=at_least(0), metavar='TOKENS', help='dense and APT as CUDA '
+                     'graphs, for multiples of so many tokens; forward passes on a GPU (0: none)')
     how.add_argument('--with-cp', nargs='+', type=int, choices=(0, 1), help='activation checkpointing (0)')
     how.add_argument('--proportional', nargs='+', type=int, choices=(0, 1),
                      help='APT with proportional_attention (0)')
     how.add_argument('--deterministic', nargs='+', type=int, choices=(0, 1),
                      help='torch.use_deterministic_algorithms (0)')
     how.add_argument('--device', help='cpu, cuda, cuda:1 (cpu)')
-    how.add_argument('--depth', type=int, help='only so many blocks, to be quick: the geometry stays')
+    how.add_argument('--depth', type=at_least(1), help='only so many blocks, to be quick: the geometry stays')
     how.add_argument('--thresholds', type=float, nargs='+', default=DETECTION_THRESHOLDS,
                      help='for photographs, fine to coarse (2 2 0.3)')
 

@@ -21,6 +21,7 @@ from apt_dense.benchmark.cases import DTYPES
 from apt_dense.benchmark.measure import CLOCKS, Marks
 from apt_dense.benchmark.report import count, format_seconds, markdown
 from apt_dense.benchmark.run import device_name, environment
+from apt_dense.command_line import at_least
 from apt_dense.core.attention import BACKENDS, varlen_attention
 from apt_dense.core.files import write_atomically
 from apt_dense.core.runs import Runs
@@ -89,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='python -m apt_dense.benchmark.attention', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS, help='those that are there')
-    parser.add_argument('--lengths', type=int, default=20, help='numbers of tokens (20)')
-    parser.add_argument('--shrink', type=int, default=1, help='runs of so many times fewer tokens, to be quick')
+    parser.add_argument('--lengths', type=at_least(1), default=20, help='numbers of tokens (20)')
+    parser.add_argument('--shrink', type=at_least(1), default=1, help='runs of so many times fewer tokens, to be quick')
     parser.add_argument('--dtype', choices=DTYPES, default='bfloat16')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--clock', choices=list(CLOCKS), default='wall')

@@ -3,7 +3,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from apt_dense.core.files import write_atomically
+from apt_dense.core.files import check_target, write_atomically
 from apt_dense.extras import from_extra
 
 with from_extra('images'):
@@ -22,6 +22,20 @@ def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
     content = BytesIO()
     picture.save(content, Image.registered_extensions()[path.suffix.lower()], **options)
     write_atomically(path, content.getvalue())
+
+
+def check_figure_target(path: Path, option: str) -> None:
+    """Check, before time is spent, that a figure can be written; see ``check_target``.
+
+    Raises:
+        ValueError: also for an ending that matplotlib knows no format for.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if path.suffix[1:].lower() not in known:
+        raise ValueError(f'{option} {path}: wanted a name that ends in one of {", ".join(known)}')
+    check_target(path, option)
 
 
 def save_figure(figure: Any, path: Path, **options: Any) -> None:

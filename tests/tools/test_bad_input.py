@@ -23,6 +23,7 @@ SCRIPTS = {
     'convert': 'model_converters/eva02_to_mm.py', 'compare': 'analysis_tools/compare_models.py',
     'sweep': 'analysis_tools/sweep_thresholds.py', 'memory': 'analysis_tools/estimate_memory.py',
     'balance': 'analysis_tools/simulate_token_balance.py', 'flops': 'analysis_tools/get_flops.py',
+    'speed': 'benchmark/benchmark_model.py',
 }
 # Commands, with a place for a config.
 WITH_CONFIG = {
@@ -94,7 +95,7 @@ def test_configs(tool, config, place, monkeypatch, capfd):
     (f'predict a.png --out o --model {DEMO} --device mps', "device='mps' is not there"),
     (f'predict a.png --out o --model {DEMO} --min-score 7', '--min-score 7 is no score'),
     (f'predict a.png --out o --model {DEMO} --thresholds nan 1 1', 'are no numbers'),
-    (f'predict a.png --out o --model {DEMO} --max-tokens 0', 'max_tokens=0 must be a whole number'),
+    (f'predict a.png --out o --model {DEMO} --max-tokens 0', 'argument --max-tokens: got 0, wanted a whole number from 1 on'),
     (f'predict a.png --out o --model {DEMO} --kept 0', 'kept=0.0 is no share of the tokens'),
     (f'predict a.png --out o --model {DEMO} --kept 0.5 --calibrate-on text.jpg', 'text.jpg cannot be read'),
     ('predict a.png --out o --model no.pth --annotations no.json', 'no.json cannot be read: No such file'),
@@ -124,7 +125,7 @@ def test_configs(tool, config, place, monkeypatch, capfd):
     ('convert bare.pth file/o.pth', 'takes no files'),
     ('check bare.py', 'bare.py has neither a model nor a dataset'),
     (f'check {DEMO} --out-dir file', '--out-dir file takes no files'),
-    (f'export {DEMO} folder.pt2/o.pt2 --tokens 0', 'a bucket of 0 tokens'),
+    (f'export {DEMO} folder.pt2/o.pt2 --tokens 0', 'argument --tokens: got 0, wanted a whole number from 1 on'),
     (f'export {DEMO} file/o.pt2 --tokens 9', 'takes no files'),
     (f'test {DEMO} no.pth --work-dir file', '--work-dir file takes no files'),
     (f'test {DEMO} no.pth --show-dir file/below', '--show-dir file/below takes no files'),
@@ -134,6 +135,17 @@ def test_configs(tool, config, place, monkeypatch, capfd):
     ('memory bare.py a.png', "default_scope=None: set it to 'mmdet'"),
     (f'memory {DEMO} text.jpg', 'text.jpg cannot be read as an image'),
     (f'balance a.png --config {DEMO} --out file/o.png', 'takes no files'),
+    (f'balance a.png --config {DEMO} --out o.xyz', '--out o.xyz: wanted a name that ends in one of eps, jpeg'),
+    (f'balance a.png --config {DEMO} --num-crops 0', '--num-crops: got 0, wanted a whole number from 1 on'),
+    (f'flops {DEMO} --num-images -3', '--num-images: got -3, wanted a whole number from 1 on'),
+    (f'flops {DEMO} --json file/o.json', 'takes no files'),
+    (f'memory {DEMO} a.png --save text.jpg', '--save text.jpg is no JSON file'),
+    (f'memory {DEMO} a.png --batch-size two', '--batch-size: got two, wanted a whole number from 1 on'),
+    (f'speed {DEMO} --max-iter 0', '--max-iter: got 0, wanted a whole number from 1 on'),
+    (f'speed {DEMO} --num-warmup -1', '--num-warmup: got -1, wanted a whole number from 0 on'),
+    (f'speed {DEMO} --threads -2', '--threads: got -2, wanted'),
+    (f'speed {DEMO} --json file/o.json', 'takes no files'),
+    (f'check {DEMO} --num-pictures -1', '--num-pictures: got -1, wanted a whole number from 0 on'),
     (f'sweep {DEMO} --out-dir file', '--out-dir file takes no files'),
     (f'compare {DEMO} {DEMO} --out-dir file', '--out-dir file takes no files'),
 ])

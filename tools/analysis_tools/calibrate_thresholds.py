@@ -24,6 +24,7 @@ from apt_dense.calibration.report import Scored, describe, draw
 from apt_dense.calibration.thresholds import Family, ScoreMaps, find_thresholds, quantile_family, ratio_family
 from apt_dense.calibration.token_counts import write_token_counts
 from apt_dense.calibration.whole_images import split_whole
+from apt_dense.command_line import at_least
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.files import NotWritten, check_folder, check_target, write_atomically
 from apt_dense.core.quadtree import check_thresholds
@@ -41,7 +42,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add_threshold_arguments(parser)
     parser.add_argument('--out-dir', type=Path, default=Path('calibration'), help='plot and snippet (%(default)s)')
     parser.add_argument('--save-tokens', type=Path, metavar='FILE.json', help="write each image's number of tokens")
-    parser.add_argument('--num-workers', type=int, default=len(os.sched_getaffinity(0)),
+    parser.add_argument('--num-workers', type=at_least(0), default=len(os.sched_getaffinity(0)),
                         help='processes; 0: none but this one (default: one for each core)')
     parser.add_argument('--seed', type=int, default=0, help="of a training pipeline's random choices")
     args = parser.parse_args(arguments)
@@ -53,7 +54,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which images are scored, and how."""
     source = parser.add_argument_group('images: files and folders, or the dataset of a config')
     source.add_argument('images', nargs='*', type=Path, metavar='PATH')
-    source.add_argument('--size', type=int, help='px: side of the square that the model sees')
+    source.add_argument('--size', type=at_least(1), help='px: side of the square that the model sees')
     source.add_argument('--fit', choices=['crop', 'pad'], default='crop',
                         help='crop: shortest side to SIZE, square in the middle (segmentation; default). '
                              'pad: longest side to SIZE, padded (detection)')
@@ -77,7 +78,7 @@ def add_threshold_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--content', action='store_true', help='--kept and --max-tokens leave out padding: tokens that '
                         'cover a pixel of the image, over cells that hold one')
     how = parser.add_argument_group('thresholds')
-    how.add_argument('--num-scales', type=int, help="sizes of patches (default: the config's; 3)")
+    how.add_argument('--num-scales', type=at_least(1), help="sizes of patches (default: the config's; 3)")
     family = how.add_mutually_exclusive_group()
     family.add_argument('--ratio', type=float, nargs='+', default=[0.8], metavar='R',
                         help='each threshold over that of the next finer scale, one or NUM_SCALES - 2 (default 0.8)')

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import apt_dense.mm.det
 import apt_dense.mm.seg  # noqa: F401
 from apt_dense.calibration.images import load_image, resize, to_input
+from apt_dense.command_line import at_least
 from apt_dense.core.files import check_target, write_atomically
 from apt_dense.extras import from_extra
 from apt_dense.mm.cli.config_files import read_config
@@ -187,9 +188,21 @@ def count(cfg: Config, image: Image.Image, size_px: int | None) -> Memory:
                   4 * total + 2 * total + (4 + 8) * trained, of_blocks, depth * of_input + of_blocks / depth, rest)
 
 
+def read_entries(path: Path) -> dict[str, dict]:
+    """What ``--save`` has written; {} where nothing is."""
+    check_target(path, '--save')
+    try:
+        entries = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    except ValueError as error:
+        raise LaunchError(f'--save {path} is no JSON file ({error}): give another, or remove it') from error
+    if not isinstance(entries, dict):
+        raise LaunchError(f'--save {path} holds a {type(entries).__name__}, wanted entries by config: give another')
+    return entries
+
+
 def save(memory: Memory, config: str, path: Path) -> None:
     """Put an entry under the config's name into a JSON file, which is made if it is not there."""
-    entries = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    entries = read_entries(path)
     entries[Path(config).stem] = {name: round(value) for name, value in memory._asdict().items()}
     write_atomically(path, json.dumps(dict(sorted(entries.items())), indent=1) + '\n')
 
@@ -198,13 +211,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='of a detector, a segmentor or a classifier')
     parser.add_argument('image', type=Path)
-    parser.add_argument('--size', type=int, help="px, side of the square (the config's)")
-    parser.add_argument('--batch-size', type=int, nargs='+', default=[1, 2, 4], help='images (1 2 4)')
+    parser.add_argument('--size', type=at_least(1), help="px, side of the square (the config's)")
+    parser.add_argument('--batch-size', type=at_least(1), nargs='+', default=[1, 2, 4], help='images (1 2 4)')
     parser.add_argument('--save', type=Path, metavar='FILE', help='JSON to put the figures into, by config, in bytes')
     args = parser.parse_args()
     cfg, image = read_config(args.config), load_image(args.image)
     if args.save:
-        check_target(args.save, '--save')
+        read_entries(args.save)
     memory = count(cfg, image, args.size)
     if args.save:
         save(memory, args.config, args.save)

@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apt_dense.benchmark.run import environment
 from apt_dense.calibration.whole_images import find_whole_images
-from apt_dense.core.files import write_atomically
+from apt_dense.command_line import at_least
+from apt_dense.core.files import check_target, write_atomically
 from apt_dense.core.flops import dense_layout, multiply_adds
 from apt_dense.core.vit import PackedViT
 from apt_dense.extras import from_extra
@@ -49,8 +50,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', nargs='?', help='weights: they decide how many detections the mask head sees')
     parser.add_argument('--images', type=Path, help="a folder of images instead of the config's test dataset")
-    parser.add_argument('--num-images', type=int, default=100, help='the first so many images (100)')
-    parser.add_argument('--head-images', type=int, default=1, help='count neck and heads on so many of them (1)')
+    parser.add_argument('--num-images', type=at_least(1), default=100, help='the first so many images (100)')
+    parser.add_argument('--head-images', type=at_least(1), default=1,
+                        help='count neck and heads on so many of them (1)')
     parser.add_argument('--json', type=Path, help='write the numbers of every image here')
     parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE', help='change settings')
     args = parser.parse_args(arguments)
@@ -129,6 +131,8 @@ def summarise(counts: list[dict[str, float]], rest: list[int], num_parameters: i
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     compat.filter_library_warnings()
+    if args.json:
+        check_target(args.json, '--json')
     cfg = launch.load_config(args)
     if args.images is None:
         check_dataset_files(cfg, 'test')

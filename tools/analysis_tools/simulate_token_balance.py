@@ -20,8 +20,9 @@ from pathlib import Path
 from apt_dense.calibration.images import RESAMPLINGS, load_image, resize, to_input
 from apt_dense.calibration.token_counts import load_token_counts
 from apt_dense.calibration.whole_images import find_whole_images
-from apt_dense.core.files import NotWritten, check_target
-from apt_dense.drawing.saving import save_figure
+from apt_dense.command_line import at_least
+from apt_dense.core.files import NotWritten
+from apt_dense.drawing.saving import check_figure_target, save_figure
 from apt_dense.extras import from_extra
 from apt_dense.mm.data.samplers import balanced_steps
 
@@ -36,16 +37,17 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('images', nargs='*', type=Path, metavar='PATH', help='photographs: files and folders')
     parser.add_argument('--token-counts', type=Path, metavar='FILE.json', help='in place of photographs')
     parser.add_argument('--config', help='thresholds, number of scales and scorer (with photographs)')
-    parser.add_argument('--size', type=int, default=512, help='px: side of the square that the model sees (512)')
+    parser.add_argument('--size', type=at_least(1), default=512,
+                        help='px: side of the square that the model sees (512)')
     parser.add_argument('--resampling', choices=RESAMPLINGS, help="how photographs shrink (default: the config's way)")
     parser.add_argument('--ratio-range', type=float, nargs=2, default=(0.5, 2.0), metavar=('LOW', 'HIGH'),
                         help='of the longest side to SIZE, drawn at random (0.5 2.0, segmentation; 0.1 2.0: LSJ)')
-    parser.add_argument('--num-crops', type=int, default=500, help='images of the made dataset (500)')
+    parser.add_argument('--num-crops', type=at_least(1), default=500, help='images of the made dataset (500)')
     parser.add_argument('--num-draws', type=int, default=8, help='of each image, at least 2 (8)')
-    parser.add_argument('--ranks', type=int, nargs='+', default=[2, 4, 8, 16, 32, 64])
-    parser.add_argument('--batch-size', type=int, nargs='+', default=[1, 2, 4], help='images a rank (1 2 4)')
-    parser.add_argument('--pool-steps', type=int, default=16, help='of TokenBalancedBatchSampler (16)')
-    parser.add_argument('--num-steps', type=int, default=400, help='simulated (400)')
+    parser.add_argument('--ranks', type=at_least(1), nargs='+', default=[2, 4, 8, 16, 32, 64])
+    parser.add_argument('--batch-size', type=at_least(1), nargs='+', default=[1, 2, 4], help='images a rank (1 2 4)')
+    parser.add_argument('--pool-steps', type=at_least(1), default=16, help='of TokenBalancedBatchSampler (16)')
+    parser.add_argument('--num-steps', type=at_least(1), default=400, help='simulated (400)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/token_balance.png'), help='the plot')
     args = parser.parse_args(arguments)
@@ -160,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
     try:
-        check_target(args.out, '--out')
+        check_figure_target(args.out, '--out')
         run(args)
     except (ValueError, NotWritten) as error:
         print(f'simulate_token_balance: {error}', file=sys.stderr)

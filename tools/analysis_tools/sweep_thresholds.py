@@ -27,6 +27,7 @@ import torch
 from apt_dense.benchmark.measure import Marks, interleave, keep_freed_memory
 from apt_dense.benchmark.run import device_name, environment
 from apt_dense.calibration.shares import thresholds_for
+from apt_dense.command_line import at_least
 from apt_dense.core.files import check_folder, write_atomically
 from apt_dense.drawing.saving import save_figure
 from apt_dense.extras import from_extra
@@ -93,7 +94,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--rounds', type=int, default=3, help='times each (%(default)s)')
     parser.add_argument('--clock', choices=['process', 'wall'], default='process',
                         help='on a CPU; process: processor time of this process, of all threads together (default)')
-    parser.add_argument('--threads', type=int, help='of a CPU')
+    parser.add_argument('--threads', type=at_least(1), help='of a CPU')
     parser.add_argument('--out-dir', type=Path, default=Path('sweep'), help='(%(default)s)')
     parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, default={}, metavar='KEY=VALUE',
                         help='where the test data is: test_dataloader.dataset.data_root=PATH ...')

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from apt_dense.benchmark.measure import CLOCKS, interleave, keep_freed_memory
 from apt_dense.benchmark.run import environment
+from apt_dense.command_line import at_least
 from apt_dense.core.files import write_atomically
 from apt_dense.extras import from_extra
 from apt_dense.hf import adapt_llava
@@ -37,9 +38,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--count', action='store_true', help='only count the multiply-adds of the whole models')
     parser.add_argument('--kept', type=float, default=0.7, help='share of the image tokens (0.7)')
-    parser.add_argument('--text', type=int, default=64, help='tokens of the prompt without the image (64)')
-    parser.add_argument('--layers', type=int, default=2, help='of the language model (2)')
-    parser.add_argument('--repeats', type=int, default=7, help='rounds that count (7)')
+    parser.add_argument('--text', type=at_least(1), default=64, help='tokens of the prompt without the image (64)')
+    parser.add_argument('--layers', type=at_least(1), default=2, help='of the language model (2)')
+    parser.add_argument('--repeats', type=at_least(1), default=7, help='rounds that count (7)')
     parser.add_argument('--clock', choices=CLOCKS, default='wall', help='process: for busy machines (wall)')
     parser.add_argument('--json', help='write what was measured here')
     return parser.parse_args(arguments)

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from apt_dense.benchmark.measure import Marks, interleave, keep_freed_memory, summary
 from apt_dense.benchmark.report import format_seconds
 from apt_dense.benchmark.run import device_name, environment
-from apt_dense.core.files import write_atomically
+from apt_dense.command_line import at_least
+from apt_dense.core.files import check_target, write_atomically
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat
 from apt_dense.mm.cli import launch, loading, precision, start
@@ -73,16 +74,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--against', metavar='CONFIG',
                         help='another config, such as the dense twin, on the same images')
     parser.add_argument('--against-checkpoint', metavar='CHECKPOINT', help='its weights')
-    parser.add_argument('--batch-size', type=int, help='images of a batch (1 for inference, else that of the config); '
-                        'mmsegmentation tests images of one size only')
-    parser.add_argument('--num-batches', type=int, default=10, help='different batches, loaded beforehand (10)')
-    parser.add_argument('--max-iter', type=int, default=50, help='batches that count (50)')
-    parser.add_argument('--num-warmup', type=int, default=5, help='batches before them (5)')
+    parser.add_argument('--batch-size', type=at_least(1), help='images of a batch (1 for inference, else that of the '
+                        'config); mmsegmentation tests images of one size only')
+    parser.add_argument('--num-batches', type=at_least(1), default=10, help='different batches, loaded beforehand (10)')
+    parser.add_argument('--max-iter', type=at_least(1), default=50, help='batches that count (50)')
+    parser.add_argument('--num-warmup', type=at_least(0), default=5, help='batches before them (5)')
     parser.add_argument('--amp', action='store_true', help='mixed precision, in inference for the backbone '
                         'alone; bfloat16, float16 on a GPU before Ampere')
     parser.add_argument('--clock', choices=['wall', 'process'], default='wall',
                         help='CPU only; process: processor time of this process')
-    parser.add_argument('--threads', type=int, help='of a CPU')
+    parser.add_argument('--threads', type=at_least(1), help='of a CPU')
     parser.add_argument('--json', type=Path, help='write the figures here')
     parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
                         help='change settings of both configs')
@@ -227,6 +228,8 @@ def describe(results: dict[str, dict[str, Any]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     compat.filter_library_warnings()
+    if args.json:
+        check_target(args.json, '--json')
     if args.threads:
         torch.set_num_threads(args.threads)
     keep_freed_memory()

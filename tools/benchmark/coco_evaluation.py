@@ -11,6 +11,7 @@ import io
 import time
 
 import apt_dense.mm.det  # noqa: F401  lets mmdet take faster-coco-eval
+from apt_dense.command_line import at_least
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
@@ -111,8 +112,8 @@ def time_encoding(detections: list[dict], per_image: int, num_images: int = 5) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, default=500)
-    parser.add_argument('--detections', type=int, nargs='+', default=[100, 400, 1500], help='of each image')
+    parser.add_argument('--images', type=at_least(1), default=500)
+    parser.add_argument('--detections', type=at_least(1), nargs='+', default=[100, 400, 1500], help='of each image')
     args = parser.parse_args()
     faster = coco_metric.COCOeval
     plain = faster.__wrapped__

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 import apt_dense.mm.det  # noqa: F401  provides the plain operators
+from apt_dense.command_line import at_least
 from apt_dense.extras import from_extra
 from apt_dense.mm.compat import filter_library_warnings, plain_operators
 
@@ -55,8 +56,8 @@ def report(name: str, seconds: dict[str, list[float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default='configs/apt_eva02_ti_demo_det.py')
-    parser.add_argument('--train', type=int, default=100, help='training steps')
-    parser.add_argument('--test', type=int, default=40, help='pictures to test after them')
+    parser.add_argument('--train', type=at_least(1), default=100, help='training steps')
+    parser.add_argument('--test', type=at_least(1), default=40, help='pictures to test after them')
     args = parser.parse_args()
     sets = {'plain': plain_operators()}
     if sets['plain'] is None or isinstance(sets['plain'].compiled, str):

@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from apt_dense.command_line import at_least
 from apt_dense.extras import from_extra
 
 with from_extra('images'):
@@ -73,8 +74,8 @@ def measure(root: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--images', type=int, default=NUM_IMAGES)
-    parser.add_argument('--annotations', type=int, default=NUM_ANNOTATIONS)
+    parser.add_argument('--images', type=at_least(1), default=NUM_IMAGES)
+    parser.add_argument('--annotations', type=at_least(1), default=NUM_ANNOTATIONS)
     parser.add_argument('--measure', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:

@@ -23,6 +23,7 @@ import vqa_model
 from torch import nn
 from vqa_scenes import PATCH_PX, write_dataset
 
+from apt_dense.command_line import at_least
 from apt_dense.core.files import write_atomically
 from apt_dense.drawing.panels import Panel, join_panels
 from apt_dense.drawing.patches import draw_patches
@@ -46,9 +47,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, default=Path('data/demo_vqa'))
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo_vqa'))
-    parser.add_argument('--scenes', type=int, nargs=2, default=NUM_SCENES, help='of training and validation')
-    parser.add_argument('--tower-steps', type=int, default=300, help='of the tower alone (300)')
-    parser.add_argument('--steps', type=int, default=500, help='of the whole model (500)')
+    parser.add_argument('--scenes', type=at_least(1), nargs=2, default=NUM_SCENES, help='of training and validation')
+    parser.add_argument('--tower-steps', type=at_least(0), default=300, help='of the tower alone (300)')
+    parser.add_argument('--steps', type=at_least(1), default=500, help='of the whole model (500)')
     parser.add_argument('--threshold', type=float, default=THRESHOLD, help=f'for 28 px ({THRESHOLD})')
     return parser.parse_args()
 

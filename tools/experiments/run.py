@@ -17,6 +17,8 @@ from cell_results import Results
 from cells import with_needed
 from grids import GRIDS
 
+from apt_dense.command_line import at_least
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,7 +30,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--retry-failed', action='store_true', help='run cells again that have failed')
     parser.add_argument('--keep-stale', action='store_true',
                         help='count results of other code or another config as done; the tables mark them')
-    parser.add_argument('--timing-rounds', type=int, nargs=2, default=(8, 2), metavar=('IMAGES', 'STEPS'),
+    parser.add_argument('--timing-rounds', type=at_least(1), nargs=2, default=(8, 2), metavar=('IMAGES', 'STEPS'),
                         help='images and training steps that are timed (8 2)')
     places = parser.add_argument_group('places')
     places.add_argument('--results', type=Path, default=ROOT / 'docs/results/cells.jsonl')
@@ -41,7 +43,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0; 1 if cells have failed; 2 if nothing can be run; 75 if a signal has stopped it."""
     args = parse_args(arguments)
-    cells = [cell for name in args.grids for cell in GRIDS[name]() if not args.only or args.only in cell.name]
+    planned = [cell for name in args.grids for cell in GRIDS[name]()]
+    cells = [cell for cell in planned if not args.only or args.only in cell.name]
+    if not cells:
+        print(f'error: --only {args.only}: none of the {len(planned)} cells has this in its name, such as '
+              f'{planned[0].name}', file=sys.stderr)
+        return 2
     places = Places(args.work_dir.resolve(), args.data.resolve(), args.configs.resolve())
     try:
         queue = Queue(with_needed(cells), Results(args.results), places, retry_failed=args.retry_failed,

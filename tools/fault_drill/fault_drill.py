@@ -22,6 +22,8 @@ from pathlib import Path
 from fault_cases import CASES
 from fault_runs import Drill, Outcome
 
+from apt_dense.command_line import at_least
+
 
 def run_cases(drill: Drill, names: list[str]) -> list[Outcome]:
     """Each case's row."""
@@ -40,7 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--cases', nargs='+', choices=CASES, default=list(CASES), metavar='CASE',
                         help=f'which to try: {", ".join(CASES)} (all)')
-    parser.add_argument('--kills', type=int, default=20, help='number of kills (default: %(default)s)')
+    parser.add_argument('--kills', type=at_least(1), default=20, help='number of kills (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of the random moments (default: %(default)s)')
     parser.add_argument('--keep', type=Path, help='a new folder to work in and keep; by default one that is removed')
     args = parser.parse_args()

@@ -1,0 +1,30 @@
+"""Numbers on command lines are checked where they are read."""
+import argparse
+import re
+
+import pytest
+
+from apt_dense.command_line import at_least
+from tests.locations import ROOT
+
+# Counts that a program checks by a rule of its own, and numbers that may be any.
+OWN_RULES = {'--seed', '--local_rank', '--port', '--draw', '--num-images', '--max-tokens', '--calibration-images',
+             '--time-images', '--rounds', '--time-batches', '--num-draws', '--img-size', '--patch-size', '--batch-size',
+             '--num-train', '--num-val'}
+
+
+@pytest.mark.parametrize('text', ['-1', '0', '1.5', 'two', ''])
+def test_what_is_no_such_number(text, capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--rounds', type=at_least(1))
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--rounds', text])
+    assert f'argument --rounds: got {text}, wanted a whole number from 1 on' in capsys.readouterr().err
+    assert parser.parse_args(['--rounds', '1']).rounds == 1
+
+
+def test_no_program_takes_any_number_for_a_count():
+    paths = [path for folder in ('tools', 'apt_dense') for path in (ROOT / folder).rglob('*.py')]
+    found = {match[1] for path in paths for line in path.read_text().splitlines() if 'choices=' not in line
+             for match in re.finditer(r"add_argument\('(--[\w-]+)'.*type=int\b", line)}
+    assert found <= OWN_RULES
