@@ -95,7 +95,7 @@ def test_configs(tool, config, place, monkeypatch, capfd):
     (f'predict a.png --out o --model {DEMO} --device mps', "device='mps' is not there"),
     (f'predict a.png --out o --model {DEMO} --min-score 7', '--min-score 7 is no score'),
     (f'predict a.png --out o --model {DEMO} --thresholds nan 1 1', 'are no numbers'),
-    (f'predict a.png --out o --model {DEMO} --max-tokens 0', 'argument --max-tokens: got 0, wanted a whole number from 1 on'),
+    (f'predict a.png --out o --model {DEMO} --max-tokens 0', '--max-tokens: got 0, wanted a whole number from 1 on'),
     (f'predict a.png --out o --model {DEMO} --kept 0', 'kept=0.0 is no share of the tokens'),
     (f'predict a.png --out o --model {DEMO} --kept 0.5 --calibrate-on text.jpg', 'text.jpg cannot be read'),
     ('predict a.png --out o --model no.pth --annotations no.json', 'no.json cannot be read: No such file'),

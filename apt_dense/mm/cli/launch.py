@@ -32,6 +32,10 @@ from apt_dense.mm.training.hooks import unwrapped
 LAUNCHERS = ('pytorch', 'slurm', 'mpi')
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of each of them
 
+# Of a config, what every program reads before it checks the rest.
+KINDS = {'work_dir': (str, "a text: work_dir='work_dirs/mine'"), 'model': (dict, "a dict: model=dict(type=...)"),
+         'train_cfg': (dict, 'a dict: train_cfg=dict(max_iters=1000, val_interval=500)')}
+
 
 def run_tool(main: Callable[[], int | None]) -> int:
     """Run a tool's main function; print what the user can act on as one message.
@@ -82,7 +86,8 @@ def rank_of(launcher: str) -> int | None:
     """
     if launcher not in LAUNCHERS:
         return None
-    return int(os.environ.get(RANK_VARIABLES[LAUNCHERS.index(launcher)], '0'))
+    text = os.environ.get(RANK_VARIABLES[LAUNCHERS.index(launcher)], '0')
+    return int(text) if text.isdecimal() else None  # ``load_config`` says what is wrong
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,13 +122,26 @@ def load_config(args: argparse.Namespace) -> Config:
     if args.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise LaunchError('--launcher pytorch without torchrun (RANK is not set): start with tools/dist_train.sh or '
                           'tools/dist_test.sh')
+    _check_environment(args.launcher)
     cfg = read_config(args.config)
     warnings = merge_options(cfg, args.cfg_options or {}, strict=not getattr(args, 'no_check', False))
     if not rank_of(args.launcher):
         print(''.join(f'warning: {text}\n' for text in warnings), end='', file=sys.stderr)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
+    for key, (kind, example) in KINDS.items():
+        if cfg.get(key) is not None and not isinstance(cfg[key], kind):
+            raise LaunchError(f'{key}={cfg[key]!r}: wanted {example}')
     return cfg
+
+
+def _check_environment(launcher: str) -> None:
+    """Check what the launcher has set, which torch and mmengine take for numbers."""
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE') if launcher == 'pytorch' else ():
+        text = os.environ.get(name, '0')
+        if not text.isdecimal():
+            raise LaunchError(f'the environment has {name}={text!r}, wanted a whole number: torchrun sets it, start '
+                              'with tools/dist_train.sh or tools/dist_test.sh')
 
 
 def scope_of(cfg: Config) -> str:
@@ -180,6 +198,9 @@ def check_pretrained(node: Any, key: str = 'model') -> None:
             check_pretrained(item, f'{key}.{index}')
     elif isinstance(node, dict):
         if node.get('type') in ('Pretrained', PretrainedInit):
+            if 'checkpoint' not in node:
+                raise LaunchError(f"{key}=dict(type='Pretrained') names no file: add checkpoint=PATH, or start from "
+                                  f'random weights: {key}=None')
             check_checkpoint(node['checkpoint'], f'{key}.checkpoint; name yours: --cfg-options {key}.checkpoint=PATH, '
                              f'or start from random weights: {key}=None', part=True)
         for name, item in node.items():

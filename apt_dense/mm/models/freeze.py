@@ -20,11 +20,11 @@ class FreezeMixin(nn.Module):
             parameters get ``requires_grad = False``; modules without a trained parameter stay in eval mode, so that
             their statistics do not move and dropout and drop path are off.  None trains everything.
 
-    A prefix that matches no parameter leaves a model that can only be tested: nothing is frozen, a warning says so, and
-    ``train()`` raises.
+    A prefix that matches no parameter, or none at all, leaves a model that can only be tested: nothing is frozen, a
+    warning says so, and ``train()`` raises.
 
     Raises:
-        LaunchError: by ``train()``, if a prefix matches no parameter.
+        LaunchError: by ``train()``, if a prefix matches no parameter or there is none.
     """
 
     def __init__(self, *args, trainable: Sequence[str] | None = None, **kwargs):
@@ -39,6 +39,8 @@ class FreezeMixin(nn.Module):
 
         (Data-parallel wrappers refuse a model without a parameter that needs a gradient, in testing too.)
         """
+        if not self.trainable:
+            return 'trainable=[] trains nothing: name parameters by how they begin, or train all: model.trainable=None'
         parameters = dict(self.named_parameters())
         unmatched = [prefix for prefix in self.trainable if not any(name.startswith(prefix) for name in parameters)]
         if unmatched:

@@ -26,6 +26,7 @@ def check_config(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
     Args:
         splits: of 'train', 'val', 'test'; those that are None in the config are passed over.
     """
+    yield from configs_kinds.check_counts(cfg) if 'train' in splits else ()
     broken = {split: list(configs_kinds.check_kinds(cfg, split)) for split in splits}
     for found in broken.values():
         yield from found

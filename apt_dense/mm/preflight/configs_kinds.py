@@ -44,6 +44,24 @@ OF_LOADERS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
+COUNTS = {'train_cfg': ('max_iters', 'max_epochs', 'val_interval'),
+          'default_hooks.checkpoint': ('interval',), 'default_hooks.logger': ('interval',)}
+
+
+def check_counts(cfg: Config) -> Iterator[Finding]:
+    """Look for lengths and intervals of a training that are no whole numbers from 1 on; -1 may stand for never."""
+    for key, names in COUNTS.items():
+        outer, _, inner = key.partition('.')
+        settings = cfg.get(outer) or {}
+        if inner and isinstance(settings, dict):
+            settings = settings.get(inner) or {}
+        for name in names if isinstance(settings, dict) else ():
+            value, never = settings.get(name), name == 'interval'
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if value is not None and not (whole and (value > 0 or never and value == -1)):
+                yield Finding(KIND, f'{key}.{name}', f'got {_described(value)}, wanted a whole number from 1 on')
+
+
 def check_kinds(cfg: Config, split: str) -> Iterator[Finding]:
     """Look for settings of a split's loader, datasets and metrics that nothing can read as they are; see RULES."""
     loader = cfg.get(f'{split}_dataloader')
@@ -62,7 +80,8 @@ def check_settings(cfg: Config, *splits: str) -> None:
     Raises:
         PreflightError: naming each setting.
     """
-    raise_if_stopped(finding for split in splits for finding in check_kinds(cfg, split))
+    raise_if_stopped(finding for split in splits for finding in (
+        *(check_counts(cfg) if split == 'train' else ()), *check_kinds(cfg, split)))
 
 
 def _check(key: str, settings: dict, wanted: dict[str, tuple[tuple[type, ...], str]]) -> Iterator[Finding]:

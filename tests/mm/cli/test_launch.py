@@ -276,6 +276,22 @@ def test_options_that_do_not_fit(tmp_path):
             launch.load_config(parse(SHORT_CONFIG, '--cfg-options', option))
 
 
+@pytest.mark.parametrize(('option', 'message'), [
+    ('work_dir=5', "work_dir=5: wanted a text: work_dir='work_dirs/mine'"), ('model=5', 'model=5: wanted a dict'),
+    ('train_cfg=[1]', r'train_cfg=\[1\]: wanted a dict: train_cfg=dict\(max_iters=')])
+def test_settings_of_another_kind(option, message):
+    with pytest.raises(launch.LaunchError, match=message):
+        launch.load_config(parse(SHORT_CONFIG, '--cfg-options', option))
+
+
+@pytest.mark.parametrize('name', ['RANK', 'LOCAL_RANK', 'WORLD_SIZE'])
+def test_an_environment_that_is_no_number(name, monkeypatch, capsys):
+    for each in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'):
+        monkeypatch.setenv(each, 'abc' if each == name else '0')
+    assert launch.run_tool(lambda: launch.load_config(parse(SHORT_CONFIG, '--launcher', 'pytorch')) and None) == 2
+    assert f"the environment has {name}='abc', wanted a whole number: torchrun sets it" in capsys.readouterr().err
+
+
 def test_pytorch_launcher_without_torchrun(monkeypatch):
     with pytest.raises(launch.LaunchError, match=r'RANK is not set\): start with tools/dist_train\.sh'):
         launch.load_config(parse(SHORT_CONFIG, '--launcher', 'pytorch'))
@@ -430,6 +446,9 @@ def test_check_pretrained_looks_everywhere_in_the_model(checkpoint, kind):
     model = dict(type='Detector', backbone=dict(init_cfg=pretrained('https://host/a.pth')), bbox_head=heads, neck=None)
     launch.check_pretrained(Config(dict(model=model)).model)
     launch.check_pretrained(None)
+    model['backbone']['init_cfg'] = dict(type='Pretrained')
+    with pytest.raises(launch.LaunchError, match=r"model\.backbone\.init_cfg=dict\(type='Pretrained'\) names no file"):
+        launch.check_pretrained(Config(dict(model=model)).model)
     model['backbone']['init_cfg'] = None
     heads[1]['init_cfg'][1] = dict(pretrained('no.pth'), type=kind)
     key = r'model\.bbox_head\.1\.init_cfg\.1'

@@ -89,6 +89,13 @@ def test_a_prefix_that_matches_nothing_forbids_training_alone(change, trainable,
         model.train()
 
 
+def test_nothing_to_train_forbids_training(tiny_config):
+    model = MODELS.build(dict(tiny_config().model, trainable=[]))
+    assert not model.eval().training
+    with pytest.raises(LaunchError, match=r'trainable=\[\] trains nothing: name parameters'):
+        model.train()
+
+
 @pytest.mark.own_device  # gloo, on a CPU
 def test_a_model_without_a_parameter_to_train_is_tested_by_several_processes(tmp_path):
     """torch's data-parallel wrapper refuses a model in which everything is frozen."""

@@ -142,3 +142,18 @@ def test_a_mask_without_area_is_shown(tmp_path, segmentation, said):
     cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dataset(tmp_path, masks=True))))
     messages = {finding.rule.name: str(finding) for finding in check(cfg, ['train']).findings}
     assert said in messages['coco-no-mask']
+
+
+@pytest.mark.parametrize(('key', 'value', 'said'), [
+    ('train_cfg.val_interval', 0, 'got the number 0'), ('train_cfg.max_iters', '3k', "got the text '3k'"),
+    ('train_cfg.max_iters', -1, 'got the number -1'), ('default_hooks.checkpoint.interval', '1k', "got the text '1k'"),
+    ('default_hooks.logger.interval', 2.5, 'got the number 2.5'),
+    ('train_cfg.val_interval', True, 'got the bool True')])
+def test_counts_of_a_training(key, value, said):
+    cfg = Config.fromfile(CONFIGS / 'eva02_ti_demo_det.py')
+    cfg.merge_from_dict({key: value})
+    with pytest.raises(PreflightError, match=f'{key}: {said}, wanted a whole number from 1 on'):
+        check_settings(cfg, 'train')
+    check_settings(cfg, 'test')
+    cfg.merge_from_dict({key: -1 if key.endswith('.interval') else 7})
+    check_settings(cfg, 'train')
