@@ -120,7 +120,7 @@ def recovery_figure(cells: Sequence[Cell], figures: Figures) -> Figure:
         axes.axvline(1, color='black', linestyle=':')
         axes.tick_params(labelsize=6)
         axes.invert_yaxis()
-        axes.set(title=TASKS[task], xlabel='(APT - Resizing) / (Dense - Resizing)')
+        axes.set(title=TASKS[task], xlabel='recovery, 1: the dense model')
     return figure
 
 
