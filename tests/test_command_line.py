@@ -10,7 +10,7 @@ from tests.locations import ROOT
 # Counts that a program checks by a rule of its own, and numbers that may be any.
 OWN_RULES = {'--seed', '--local_rank', '--port', '--draw', '--num-images', '--max-tokens', '--calibration-images',
              '--time-images', '--rounds', '--time-batches', '--num-draws', '--img-size', '--patch-size', '--batch-size',
-             '--num-train', '--num-val'}
+             '--num-train', '--num-val', '--size'}
 
 
 @pytest.mark.parametrize('text', ['-1', '0', '1.5', 'two', ''])

@@ -30,8 +30,8 @@ def check_figure_target(path: Path, option: str) -> None:
     Raises:
         ValueError: also for an ending that matplotlib knows no format for.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
+    with from_extra('tools'):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
     known = sorted(FigureCanvasAgg.get_supported_filetypes())
     if path.suffix[1:].lower() not in known:
         raise ValueError(f'{option} {path}: wanted a name that ends in one of {", ".join(known)}')

@@ -54,7 +54,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which images are scored, and how."""
     source = parser.add_argument_group('images: files and folders, or the dataset of a config')
     source.add_argument('images', nargs='*', type=Path, metavar='PATH')
-    source.add_argument('--size', type=at_least(1), help='px: side of the square that the model sees')
+    source.add_argument('--size', type=int, help='px: side of the square that the model sees')
     source.add_argument('--fit', choices=['crop', 'pad'], default='crop',
                         help='crop: shortest side to SIZE, square in the middle (segmentation; default). '
                              'pad: longest side to SIZE, padded (detection)')
