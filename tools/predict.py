@@ -71,6 +71,11 @@ def main() -> int:
         print(f'predict: {error}', file=sys.stderr)
     if not inputs:
         return 2
+    own = next((path for path in inputs if Path(path).resolve().parent == args.out.resolve()), None)
+    if own is not None:
+        print(f'predict: --out {args.out} is the folder of {own}, and what is written there could take its place: '
+              'choose another folder', file=sys.stderr)
+        return 2
     ids = CocoIds(args.annotations) if args.annotations else None
     for path in inputs if ids else ():
         ids.of_image(str(path))

@@ -102,6 +102,7 @@ def test_configs(tool, config, place, monkeypatch, capfd):
     ('predict a.png --out o --model no.pth --annotations text.jpg', 'text.jpg is a single value, not an object'),
     ('predict empty --out o --model no.pth', 'empty holds no image'),
     ('predict folder.jpg --out o --model no.pth', 'folder.jpg holds no image'),
+    ('predict a.png --out . --model no.pth', '--out . is the folder of a.png, and what is written there could take'),
     ('patches no.jpg', 'no.jpg does not exist'),
     ('patches text.jpg', 'text.jpg cannot be read as an image'),
     ('patches text.mp4', 'text.mp4 cannot be read as a video'),
