@@ -25,16 +25,15 @@ from apt_dense.mm.cli.precision import set_float32_precision
 from apt_dense.mm.cli.start import SCOPES, check_checkpoint, start_processes
 from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing, leftovers, signals
+from apt_dense.mm.models.fitting import check_model_fits
 from apt_dense.mm.models.normalisation import check_model_normalisation
+from apt_dense.mm.preflight.configs_kinds import check_root
+from apt_dense.mm.preflight.findings import raise_if_stopped
 from apt_dense.mm.preflight.options import OptionsAction, merge_options
 from apt_dense.mm.training.hooks import unwrapped
 
 LAUNCHERS = ('pytorch', 'slurm', 'mpi')
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of each of them
-
-# Of a config, what every program reads before it checks the rest.
-KINDS = {'work_dir': (str, "a text: work_dir='work_dirs/mine'"), 'model': (dict, "a dict: model=dict(type=...)"),
-         'train_cfg': (dict, 'a dict: train_cfg=dict(max_iters=1000, val_interval=500)')}
 
 
 def run_tool(main: Callable[[], int | None]) -> int:
@@ -116,6 +115,7 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         LaunchError: if the config or one of its bases cannot be read, an option does not fit it or is read by nothing,
             or a launcher's environment is missing.
+        PreflightError: if a setting is of another kind than every program reads.
     """
     find_config(args.config)
     set_local_rank(args.launcher, args.local_rank)
@@ -129,9 +129,7 @@ def load_config(args: argparse.Namespace) -> Config:
         print(''.join(f'warning: {text}\n' for text in warnings), end='', file=sys.stderr)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
-    for key, (kind, example) in KINDS.items():
-        if cfg.get(key) is not None and not isinstance(cfg[key], kind):
-            raise LaunchError(f'{key}={cfg[key]!r}: wanted {example}')
+    raise_if_stopped(check_root(cfg))
     return cfg
 
 
@@ -227,6 +225,7 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         LaunchError: for a launcher that does not work on this machine, a GPU without a detector's operators, or an
             unknown ``float32_matmul_precision``.
+        DataError: if parts of the model do not fit each other, or the normalisation the backbone.
     """
     start_processes(cfg)
     set_float32_precision(cfg)
@@ -236,7 +235,9 @@ def build_runner(cfg: Config) -> Runner:
     compat.filter_library_warnings()
     runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     compat.filter_library_warnings(runner.logger)
-    check_model_normalisation(unwrapped(getattr(runner, 'model', None)))  # a runner of another type may build it later
+    model = unwrapped(getattr(runner, 'model', None))  # a runner of another type may build it later
+    check_model_normalisation(model)
+    check_model_fits(model)
     if runner.logger is not None:
         compat.log_core_to(runner.logger)
     _log_operators(cfg)

@@ -1,4 +1,6 @@
-"""Settings of datasets and metrics that are of another kind than is wanted: a text for a dict, a list for a text."""
+"""Settings of another kind than is wanted: a text for a dict, a list for a text."""
+import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 from numbers import Integral
@@ -9,6 +11,8 @@ from mmengine.config import Config
 from apt_dense.mm.preflight.datasets import datasets_of, metrics_of
 from apt_dense.mm.preflight.findings import STOP, Finding, Rule, raise_if_stopped
 
+Kinds = tuple[tuple[type, ...], str]  # and what is wanted
+
 KIND = Rule(
     'setting-of-another-kind', STOP, 'a text where a dict is wanted, a number where a text is, and the like',
     'Write it in that form')
@@ -18,12 +22,15 @@ TEXT = Rule(
 EMPTY = Rule(
     'classes-are-empty', STOP, 'metainfo.classes without a name: no object would be left',
     "Name the classes: metainfo=dict(classes=('bolt', 'nut')), or leave metainfo out for those of the dataset's type")
-RULES = (KIND, TEXT, EMPTY)
+SCOPE = Rule(
+    'scope-unknown', STOP, 'a default_scope that is no package of OpenMMLab, nor any other',
+    "Set it to 'mmdet' (detection), 'mmseg' (segmentation) or 'mmengine' (classification)")
+RULES = (KIND, TEXT, EMPTY, SCOPE)
 
 LISTS = (list, tuple)
 NAMED = {'CocoDataset', 'BaseSegDataset'}  # whose classes choose what is kept
 # {setting: (kinds, what is wanted)}; None is left to the classes.
-OF_DATASETS: dict[str, tuple[tuple[type, ...], str]] = {
+OF_DATASETS: dict[str, Kinds] = {
     'data_root': ((str,), "a text: data_root='data/mine/'"),
     'ann_file': ((str,), "a text: ann_file='annotations/train.json'"),
     'data_prefix': ((dict,), "a dict: data_prefix=dict(img='images/'), for label maps "
@@ -37,15 +44,90 @@ OF_DATASETS: dict[str, tuple[tuple[type, ...], str]] = {
     'seg_map_suffix': ((str,), "a text: seg_map_suffix='.png'"),
 }
 OF_METRICS = {name: OF_DATASETS[name] for name in ('ann_file', 'backend_args')}
-OF_LOADERS: dict[str, tuple[tuple[type, ...], str]] = {
+OF_LOADERS: dict[str, Kinds] = {
     'batch_size': ((Integral,), 'a whole number: batch_size=2'),
     'num_workers': ((Integral,), 'a whole number: num_workers=2'),
+    'sampler': ((dict,), "a dict: sampler=dict(type='DefaultSampler', shuffle=False)"),
+    'batch_sampler': ((dict,), "a dict: batch_sampler=dict(type='AspectRatioBatchSampler')"),
+    'collate_fn': ((dict,), "a dict: collate_fn=dict(type='pseudo_collate')"),
     'dataset': ((dict, *LISTS), "a dict: dataset=dict(type='CheckedCocoDataset', ...)"),
 }
-
-
+HOOK = ((dict,), "a dict: dict(type='CheckpointHook', interval=1000)")
+PART = ((dict, *LISTS), 'a dict: dict(type=...)')
+# {place: (kinds, what is wanted)} of what every program reads; * is for each entry of a dict or a list.
+OF_CONFIGS: dict[str, Kinds] = {
+    'work_dir': ((str,), "a text: work_dir='work_dirs/mine'"),
+    'load_from': ((str,), "a file: load_from='work_dirs/dense/iter_90000.pth'"),
+    'resume': ((bool,), 'True or False; a checkpoint is named by --resume PATH'),
+    'log_level': ((str,), "a text: log_level='INFO'"),
+    'model': ((dict,), 'a dict: model=dict(type=...)'),
+    'model.backbone': ((dict,), "a dict: backbone=dict(type='APTEVA02', ...)"),
+    'model.trainable': (LISTS, "a list of what names of parameters begin with: trainable=['backbone.patch_embed.']"),
+    'model.neck': PART, 'model.data_preprocessor': PART, 'model.rpn_head': PART, 'model.roi_head': PART,
+    'model.bbox_head': PART, 'model.decode_head': PART, 'model.auxiliary_head': PART,
+    'train_cfg': ((dict,), 'a dict: train_cfg=dict(max_iters=1000, val_interval=500)'),
+    'val_cfg': ((dict,), 'a dict: val_cfg=dict()'), 'test_cfg': ((dict,), 'a dict: test_cfg=dict()'),
+    'optim_wrapper': ((dict,), "a dict: optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-4))"),
+    'optim_wrapper.optimizer': ((dict,), "a dict: optimizer=dict(type='AdamW', lr=1e-4)"),
+    'optim_wrapper.paramwise_cfg': ((dict,), 'a dict: paramwise_cfg=dict(norm_decay_mult=0.0)'),
+    'optim_wrapper.clip_grad': ((dict,), 'a dict: clip_grad=dict(max_norm=1.0)'),
+    'param_scheduler': ((dict, *LISTS), "a list: param_scheduler=[dict(type='LinearLR', ...)]"),
+    'param_scheduler.*': ((dict, *LISTS), "a dict: dict(type='LinearLR', start_factor=0.001, end=100)"),
+    'default_hooks': ((dict,), "a dict: default_hooks=dict(checkpoint=dict(interval=1000))"),
+    'default_hooks.*': HOOK,
+    'custom_hooks': (LISTS, "a list: custom_hooks=[dict(type='EMAHook')]"), 'custom_hooks.*': HOOK,
+    'env_cfg': ((dict,), "a dict: env_cfg=dict(dist_cfg=dict(backend='nccl'))"),
+    'env_cfg.mp_cfg': ((dict,), "a dict: mp_cfg=dict(mp_start_method='fork')"),
+    'env_cfg.dist_cfg': ((dict,), "a dict: dist_cfg=dict(backend='nccl')"),
+    'randomness': ((dict,), 'a dict: randomness=dict(seed=0)'),
+    'auto_scale_lr': ((dict,), 'a dict: auto_scale_lr=dict(base_batch_size=16)'),
+    'visualizer': ((dict,), "a dict: visualizer=dict(type='Visualizer')"),
+    'visualizer.vis_backends': (LISTS, "a list: vis_backends=[dict(type='LocalVisBackend')]"),
+    'visualizer.vis_backends.*': ((dict,), "a dict: dict(type='LocalVisBackend')"),
+    'log_processor': ((dict,), "a dict: log_processor=dict(type='LogProcessor', by_epoch=False)"),
+    'custom_imports': ((dict,), "a dict: custom_imports=dict(imports=['my_package.my_module'])"),
+    'model_wrapper_cfg': ((dict,), "a dict: model_wrapper_cfg=dict(type='MMDistributedDataParallel')"),
+    **{f'{split}_dataloader': ((dict,), 'a dict: dict(batch_size=2, num_workers=2, dataset=dict(...))')
+       for split in ('train', 'val', 'test')},
+    **{f'{split}_evaluator{inner}': ((dict, *(() if inner else LISTS)), "a dict: dict(type='CheckedCocoMetric', ...)")
+       for split in ('val', 'test') for inner in ('', '.*')},
+}
+MAX_SEED = 2**32 - 1  # NumPy's
+NEVER_NONE = ('env_cfg', 'default_hooks', 'model.backbone')
 COUNTS = {'train_cfg': ('max_iters', 'max_epochs', 'val_interval'),
           'default_hooks.checkpoint': ('interval',), 'default_hooks.logger': ('interval',)}
+
+
+def check_root(cfg: Config) -> Iterator[Finding]:
+    """Look for settings of another kind that every program reads before it checks the rest; see RULES."""
+    for place, (kinds, example) in OF_CONFIGS.items():
+        for key, value in _at(cfg, place):
+            if not isinstance(value, kinds) and (value is not None or place in NEVER_NONE):
+                yield Finding(KIND, key, f'got {_described(value)}, wanted {example}')
+    if cfg.get('load_from') == '':
+        yield Finding(KIND, 'load_from', f"got the text '', wanted {OF_CONFIGS['load_from'][1]}, or None")
+    level = cfg.get('log_level')
+    if isinstance(level, str) and not isinstance(logging.getLevelName(level), int):
+        yield Finding(KIND, 'log_level', f"got the text {level!r}, wanted 'DEBUG', 'INFO', 'WARNING' or 'ERROR'")
+    seed = (cfg.get('randomness') or {}).get('seed') if isinstance(cfg.get('randomness') or {}, dict) else None
+    if seed is not None and not (type(seed) is int and 0 <= seed <= MAX_SEED):
+        yield Finding(KIND, 'randomness.seed', f'got {_described(seed)}, wanted a whole number from 0 to {MAX_SEED}')
+    scope = cfg.get('default_scope')
+    if scope is not None and not (isinstance(scope, str) and importlib.util.find_spec(scope or ' ')):
+        yield Finding(SCOPE, 'default_scope', f'got {_described(scope)}')
+
+
+def _at(cfg: Config, place: str) -> Iterator[tuple[str, Any]]:
+    """(key, value) of what there is at a place of OF_CONFIGS; entries of what has a type are no places."""
+    outer, _, last = place.rpartition('.')
+    nodes = list(_at(cfg, outer)) if outer else [('', cfg)]
+    for key, node in nodes:
+        if last != '*':
+            if isinstance(node, (dict, Config)) and last in node:
+                yield f'{key}.{last}'.lstrip('.'), node[last]
+        elif isinstance(node, LISTS) or isinstance(node, dict) and key == 'default_hooks':
+            for name, item in node.items() if isinstance(node, dict) else enumerate(node):
+                yield f'{key}.{name}', item
 
 
 def check_counts(cfg: Config) -> Iterator[Finding]:
@@ -115,6 +197,8 @@ def _check_parts(key: str, settings: dict, kind: Any) -> Iterator[Finding]:
 
 
 def _described(value: Any) -> str:
-    """'the text 'img/'', 'the list [1, 2]'."""
+    """'the text 'img/'', 'the list [1, 2]', 'None'."""
+    if value is None:
+        return 'None'
     kind = {str: 'text', int: 'number', float: 'number'}.get(type(value), 'dict' if isinstance(value, dict) else '')
     return f'the {kind or type(value).__name__} {value!r}'

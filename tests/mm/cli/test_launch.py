@@ -35,6 +35,7 @@ from apt_dense.mm.cli.dataset_files import check_dataset_files
 from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing, signals
 from apt_dense.mm.fault_tolerance.bad_data import BadDataHook, GuardSamples
+from apt_dense.mm.preflight.findings import PreflightError
 from apt_dense.mm.training.hooks import CheckFrozenLoadedHook
 from tests.locations import ROOT
 from tests.mm.conftest import point_to
@@ -277,10 +278,31 @@ def test_options_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize(('option', 'message'), [
-    ('work_dir=5', "work_dir=5: wanted a text: work_dir='work_dirs/mine'"), ('model=5', 'model=5: wanted a dict'),
-    ('train_cfg=[1]', r'train_cfg=\[1\]: wanted a dict: train_cfg=dict\(max_iters=')])
+    ('work_dir=5', "work_dir: got the number 5, wanted a text: work_dir='work_dirs/mine'"),
+    ('model=5', 'model: got the number 5, wanted a dict'),
+    ('train_cfg=[1]', r'train_cfg: got the list \[1\], wanted a dict: train_cfg=dict\(max_iters='),
+    ('optim_wrapper=AdamW', "optim_wrapper: got the text 'AdamW', wanted a dict: optim_wrapper=dict"),
+    ('optim_wrapper.optimizer=AdamW', "optim_wrapper.optimizer: got the text 'AdamW', wanted a dict"),
+    ('default_hooks=None', 'default_hooks: got None, wanted a dict'),
+    ('default_hooks.checkpoint=5', 'default_hooks.checkpoint: got the number 5, wanted a dict'),
+    ('custom_hooks=[EMAHook]', "custom_hooks.0: got the text 'EMAHook', wanted a dict"),
+    ('custom_hooks=EMAHook', "custom_hooks: got the text 'EMAHook', wanted a list"),
+    ('env_cfg=None', 'env_cfg: got None, wanted a dict'), ('env_cfg.mp_cfg=5', 'env_cfg.mp_cfg: got the number 5'),
+    ('param_scheduler=5', 'param_scheduler: got the number 5'),
+    ('param_scheduler=[5]', 'param_scheduler.0: got the number 5'),
+    ('randomness=5', 'randomness: got the number 5'), ('randomness.seed=abc', "randomness.seed: got the text 'abc'"),
+    ('randomness.seed=-1', 'randomness.seed: got the number -1, wanted a whole number from 0 to 4294967295'),
+    ('randomness.seed=1.5', 'randomness.seed: got the number 1.5'),
+    ('model.backbone=None', 'model.backbone: got None'), ('model.neck=5', 'model.neck: got the number 5'),
+    ('model.trainable=backbone', "model.trainable: got the text 'backbone', wanted a list"),
+    ('load_from=', "load_from: got the text '', wanted a file"), ('load_from=5', 'load_from: got the number 5'),
+    ('resume=abc', "resume: got the text 'abc', wanted True or False"),
+    ('visualizer.vis_backends=5', 'visualizer.vis_backends: got the number 5'),
+    ('val_evaluator=[5]', 'val_evaluator.0: got the number 5'), ('val_dataloader=5', 'val_dataloader: got the number 5'),
+    ('log_level=info', "log_level: got the text 'info', wanted 'DEBUG', 'INFO'"),
+    ('default_scope=mmdetection', "default_scope: got the text 'mmdetection'. Set it to 'mmdet'")])
 def test_settings_of_another_kind(option, message):
-    with pytest.raises(launch.LaunchError, match=message):
+    with pytest.raises(PreflightError, match=message):
         launch.load_config(parse(SHORT_CONFIG, '--cfg-options', option))
 
 
@@ -315,7 +337,7 @@ def test_check_checkpoint(checkpoint, tmp_path):
         start.check_checkpoint('/no/a.pth', 'load_from')
     with pytest.raises(launch.LaunchError, match=rf'checkpoint a\.pth \(in {tmp_path}\) does not exist'):
         start.check_checkpoint('a.pth', 'load_from')
-    with pytest.raises(launch.LaunchError, match='does not exist'):
+    with pytest.raises(launch.LaunchError, match=r'is a folder \(a directory\): name a file'):
         start.check_checkpoint(str(tmp_path), 'a directory')
 
 
@@ -791,7 +813,8 @@ def test_test_tool(run_tool, leaf, checkpoint):
     (['no.pth'], '(the second argument)'),
     (['checkpoint.pth', '--out', 'a.json'], '--out a.json'),
     (['checkpoint.pth', '--cfg-options', 'test_dataloader.dataset.ann_file=no'], 'test_dataloader.dataset.ann_file'),
-    (['checkpoint.pth', '--show-dir', 'drawn', '--cfg-options', 'default_scope=mmpose'], "default_scope='mmpose'"),
+    (['checkpoint.pth', '--show-dir', 'drawn', '--cfg-options', 'default_scope=mmpose'],
+     "default_scope: got the text 'mmpose'. Set it to 'mmdet'"),
     (['checkpoint.pth', '--show-dir', 'coco/val'], '--show-dir coco/val holds the test data'),
 ])
 def test_test_tool_stops_before_the_runner_is_built(run_tool, leaf, checkpoint, capsys, argv, message):
