@@ -11,6 +11,13 @@ from apt_dense.extras import install_command
 
 ZIP = b'PK\x03\x04'  # what a file of torch.save begins with
 PICKLE = b'\x80'  # and one of its old format
+# What else files are that were to be checkpoints: (their beginning, what they are and what to do).
+OTHERS = (
+    (b'version https://git-lfs', 'it is the pointer that Git LFS keeps in place of the file. Get the file itself: git '
+     'lfs pull in its repository, or download it again'),
+    (b'<', 'it is a web page: the download was refused, or the address is that of a page about the file. Download it '
+     'again and look at what comes'),
+    (b'{', 'it is a text, perhaps the answer to a download that was refused. Download it again'))
 USE_AS_IT_IS = ("in this project's format already. Use it as it is: apt_dense.load(FILE), tools/test.py CONFIG FILE, "
                 'or --cfg-options load_from=FILE to train on')
 WRAPPERS = ('model', 'model_ema', 'state_dict', 'module')
@@ -60,7 +67,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f'{path} cannot be read as safetensors: {error}') from error
+        reason = _other(path) or f'it is damaged, or its end is missing ({error}). Copy or download it again'
+        raise ValueError(f'{path} cannot be read as safetensors: {reason}') from error
 
 
 def allow_globals(functions: Iterable[Callable]) -> None:
@@ -106,16 +114,28 @@ def read_pickle(path: Path) -> object:
 
 def _what_is_wrong(path: Path) -> str:
     """With a file that torch cannot read, and what to do."""
-    with open(path, 'rb') as file:
-        start = file.read(len(ZIP))
-    if not start:
-        return 'it is empty. Copy or download it again'
-    if start == ZIP:
+    if (other := _other(path)) is not None:
+        return other
+    start = _beginning(path)
+    if start.startswith(ZIP):
         return 'it is damaged, or its end is missing. Copy or download it again'
-    if start[:1] == PICKLE:
+    if start.startswith(PICKLE):
         return ('it is damaged, or holds more than plain data, and is not loaded, because that could run code. Copy or '
                 'download it again, or ask its author for a file with tensors only')
     return 'it is another kind of file. Give a .pth, .pt or .safetensors file'
+
+
+def _other(path: Path) -> str | None:
+    """What a file is that is no checkpoint of any kind, and what to do; None if it is not known."""
+    start = _beginning(path)
+    if not start:
+        return 'it is empty. Copy or download it again'
+    return next((text for beginning, text in OTHERS if start.startswith(beginning)), None)
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, 'rb') as file:
+        return file.read(max(len(ZIP), *(len(beginning) for beginning, _ in OTHERS)))
 
 
 def _is_program(path: Path) -> bool:

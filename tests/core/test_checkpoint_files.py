@@ -97,6 +97,27 @@ def test_files_that_are_something_else(content, tmp_path):
         load_official(tmp_path / 'other.pth')
 
 
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+@pytest.mark.parametrize(('content', 'said'), [
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:1\n', 'is the pointer that Git LFS keeps.*lfs pull'),
+    (b'<!DOCTYPE html><html>', 'it is a web page: the download was refused'), (b'', 'it is empty'),
+    (b'{"error": "Access denied"}', 'it is a text, perhaps the answer to a download')])
+def test_what_a_download_may_leave(content, said, suffix, tmp_path):
+    (tmp_path / f'other.{suffix}').write_bytes(content)
+    with pytest.raises(ValueError, match=rf'other\.{suffix} cannot be read as .*{said}'):
+        load_official(tmp_path / f'other.{suffix}')
+
+
+def test_safetensors_that_were_cut(tmp_path):
+    safetensors = pytest.importorskip('safetensors.torch')
+    path = tmp_path / 'cut.safetensors'
+    safetensors.save_file({'a': torch.zeros(100)}, path)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r'cut\.safetensors cannot be read as safetensors: it is damaged, or its end is '
+                                         r'missing \(.*\)\. Copy or download it again'):
+        load_official(path)
+
+
 def test_a_program(tmp_path, recwarn):
     """OpenAI's files of CLIP are such; torch would say how to run them."""
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'clip.pt')

@@ -5,14 +5,14 @@ mmengine loads what fits, and prints the rest to the terminal only.
 import copy
 import logging
 import re
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, load_checkpoint
 from mmengine.runner.base_loop import BaseLoop
-from torch import nn
+from torch import Tensor, nn
 
 from apt_dense.core.embed import ADDED_PARAMETERS
 from apt_dense.mm.cli.trained_settings import changed_settings_of_model
@@ -98,7 +98,7 @@ class CheckLoadedHook(Hook):
     checkpoint was not trained with, in both.  Resuming has checks of its own (``resume_checks``).
 
     Raises:
-        DataError: in testing, naming parameters that are missing or have another shape.
+        DataError: naming parameters that have NaN, and in testing those that are missing or have another shape.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook, which loads its own copy
@@ -113,6 +113,7 @@ class CheckLoadedHook(Hook):
         for line in changed_settings_of_model(runner.cfg, checkpoint.get('meta'), runner._load_from):
             runner.logger.warning(f"{line}: the config's holds")
         _bring_into_form(checkpoint)
+        refuse_nan(checkpoint['state_dict'], runner._load_from)
         training = isinstance(runner._train_loop, BaseLoop)
         model = unwrapped(runner.model)
         self._end_watch = watch_next_load(model, lambda gaps: self._report(runner, model, gaps, training))
@@ -145,18 +146,28 @@ def refuse_gaps(model: nn.Module, gaps: Gaps, path: str) -> None:
                         'checkpoint (its task, size and number of classes)')
 
 
+def refuse_nan(state: Mapping[str, Any], path: str) -> None:
+    """Raise DataError if a state dict has NaN: whatever is made of it finds nothing, and says nothing."""
+    names = [name for name, value in state.items()
+             if isinstance(value, Tensor) and value.is_floating_point() and value.isnan().any()]
+    if names:
+        raise DataError(f'{path} has NaN in {len(names)} of its {len(state)} parameters: {listed(names)}. It was '
+                        'saved after its training had diverged: take an earlier one')
+
+
 def load_weights(model: nn.Module, path: str) -> None:
     """Load a checkpoint into a model that is to be measured.
 
     Raises:
         DataError: naming parameters that are missing or have another shape, but for those that APT adds to a dense
-            model.
+            model; or that have NaN.
     """
     end_watch = watch_next_load(model, lambda gaps: refuse_gaps(model, gaps, path))
     try:
-        load_checkpoint(model, path, map_location='cpu')
+        checkpoint = load_checkpoint(model, path, map_location='cpu')
     finally:
         end_watch()
+    refuse_nan(checkpoint.get('state_dict', checkpoint), path)
 
 
 def _bring_into_form(checkpoint: dict) -> None:

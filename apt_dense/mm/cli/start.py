@@ -60,6 +60,11 @@ def check_checkpoint(path: str, source: str, part: bool = False) -> None:
     if '://' in path:
         return
     path = os.path.expanduser(path)
+    if os.path.isdir(path):
+        found = checkpointing.find_checkpoints(path)
+        file = f'name a file of it: {found[0]}' if found else 'name a file'
+        raise LaunchError(f'checkpoint {described(path)} is a folder ({source}): {file}. --resume without a value '
+                          'takes the last one of --work-dir')
     if not os.path.isfile(path):
         raise LaunchError(f'checkpoint {described(path)} does not exist ({source})')
     if path.endswith('.safetensors'):
@@ -106,6 +111,8 @@ def set_start(cfg: Config, resume: str | None) -> None:
     start = decide_together(lambda: _find_start(cfg, resume), _check_start)
     if resume == 'auto' and not start.resume:
         _report_no_checkpoint(cfg)
+    elif not start.resume and dist.get_rank() == 0:
+        _warn_of_earlier_run(cfg)
     cfg.resume = start.resume
     if start.resume:
         cfg.load_from = start.path
@@ -157,6 +164,17 @@ def _report_no_checkpoint(cfg: Config) -> None:
         print_log(f'{described(str(found[0]))} is on {socket.gethostname()}, and rank 0 has no checkpoint: training '
                   'starts at iteration 0. To resume, let all machines share the folder, or copy the file to where rank '
                   '0 runs', level=logging.WARNING)
+
+
+def _warn_of_earlier_run(cfg: Config) -> None:
+    """Say that this training will write over another's checkpoints."""
+    found = checkpointing.find_checkpoints(cfg.work_dir, *checkpoint_folders(cfg), names=checkpoint_names(cfg))
+    found = [path for path in found if path.is_file()]
+    if found:
+        many = f'{len(found)} checkpoint{"s" * (len(found) > 1)}'
+        print_log(f'{cfg.work_dir} has {many} of an earlier training, the last of them {found[0].name}, and this one '
+                  'starts anew: it writes over them. To go on with the earlier one, stop this and add --resume; to '
+                  'keep it, choose another --work-dir', level=logging.WARNING)
 
 
 def _described_start(path: str, resume: bool, source: str) -> Start:

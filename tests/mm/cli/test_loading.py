@@ -157,6 +157,19 @@ def test_weights_to_measure(tmp_path):
     load_weights(Segmentor(), str(tmp_path / 'same.pth'))
 
 
+@pytest.mark.parametrize('train', [False, True])
+def test_weights_of_a_training_that_had_diverged(train, tmp_path):
+    """What they find is nothing, without a word."""
+    nan = state_of(Segmentor(), head__bias=torch.tensor([0.0, torch.nan, 1.0]))
+    said = r'a\.pth has NaN in 1 of its \d\d parameters: head\.bias\. It was saved after its training had diverged'
+    with pytest.raises(DataError, match=said):
+        load(Segmentor(), nan, train)
+    torch.save(nan, tmp_path / 'a.pth')
+    with pytest.raises(DataError, match=said):
+        load_weights(Segmentor(), str(tmp_path / 'a.pth'))
+    load(Segmentor(), state_of(Segmentor(), head__bias=torch.tensor([0.0, torch.inf, 1.0])))  # a mask may be infinite
+
+
 def runner_of(tmp_path, checkpoint: dict, **settings):
     """A runner of the toy, made as the tools make it, with a checkpoint to load."""
     torch.save(checkpoint, tmp_path / 'a.pth')

@@ -184,3 +184,26 @@ def test_a_test_of_one_checkpoint(tmp_path):
     assert (cfg.load_from, cfg.resume) == (str(tmp_path / 'iter_4.pth'), False)
     with pytest.raises(launch.LaunchError, match=r'no\.pth .*does not exist \(the second argument\)'):
         start.set_tested(cfg, 'no.pth', 'the second argument')
+
+
+def test_a_folder_for_a_checkpoint(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    with pytest.raises(launch.LaunchError, match=r'is a folder \(--resume\): name a file\. --resume without a value'):
+        start.set_start(cfg, str(tmp_path))
+    path = save(tmp_path, 4)
+    with pytest.raises(launch.LaunchError, match=rf'is a folder \(--resume\): name a file of it: {path}\. --resume'):
+        start.set_start(cfg, str(tmp_path))
+
+
+def test_a_training_that_would_write_over_another(tmp_path, caplog, capsys):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    start.set_start(cfg, None)
+    assert 'writes over them' not in capsys.readouterr().out + caplog.text
+    path = save(tmp_path, 4)
+    start.set_start(cfg, None)
+    said = capsys.readouterr().out + caplog.text
+    assert f'{tmp_path} has 1 checkpoint of an earlier training, the last of them iter_4.pth, and this one' in said
+    assert 'add --resume; to keep it, choose another --work-dir' in said and path.is_file()
+    caplog.clear()
+    start.set_start(cfg, 'auto')
+    assert 'writes over them' not in capsys.readouterr().out + caplog.text and cfg.load_from == str(path)
