@@ -4,19 +4,21 @@ from collections.abc import Iterator, Sequence
 from mmengine.config import Config
 
 from apt_dense.mm.preflight import (
+    configs_building,
     configs_classes,
     configs_evaluation,
     configs_keys,
     configs_kinds,
     configs_loading,
     configs_metrics,
+    configs_ranges,
     configs_types,
     configs_unused,
 )
 from apt_dense.mm.preflight.findings import Finding
 
 MODULES = (configs_kinds, configs_types, configs_keys, configs_classes, configs_metrics, configs_evaluation,
-           configs_loading, configs_unused)
+           configs_loading, configs_ranges, configs_building, configs_unused)
 RULES = tuple(rule for module in MODULES for rule in module.RULES)
 
 
@@ -26,6 +28,10 @@ def check_config(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
     Args:
         splits: of 'train', 'val', 'test'; those that are None in the config are passed over.
     """
+    root = list(configs_kinds.check_root(cfg))
+    yield from root
+    if root:
+        return
     yield from configs_kinds.check_counts(cfg) if 'train' in splits else ()
     broken = {split: list(configs_kinds.check_kinds(cfg, split)) for split in splits}
     for found in broken.values():
@@ -37,4 +43,6 @@ def check_config(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
     yield from configs_metrics.check_metrics(cfg, splits)
     yield from configs_evaluation.check_evaluation(cfg, splits)
     yield from configs_loading.check_loading(cfg, splits)
+    yield from configs_ranges.check_ranges(cfg, splits)
+    yield from configs_building.check_building(cfg, splits)
     yield from configs_unused.check_unused(cfg)
