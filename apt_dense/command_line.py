@@ -1,6 +1,9 @@
 """What programs take on their command lines."""
 import argparse
+import math
 from collections.abc import Callable
+
+import torch
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -15,3 +18,42 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def between(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a finite number from ``least`` to ``most``."""
+    def number(text: str) -> float:
+        value = _number(text)
+        if not (math.isfinite(value) and least <= value <= most):
+            raise argparse.ArgumentTypeError(
+                f'got {text}, wanted a number ' + (f'from {least:g} on' if most == math.inf else (
+                    f'from {least:g} to {most:g}')))
+        return value
+
+    return number
+
+
+def share(text: str) -> float:
+    """An argparse type: a share of the tokens, above 0 and up to 1."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f'got {text}, wanted a share above 0, up to 1')
+    return value
+
+
+def device(text: str) -> str:
+    """An argparse type: a device that this machine has, 'cpu', 'cuda' or 'cuda:1'."""
+    try:
+        wanted = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f'got {text}, wanted cpu, cuda or cuda:NUMBER') from None
+    if wanted.type == 'cuda' and (wanted.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f'got {text}, and torch sees {torch.cuda.device_count()} CUDA GPUs here')
+    return text
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -2,6 +2,7 @@
 import argparse
 import sys
 
+from apt_dense.command_line import between
 from apt_dense.core.files import check_folder, check_target
 from apt_dense.mm.cli import launch, outputs, precision, start
 from apt_dense.mm.cli.dataset_files import check_dataset_files
@@ -22,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='mixed precision: bfloat16; float16 on GPUs before Ampere')
     parser.add_argument('--show', action='store_true', help='show the predictions on the screen')
     parser.add_argument('--show-dir', help='draw truth beside predictions into this directory')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show keeps a picture')
+    parser.add_argument('--wait-time', type=between(0), default=2, help='seconds that --show keeps a picture')
     launch.add_common_arguments(parser)
     launch.add_check_argument(parser)
     return parser.parse_args()

@@ -30,7 +30,7 @@ from apt_dense.benchmark.cases import DETECTION_THRESHOLDS, DTYPES, GEOMETRIES, 
 from apt_dense.benchmark.measure import CLOCKS, keep_freed_memory, profile
 from apt_dense.benchmark.run import Row, check_tome, environment, run_case
 from apt_dense.benchmark.suites import SUITES
-from apt_dense.command_line import at_least
+from apt_dense.command_line import at_least, device, share
 from apt_dense.core.attention import BACKENDS
 from apt_dense.extras import install_command
 
@@ -100,7 +100,7 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
                      help='APT with proportional_attention (0)')
     how.add_argument('--deterministic', nargs='+', type=int, choices=(0, 1),
                      help='torch.use_deterministic_algorithms (0)')
-    how.add_argument('--device', help='cpu, cuda, cuda:1 (cpu)')
+    how.add_argument('--device', type=device, help='cpu, cuda, cuda:1 (cpu)')
     how.add_argument('--depth', type=at_least(1), help='only so many blocks, to be quick: the geometry stays')
     how.add_argument('--thresholds', type=float, nargs='+', default=DETECTION_THRESHOLDS,
                      help='for photographs, fine to coarse (2 2 0.3)')
@@ -108,7 +108,7 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
 
 def fractions(text: str) -> tuple[float, ...]:
     """'0.7' or '0.9,0.2' -> kept fractions."""
-    return tuple(float(part) for part in text.split(','))
+    return tuple(share(part) for part in text.split(','))
 
 
 def cases_of(args: argparse.Namespace) -> list[tuple[str, Case]]:

@@ -21,7 +21,7 @@ from apt_dense.benchmark.cases import DTYPES
 from apt_dense.benchmark.measure import CLOCKS, Marks
 from apt_dense.benchmark.report import count, format_seconds, markdown
 from apt_dense.benchmark.run import device_name, environment
-from apt_dense.command_line import at_least
+from apt_dense.command_line import at_least, device
 from apt_dense.core.attention import BACKENDS, varlen_attention
 from apt_dense.core.files import write_atomically
 from apt_dense.core.runs import Runs
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--lengths', type=at_least(1), default=20, help='numbers of tokens (20)')
     parser.add_argument('--shrink', type=at_least(1), default=1, help='runs of so many times fewer tokens, to be quick')
     parser.add_argument('--dtype', choices=DTYPES, default='bfloat16')
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--device', type=device, default='cpu')
     parser.add_argument('--clock', choices=list(CLOCKS), default='wall')
     parser.add_argument('--json', type=Path)
     args = parser.parse_args(arguments)

@@ -24,7 +24,7 @@ from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, normalise, synthetic
 from apt_dense.benchmark.measure import CLOCKS, Marks, keep_freed_memory, peak_of
 from apt_dense.benchmark.report import count, format_seconds, markdown
 from apt_dense.benchmark.run import device_name, environment
-from apt_dense.command_line import at_least
+from apt_dense.command_line import at_least, device
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.files import write_atomically
 from apt_dense.core.importance import LUMA_WEIGHTS, patch_entropy
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--one-hot-size', type=at_least(1), default=512,
                         help='image for the one-hot histogram (512: 1.5 GB)')
     parser.add_argument('--repeats', type=at_least(1), default=5)
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--device', type=device, default='cpu')
     parser.add_argument('--clock', choices=list(CLOCKS), default='wall')
     parser.add_argument('--threads', type=at_least(1))
     parser.add_argument('--json', type=Path)

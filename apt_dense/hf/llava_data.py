@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apt_dense.calibration.whole_images import check_image
 from apt_dense.extras import from_extra
 
 with from_extra('vqa'):
@@ -168,7 +169,7 @@ def _fault(row: Any, images: Path) -> str | None:
     if not path.is_file():
         return f'missing image: {path}'
     try:
-        Image.open(path).close()
-    except OSError as error:
+        check_image(path)
+    except ValueError as error:
         return f'unreadable image: {error}'
     return None

@@ -113,8 +113,8 @@ def test_safetensors_that_were_cut(tmp_path):
     path = tmp_path / 'cut.safetensors'
     safetensors.save_file({'a': torch.zeros(100)}, path)
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r'cut\.safetensors cannot be read as safetensors: it is damaged, or its end is '
-                                         r'missing \(.*\)\. Copy or download it again'):
+    with pytest.raises(ValueError, match=r'cut\.safetensors cannot be read as safetensors: it is damaged, or its end '
+                                         r'is missing \(.*\)\. Copy or download it again'):
         load_official(path)
 
 

@@ -44,7 +44,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--save-tokens', type=Path, metavar='FILE.json', help="write each image's number of tokens")
     parser.add_argument('--num-workers', type=at_least(0), default=len(os.sched_getaffinity(0)),
                         help='processes; 0: none but this one (default: one for each core)')
-    parser.add_argument('--seed', type=int, default=0, help="of a training pipeline's random choices")
+    parser.add_argument('--seed', type=at_least(0), default=0, help="of a training pipeline's random choices")
     args = parser.parse_args(arguments)
     check_args(parser, args)
     return args

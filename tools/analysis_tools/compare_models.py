@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_dense.benchmark.run import environment
+from apt_dense.command_line import between
 from apt_dense.core.files import check_folder, write_atomically
 from apt_dense.drawing.panels import Panel, join_panels
 from apt_dense.drawing.saving import save_figure, save_picture
@@ -74,7 +75,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f'--weights-{name}', metavar='CHECKPOINT', help=f'of {name.upper()}, if that is a config')
         parser.add_argument(f'--thresholds-{name}', type=float, nargs='+', metavar='T',
                             help=f'of {name.upper()}, fine to coarse, in place of its own; -1 merges nothing')
-    parser.add_argument('--min-score', type=float, default=0.3,
+    parser.add_argument('--min-score', type=between(0, 1), default=0.3,
                         help='of the boxes of an image that count (%(default)s)')
     parser.add_argument('--draw', type=int, default=6, metavar='N', help='images that differ most (%(default)s)')
     parser.add_argument('--out-dir', type=Path, default=Path('comparison'), help='(%(default)s)')

@@ -20,7 +20,7 @@ from pathlib import Path
 from apt_dense.calibration.images import RESAMPLINGS, load_image, resize, to_input
 from apt_dense.calibration.token_counts import load_token_counts
 from apt_dense.calibration.whole_images import find_whole_images
-from apt_dense.command_line import at_least
+from apt_dense.command_line import at_least, between
 from apt_dense.core.files import NotWritten
 from apt_dense.drawing.saving import check_figure_target, save_figure
 from apt_dense.extras import from_extra
@@ -40,7 +40,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--size', type=at_least(1), default=512,
                         help='px: side of the square that the model sees (512)')
     parser.add_argument('--resampling', choices=RESAMPLINGS, help="how photographs shrink (default: the config's way)")
-    parser.add_argument('--ratio-range', type=float, nargs=2, default=(0.5, 2.0), metavar=('LOW', 'HIGH'),
+    parser.add_argument('--ratio-range', type=between(0), nargs=2, default=(0.5, 2.0), metavar=('LOW', 'HIGH'),
                         help='of the longest side to SIZE, drawn at random (0.5 2.0, segmentation; 0.1 2.0: LSJ)')
     parser.add_argument('--num-crops', type=at_least(1), default=500, help='images of the made dataset (500)')
     parser.add_argument('--num-draws', type=int, default=8, help='of each image, at least 2 (8)')
@@ -48,13 +48,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--batch-size', type=at_least(1), nargs='+', default=[1, 2, 4], help='images a rank (1 2 4)')
     parser.add_argument('--pool-steps', type=at_least(1), default=16, help='of TokenBalancedBatchSampler (16)')
     parser.add_argument('--num-steps', type=at_least(1), default=400, help='simulated (400)')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=at_least(0), default=0)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/token_balance.png'), help='the plot')
     args = parser.parse_args(arguments)
     if bool(args.images) == bool(args.token_counts):
         parser.error('give photographs, or --token-counts')
     if args.images and not args.config:
         parser.error('photographs need a --config, for its thresholds')
+    if args.ratio_range[0] > args.ratio_range[1]:
+        parser.error(f'--ratio-range {args.ratio_range[0]:g} {args.ratio_range[1]:g}: wanted the smaller number first')
     if args.num_draws < 2:
         parser.error(f'--num-draws {args.num_draws}: wanted 2 or more, half of them for the expectation')
     return args

@@ -17,7 +17,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ with from_extra('mm'):
     from apt_dense.mm.inference import Model, load
     from apt_dense.mm.inference.calibrating import calibration_images, score_all
     from apt_dense.mm.inference.evaluation import Evaluation, set_options
+    from apt_dense.mm.preflight.configs_evaluation import metric_names
     from apt_dense.mm.preflight.options import OptionsAction
 with from_extra('tools'):
     import matplotlib
@@ -196,7 +197,7 @@ def mark_front(settings: Sequence[Setting], metric: str) -> None:
                                    for other in places)
 
 
-def main_metric(wanted: str | None, metrics: dict[str, float]) -> str:
+def main_metric(wanted: str | None, metrics: Iterable[str]) -> str:
     """The name of the plot's metric.
 
     Raises:
@@ -268,6 +269,9 @@ def main(arguments: list[str] | None = None) -> None:
     images = calibration_images(args.calibrate_on, '--calibrate-on') if args.calibrate_on else None
     model = open_model(args)
     evaluation = Evaluation(model.cfg)
+    known = metric_names(model.cfg, 'test')
+    if args.metric and known is not None:
+        main_metric(args.metric, known)
     settings = find_settings(args, model, images)
     for setting in settings:
         model.thresholds = setting.thresholds

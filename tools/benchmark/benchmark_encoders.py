@@ -20,7 +20,7 @@ from torch import nn
 from apt_dense.benchmark.cases import Case
 from apt_dense.benchmark.measure import CLOCKS, interleave, seconds_of_pass
 from apt_dense.benchmark.run import environment
-from apt_dense.command_line import at_least
+from apt_dense.command_line import at_least, share
 from apt_dense.core.dinov3 import APTDINOv3
 from apt_dense.core.files import write_atomically
 from apt_dense.core.flops import ideal_speedup
@@ -40,7 +40,7 @@ KEPT = (0.7, 0.5)
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('rows', nargs='*', default=ROWS, metavar='MODEL:PX', help=f'({" ".join(ROWS)})')
-    parser.add_argument('--kept', type=float, nargs='+', default=KEPT, help='shares of the tokens (0.7 0.5)')
+    parser.add_argument('--kept', type=share, nargs='+', default=KEPT, help='shares of the tokens (0.7 0.5)')
     parser.add_argument('--depth', type=at_least(0), default=0, help='only so many blocks, to be quick')
     parser.add_argument('--repeats', type=at_least(1), default=5, help='rounds that count (5)')
     parser.add_argument('--clock', choices=CLOCKS, default='wall', help='process: for busy machines (wall)')

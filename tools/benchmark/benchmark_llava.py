@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from apt_dense.benchmark.measure import CLOCKS, interleave, keep_freed_memory
 from apt_dense.benchmark.run import environment
-from apt_dense.command_line import at_least
+from apt_dense.command_line import at_least, share
 from apt_dense.core.files import write_atomically
 from apt_dense.extras import from_extra
 from apt_dense.hf import adapt_llava
@@ -37,7 +37,7 @@ SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--count', action='store_true', help='only count the multiply-adds of the whole models')
-    parser.add_argument('--kept', type=float, default=0.7, help='share of the image tokens (0.7)')
+    parser.add_argument('--kept', type=share, default=0.7, help='share of the image tokens (0.7)')
     parser.add_argument('--text', type=at_least(1), default=64, help='tokens of the prompt without the image (64)')
     parser.add_argument('--layers', type=at_least(1), default=2, help='of the language model (2)')
     parser.add_argument('--repeats', type=at_least(1), default=7, help='rounds that count (7)')
@@ -57,11 +57,11 @@ def count_table(text_tokens: int) -> str:
     for name in ('7B', '13B'):
         config = published_config(name)
         dense = llava_multiply_adds(config, 576, text_tokens).total
-        for share in SHARES:
-            tokens = tokens_at(share, 576)
+        for kept in SHARES:
+            tokens = tokens_at(kept, 576)
             found = llava_multiply_adds(config, tokens, text_tokens)
             parts = [f'{part / 1e12:.3f}' for part in (found.tower, found.projector, found.prefill, found.total)]
-            lines.append(f'| {name} | {share:.0%} | {tokens} | {" | ".join(parts)} | {dense / found.total:.2f} |')
+            lines.append(f'| {name} | {kept:.0%} | {tokens} | {" | ".join(parts)} | {dense / found.total:.2f} |')
     return '\n'.join(lines)
 
 

@@ -26,6 +26,7 @@ from check_gpu import describe as describe_setup
 from gpu_steps import Step, steps
 
 from apt_dense.benchmark import attention, report, summary
+from apt_dense.command_line import between
 from apt_dense.core.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ Record = dict[str, Any]
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='folder for all that is written')
-    parser.add_argument('--minutes', type=float, default=25, help='for all steps together (25)')
+    parser.add_argument('--minutes', type=between(0), default=25, help='for all steps together (25)')
     parser.add_argument('--device', default='cuda')
     parser.add_argument('--quick', action='store_true', help='small models, few rounds: whether the script works')
     parser.add_argument('--only', nargs='+', metavar='STEP', help='these steps, in a folder that may hold others')

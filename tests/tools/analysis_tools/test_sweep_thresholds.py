@@ -87,3 +87,8 @@ def test_a_dense_model_merges_by_resizing(tool, dense_det, checkpoints, tmp_path
 ])
 def test_bad_input_is_one_line(arguments, message, tool, checkpoints, refused):  # noqa: F811
     assert message in refused(tool.main, [text.format(**checkpoints) for text in arguments])
+
+
+def test_the_metric_is_asked_before_anything_is_evaluated(tool, checkpoints, monkeypatch, refused):  # noqa: F811
+    monkeypatch.setattr(tool, 'find_settings', lambda *args: pytest.fail('time is spent'))
+    assert 'the evaluator gives' in refused(tool.main, [str(checkpoints['seg']), '--kept', '0.4', '--metric', 'AP'])
