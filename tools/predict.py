@@ -71,9 +71,10 @@ def main() -> int:
         print(f'predict: {error}', file=sys.stderr)
     if not inputs:
         return 2
-    own = next((path for path in inputs if Path(path).resolve().parent == args.out.resolve()), None)
+    written = (args.out.resolve(), args.out.resolve() / 'labels')
+    own = next((path for path in inputs if Path(path).resolve().parent in written), None)
     if own is not None:
-        print(f'predict: --out {args.out} is the folder of {own}, and what is written there could take its place: '
+        print(f'predict: --out {args.out} has {own} in it, and what is written there could take its place: '
               'choose another folder', file=sys.stderr)
         return 2
     ids = CocoIds(args.annotations) if args.annotations else None

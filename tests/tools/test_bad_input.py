@@ -45,6 +45,8 @@ def place(tmp_path, monkeypatch):
     """A folder with what is wrong in every way, in which the tools run."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture(40, 50)).save('a.png')
+    (tmp_path / 'used/labels').mkdir(parents=True)
+    Image.fromarray(picture(40, 50)).save('used/labels/a.png')
     for name in ('folder.py', 'folder.pth', 'folder.jpg', 'empty', 'folder.json'):
         (tmp_path / name).mkdir()
     (tmp_path / 'bytes.py').write_bytes(bytes(range(256)))
@@ -102,7 +104,8 @@ def test_configs(tool, config, place, monkeypatch, capfd):
     ('predict a.png --out o --model no.pth --annotations text.jpg', 'text.jpg is a single value, not an object'),
     ('predict empty --out o --model no.pth', 'empty holds no image'),
     ('predict folder.jpg --out o --model no.pth', 'folder.jpg holds no image'),
-    ('predict a.png --out . --model no.pth', '--out . is the folder of a.png, and what is written there could take'),
+    ('predict a.png --out . --model no.pth', '--out . has a.png in it, and what is written there could take'),
+    ('predict used/labels --out used --model no.pth', '--out used has used/labels/a.png in it, and what is written'),
     ('patches no.jpg', 'no.jpg does not exist'),
     ('patches text.jpg', 'text.jpg cannot be read as an image'),
     ('patches text.mp4', 'text.mp4 cannot be read as a video'),

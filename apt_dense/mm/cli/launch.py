@@ -140,6 +140,9 @@ def _check_environment(launcher: str) -> None:
         if not text.isdecimal():
             raise LaunchError(f'the environment has {name}={text!r}, wanted a whole number: torchrun sets it, start '
                               'with tools/dist_train.sh or tools/dist_test.sh')
+    port = os.environ.get('MASTER_PORT', '29500')
+    if launcher != 'none' and not (port.isdecimal() and int(port) < 2**16):
+        raise LaunchError(f'the environment has MASTER_PORT={port!r}, wanted a number from 0 to {2**16 - 1}')
 
 
 def scope_of(cfg: Config) -> str:

@@ -9,6 +9,7 @@ import mmcv
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, DefaultScope
 
+from apt_dense.mm.preflight import datasets
 from apt_dense.mm.preflight.configs_classes import dataset_classes
 from apt_dense.mm.preflight.datasets import joined
 from apt_dense.mm.preflight.findings import STOP, WARN, Finding, Rule
@@ -38,7 +39,10 @@ FORMAT = Rule(
 MASKS = Rule(
     'masks-wanted', STOP, 'masks that are to be scored or learnt, and that the model or the pipeline has not',
     "Without masks: roi_head.mask_head=None, metric='bbox' and pipelines without with_mask; with: all three")
-RULES = (FILES, MONITOR, RULE, AUTO, BATCH, FORMAT, MASKS)
+SAME = Rule(
+    'validated-on-training-data', WARN, 'a validation or a test on the very files that are trained on',
+    'Give it pictures of its own: as it is, it says how well they are learnt by heart')
+RULES = (FILES, SAME, MONITOR, RULE, AUTO, BATCH, FORMAT, MASKS)
 
 COCO_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 PROPOSAL_ITEMS = ('AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000')
@@ -62,6 +66,7 @@ def check_evaluation(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
         yield from _check_masks(cfg, split)
     if 'train' in splits:
         yield from _check_monitors(cfg)
+        yield from _check_same(cfg, [split for split in splits if split != 'train'])
 
 
 def _check_files(cfg: Config, split: str) -> Iterator[Finding]:
@@ -74,6 +79,25 @@ def _check_files(cfg: Config, split: str) -> Iterator[Finding]:
         theirs = metric.get('ann_file')
         if isinstance(theirs, str) and not _same_file(ours, theirs):
             yield Finding(FILES, f'{key}.ann_file', f'{theirs}, and {dataset_key}.ann_file is {ours}')
+
+
+def _check_same(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
+    trained = dict(_files_of(cfg, 'train'))
+    for split in splits:
+        for files, key in _files_of(cfg, split):
+            if files in trained:
+                yield Finding(SAME, key, f'{listed(files)}, as {trained[files]}')
+
+
+def _files_of(cfg: Config, split: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The annotation file of each dataset of a split, or its folders where it has none; and the dataset's key."""
+    for source in datasets.datasets_of(cfg, split):
+        prefixes = source.settings.get('data_prefix')
+        paths = [source.settings.get('ann_file')] if source.settings.get('ann_file') else (
+            list(prefixes.values()) if isinstance(prefixes, dict) else [prefixes])
+        files = tuple(os.path.normpath(joined(source.settings, path)) for path in paths if isinstance(path, str))
+        if files:
+            yield files, source.key
 
 
 def _same_file(first: str, second: str) -> bool:

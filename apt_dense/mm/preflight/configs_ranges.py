@@ -101,7 +101,8 @@ def _check_proposals(metric: Part, cfg: Config) -> Iterator[Finding]:
     kind, numbers = class_of(settings, METRICS, cfg), settings.get('proposal_nums')
     if numbers is None or 'CocoMetric' not in [base.__name__ for base in getattr(kind, '__mro__', ())]:
         return
+    wanted = settings.get('metric', 'bbox')
+    fast = set(wanted if isinstance(wanted, (list, tuple)) else [wanted]) == {'proposal_fast'}
     three = isinstance(numbers, (list, tuple)) and len(numbers) == 3
-    if settings.get('metric') != 'proposal_fast' and not (
-            three and all(type(number) is int and number >= 1 for number in numbers)):
+    if not fast and not (three and all(type(number) is int and number >= 1 for number in numbers)):
         yield Finding(PROPOSALS, f'{key}.proposal_nums', f'got {numbers!r}')

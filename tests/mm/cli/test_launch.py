@@ -314,6 +314,15 @@ def test_an_environment_that_is_no_number(name, monkeypatch, capsys):
     assert f"the environment has {name}='abc', wanted a whole number: torchrun sets it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('port', ['abc', '99999', '-1'])
+def test_a_port_that_is_none(port, monkeypatch):
+    monkeypatch.setenv('MASTER_PORT', port)
+    monkeypatch.setenv('RANK', '0')
+    with pytest.raises(launch.LaunchError, match=f"MASTER_PORT='{port}', wanted a number from 0 to 65535"):
+        launch.load_config(parse(SHORT_CONFIG, '--launcher', 'pytorch'))
+    launch.load_config(parse(SHORT_CONFIG))
+
+
 def test_pytorch_launcher_without_torchrun(monkeypatch):
     with pytest.raises(launch.LaunchError, match=r'RANK is not set\): start with tools/dist_train\.sh'):
         launch.load_config(parse(SHORT_CONFIG, '--launcher', 'pytorch'))

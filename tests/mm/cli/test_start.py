@@ -1,6 +1,7 @@
 """Several processes start from one checkpoint: rank 0 chooses it, the others check that they have it."""
 import os
 import pickle
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -207,3 +208,28 @@ def test_a_training_that_would_write_over_another(tmp_path, caplog, capsys):
     caplog.clear()
     start.set_start(cfg, 'auto')
     assert 'writes over them' not in capsys.readouterr().out + caplog.text and cfg.load_from == str(path)
+
+
+def test_waiting_for_other_processes_is_said(monkeypatch, capfd):
+    """WORLD_SIZE may be more than what was started."""
+    monkeypatch.setattr(start, 'SILENT_SECONDS', 0.02)
+    for name, value in (('WORLD_SIZE', '4'), ('MASTER_ADDR', 'node7'), ('MASTER_PORT', '29511')):
+        monkeypatch.setenv(name, value)
+    with start._said_while_waiting():
+        time.sleep(0.3)
+    assert 'the 4 processes at node7:29511: still waiting for all of them. Have all been' in capfd.readouterr().err
+    monkeypatch.setattr(start, 'SILENT_SECONDS', 0.1)
+    with start._said_while_waiting():
+        pass
+    time.sleep(0.2)
+    assert capfd.readouterr().err == ''
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_come(monkeypatch):
+    for name, value in (('WORLD_SIZE', '2'), ('RANK', '0'), ('LOCAL_RANK', '0'), ('MASTER_ADDR', '127.0.0.1'),
+                        ('MASTER_PORT', str(free_port()))):
+        monkeypatch.setenv(name, value)
+    cfg = Config(dict(launcher='pytorch', env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=1))))
+    with pytest.raises(launch.LaunchError, match=r'the 2 processes at 127\.0\.0\.1:\d+ cannot be reached: Timed out'):
+        start.start_processes(cfg)

@@ -125,6 +125,19 @@ def test_metrics_follow_from_the_evaluators_settings():
     assert given(dict(type='LVISMetric'), 'lvis/anything') == {}  # its names are not known here
 
 
+@pytest.mark.parametrize('task', ['det', 'seg'])
+def test_validation_on_the_training_data(task):
+    cfg = load(task)
+    assert 'validated-on-training-data' not in found(cfg)
+    ours, theirs = cfg.val_dataloader.dataset, cfg.train_dataloader.dataset
+    ours.update(ann_file=theirs.get('ann_file', ''), data_prefix=theirs.data_prefix)
+    if task == 'det':
+        cfg.val_evaluator.ann_file = ours.data_root + ours.ann_file
+    message = found(cfg)['validated-on-training-data']
+    assert message.startswith('val_dataloader.dataset: data/demo/') and ', as train_dataloader.dataset. Give' in message
+    assert 'validated-on-training-data' not in found(cfg, 'test')
+
+
 def test_the_automatic_metric():
     assert given(dict(type='CocoMetric'), 'auto') == {}
     assert "takes the first: aAcc, mIoU, mAcc" in given(dict(type='IoUMetric'), 'auto', 'seg')['save-best-auto']

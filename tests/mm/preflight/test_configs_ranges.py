@@ -74,7 +74,8 @@ def test_sliding_windows(key, value, said):
 def test_numbers_of_proposals(numbers, is_wrong):
     assert list(found({'val_evaluator.proposal_nums': numbers}, splits=('val',))) == (
         ['val_evaluator.proposal_nums'] if is_wrong else [])
-    assert found({'val_evaluator.proposal_nums': (100, 300), 'val_evaluator.metric': 'proposal_fast'}) == {}
+    for metric in ('proposal_fast', ['proposal_fast']):
+        assert found({'val_evaluator.proposal_nums': (100, 300), 'val_evaluator.metric': metric}) == {}
 
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)
