@@ -1,4 +1,5 @@
 """From a name, a config or a checkpoint to a model that predicts."""
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
 USUAL_TEST = dict(score_thr=0.05, max_per_img=100, nms=dict(type='nms', iou_threshold=0.5))
 NUM_SCALES = {'det': 4, 'seg': 3}  # where thresholds are wanted of a config that has none
 BEST_SCORER = 'upsampling_error_max'  # of a model that was trained without merging: docs/results.md
+DEVICE = re.compile(r'auto|cpu|cuda(:\d+)?')
 # Of an official file, which has no config: those that it may belong to.
 OFFICIAL = {'det': ('eva02_b_coco', 'eva02_l_coco'),
             'seg': ('eva02_b_ade20k_512', 'eva02_l_ade20k_512', 'eva02_l_ade20k_640')}
@@ -80,6 +82,7 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
             result.draw(f'found/{Path(result.name).name}')
     """
     compat.filter_library_warnings()
+    _check_sources(config_or_checkpoint, weights)
     check_options(kept, calibrate_on, thresholds, scorer, max_tokens)
     images = None if calibrate_on is None else calibration_images(calibrate_on, f'kept={kept}')
     device = find_device(device)
@@ -100,6 +103,17 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
     model.dataset_meta = _classes(cfg, {**metainfo, **found}, weights)
     model.to(device).eval()
     return Model(model, cfg)
+
+
+def _check_sources(config_or_checkpoint: Any, weights: Any) -> None:
+    if isinstance(config_or_checkpoint, (dict, Config)):
+        raise DataError("load got a config, wanted its file: cfg.dump('mine.py'), then load('mine.py', WEIGHTS)")
+    if not isinstance(config_or_checkpoint, (str, Path)):
+        raise DataError(f'load got {config_or_checkpoint!r}, wanted a checkpoint, or the name or file of a config')
+    if weights is not None and not isinstance(weights, (str, Path)):
+        raise DataError(f'load got {weights!r} for weights, wanted a checkpoint')
+    if isinstance(weights, str) and DEVICE.fullmatch(weights):
+        raise DataError(f'load got the device {weights!r} for weights: name it, device={weights!r}')
 
 
 def _find_config(source: str, weights: str | None) -> tuple[Config, str | None]:

@@ -137,7 +137,7 @@ class Result:
             DataError: for a path whose ending is not one of a picture.
             NotWritten: if it cannot be written, as on a full disk.
         """
-        if path is not None and Path(path).suffix.lower() not in Image.registered_extensions():
+        if path is not None and Image.registered_extensions().get(Path(path).suffix.lower()) not in Image.SAVE:
             raise DataError(f'{path} has no ending of a picture: give .png or .jpg')
         options = dict(draw_gt=False, show=False)
         if self.boxes is not None:
@@ -212,6 +212,8 @@ class Result:
             category_ids = ids.of_classes(self.classes) if category_ids is None else category_ids
         image_id = image_id_of(self.name, self.number) if image_id is None else image_id
         category_ids = range(1, len(self.classes) + 1) if category_ids is None else category_ids
+        if not isinstance(category_ids, Sequence):
+            raise ValueError(f'got category_ids={category_ids!r}, wanted a list, one for each of the classes')
         if len(category_ids) != len(self.classes):
             raise ValueError(f'got {len(category_ids)} category_ids for {len(self.classes)} classes: give one for each')
         if self.boxes is None:

@@ -250,6 +250,17 @@ def test_options_that_make_no_sense(options, message, checkpoints):
         apt_dense.load(checkpoints['det'], **options)
 
 
+@pytest.mark.parametrize(('arguments', 'message'), [
+    ((None,), 'load got None, wanted a checkpoint, or the name or file of a config'),
+    ((Config(dict(model=dict())),), r"load got a config, wanted its file: cfg\.dump\('mine\.py'\)"),
+    (('apt_eva02_ti_demo_det', 5), 'load got 5 for weights, wanted a checkpoint'),
+    (('a.pth', 'cpu'), "load got the device 'cpu' for weights: name it, device='cpu'"),
+    (('a.pth', 'cuda:1'), "name it, device='cuda:1'")])
+def test_arguments_of_another_kind(arguments, message):
+    with pytest.raises(DataError, match=message):
+        apt_dense.load(*arguments)
+
+
 def test_thresholds_in_the_wrong_order_are_told(checkpoints):
     with pytest.warns(UserWarning, match=r'thresholds \(1, 2\) rise, and they run fine to coarse'):
         assert apt_dense.load(checkpoints['det'], thresholds=(1, 2)).thresholds == (1, 2)

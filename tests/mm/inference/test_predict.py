@@ -249,6 +249,11 @@ def test_coco_and_dict(models, folder):
         assert entry['category_id'] == [3, 1, 2, 9, 8][label]
         assert np.array_equal(coco_masks.decode(entry['segmentation']), mask)
     assert result.to_coco()[0]['image_id'] == 1 and result.to_coco()[0]['category_id'] == result.labels[0] + 1
+    with pytest.raises(ValueError, match='got category_ids=5, wanted a list, one for each of the classes'):
+        result.to_coco(category_ids=5)
+    for name in ('a.mpg', 'a.txt', 'a'):  # Pillow knows some endings for reading alone
+        with pytest.raises(DataError, match=f'{name} has no ending of a picture'):
+            result.draw(name)
     with pytest.raises(ValueError, match='got 2 category_ids for 5 classes'):
         result.to_coco(category_ids=[1, 2])
     content = json.loads(json.dumps(result.to_dict()))
