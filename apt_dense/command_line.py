@@ -2,8 +2,11 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+
+from apt_dense.core.files import check_target
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -42,14 +45,21 @@ def share(text: str) -> float:
 
 
 def device(text: str) -> str:
-    """An argparse type: a device that this machine has, 'cpu', 'cuda' or 'cuda:1'."""
+    """An argparse type: the name of a device, 'cpu', 'cuda' or 'cuda:1'; it need not be there."""
     try:
-        wanted = torch.device(text)
+        torch.device(text)
     except RuntimeError:
         raise argparse.ArgumentTypeError(f'got {text}, wanted cpu, cuda or cuda:NUMBER') from None
-    if wanted.type == 'cuda' and (wanted.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f'got {text}, and torch sees {torch.cuda.device_count()} CUDA GPUs here')
     return text
+
+
+def target(text: str) -> Path:
+    """An argparse type: a file that can be written, or written over."""
+    try:
+        check_target(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text)
 
 
 def _number(text: str) -> float:

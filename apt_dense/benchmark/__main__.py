@@ -30,7 +30,7 @@ from apt_dense.benchmark.cases import DETECTION_THRESHOLDS, DTYPES, GEOMETRIES, 
 from apt_dense.benchmark.measure import CLOCKS, keep_freed_memory, profile
 from apt_dense.benchmark.run import Row, check_tome, environment, run_case
 from apt_dense.benchmark.suites import SUITES
-from apt_dense.command_line import at_least, device, share
+from apt_dense.command_line import at_least, device, share, target
 from apt_dense.core.attention import BACKENDS
 from apt_dense.extras import install_command
 
@@ -54,8 +54,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--profile', action='store_true', help="only torch's table of the operators, dense and APT")
     parser.add_argument('--no-stages', dest='stages', action='store_false', help='do not split the time')
     parser.add_argument('--no-memory', dest='memory', action='store_false', help='do not measure peak memory')
-    parser.add_argument('--json', type=Path, help='write the rows here; FILE.part until all are measured')
-    parser.add_argument('--plot', type=Path, help='draw them here')
+    parser.add_argument('--json', type=target, help='write the rows here; FILE.part until all are measured')
+    parser.add_argument('--plot', type=target, help='draw them here')
     args = parser.parse_args(arguments)
     if args.suite and args.photos:
         parser.error('--suite has images of its own: leave the photographs out, or the suite')
@@ -71,6 +71,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             if find_spec(package) is None:
                 parser.error(f'{option} needs {package}: pip install {PACKAGES.get(package, package)}, or '
                              f'{install_command(extra)}')
+    if args.plot:
+        from apt_dense.drawing.saving import check_figure_target  # with Pillow, which figures alone need
+        try:
+            check_figure_target(args.plot, '--plot')
+        except ValueError as error:
+            parser.error(str(error))
     return args
 
 

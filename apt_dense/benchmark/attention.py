@@ -11,7 +11,6 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from apt_dense.benchmark.cases import DTYPES
 from apt_dense.benchmark.measure import CLOCKS, Marks
 from apt_dense.benchmark.report import count, format_seconds, markdown
 from apt_dense.benchmark.run import device_name, environment
-from apt_dense.command_line import at_least, device
+from apt_dense.command_line import at_least, device, target
 from apt_dense.core.attention import BACKENDS, varlen_attention
 from apt_dense.core.files import write_atomically
 from apt_dense.core.runs import Runs
@@ -95,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--dtype', choices=DTYPES, default='bfloat16')
     parser.add_argument('--device', type=device, default='cpu')
     parser.add_argument('--clock', choices=list(CLOCKS), default='wall')
-    parser.add_argument('--json', type=Path)
+    parser.add_argument('--json', type=target)
     args = parser.parse_args(arguments)
     rows, absent = [], []
     for method in (name for name in METHODS if name in args.methods):

@@ -14,7 +14,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ from apt_dense.benchmark.inputs import SYNTHETIC_THRESHOLD, normalise, synthetic
 from apt_dense.benchmark.measure import CLOCKS, Marks, keep_freed_memory, peak_of
 from apt_dense.benchmark.report import count, format_seconds, markdown
 from apt_dense.benchmark.run import device_name, environment
-from apt_dense.command_line import at_least, device
+from apt_dense.command_line import at_least, device, target
 from apt_dense.core.chooser import PatchChooser
 from apt_dense.core.files import write_atomically
 from apt_dense.core.importance import LUMA_WEIGHTS, patch_entropy
@@ -134,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--device', type=device, default='cpu')
     parser.add_argument('--clock', choices=list(CLOCKS), default='wall')
     parser.add_argument('--threads', type=at_least(1))
-    parser.add_argument('--json', type=Path)
+    parser.add_argument('--json', type=target)
     args = parser.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)

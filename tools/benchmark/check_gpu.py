@@ -9,13 +9,13 @@ import argparse
 import json
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
 from apt_dense.benchmark.cases import Case
 from apt_dense.benchmark.report import markdown
 from apt_dense.benchmark.run import device_name, environment
+from apt_dense.command_line import target
 from apt_dense.core.attention import BACKENDS, varlen_attention
 from apt_dense.core.files import write_atomically
 from apt_dense.core.runs import Runs
@@ -73,7 +73,7 @@ def difference(device: str) -> float:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cuda')
-    parser.add_argument('--json', type=Path, help='write it here')
+    parser.add_argument('--json', type=target, help='write it here')
     args = parser.parse_args(arguments)
     try:
         torch.zeros(1, device=args.device)

@@ -74,7 +74,7 @@ def test_a_failed_run_costs_no_other(tmp_path, monkeypatch, capsys):
     small = '--model Ti --geometry demo --img-size 256 --depth 1 --repeats 1 --no-memory --no-stages'
     (tmp_path / 'docs/benchmarks/bad.json').write_text(json.dumps(dict(rows=[], environment=dict(
         date='long ago', torch='1.0'), left_out=['a row'])))
-    monkeypatch.setattr(tool, 'RUNS', {'bad': tool.Run(f'{small} --kept 0.7 0'), 'good': tool.Run(small),
+    monkeypatch.setattr(tool, 'RUNS', {'bad': tool.Run(f'{small} --kept 0.7 0.0001'), 'good': tool.Run(small),
                                        'gpu': tool.Run('--suite gpu', needs=('nowhere.pth',))})
     monkeypatch.setattr(tool, 'ROOT', tmp_path)
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
