@@ -38,7 +38,7 @@ RANGES: tuple[tuple[str, tuple[Callable[[float], bool], str]], ...] = (
     (r'.*_dataloader\..*pipeline\..*cat_max_ratio', POSITIVE_SHARE),
     (r'auto_scale_lr\.base_batch_size', (lambda value: value >= 1, 'from 1 on')),
 )
-MODES = ('whole', 'slide')
+MODES = ('whole', 'slide', 'slide_flip')  # the last of depth estimators
 NMS_TYPES = ('nms', 'soft_nms', 'nms_rotated', 'nms_quadri')  # names in mmcv/ops/nms.py, which batched_nms evaluates
 
 
@@ -82,8 +82,8 @@ def _is_number(value: Any) -> bool:
 def _check_sliding(test_cfg: dict) -> Iterator[Finding]:
     mode = test_cfg['mode']
     if mode not in MODES:
-        yield Finding(SLIDING, 'model.test_cfg.mode', f'got {mode!r}, wanted {" or ".join(map(repr, MODES))}')
-    if mode != 'slide':
+        yield Finding(SLIDING, 'model.test_cfg.mode', f'got {mode!r}, wanted {" or ".join(map(repr, MODES[:2]))}')
+    if mode not in MODES[1:]:
         return
     sizes = {name: test_cfg.get(name) for name in ('crop_size', 'stride')}
     for name, size in sizes.items():
@@ -99,7 +99,8 @@ def _check_sliding(test_cfg: dict) -> Iterator[Finding]:
 def _check_proposals(metric: Part, cfg: Config) -> Iterator[Finding]:
     key, settings = metric
     kind, numbers = class_of(settings, METRICS, cfg), settings.get('proposal_nums')
-    if numbers is None or 'CocoMetric' not in [base.__name__ for base in getattr(kind, '__mro__', ())]:
+    is_coco = 'CocoMetric' in [base.__name__ for base in getattr(kind, '__mro__', ())]
+    if numbers is None or not is_coco or settings.get('use_mp_eval'):  # which takes any
         return
     wanted = settings.get('metric', 'bbox')
     fast = set(wanted if isinstance(wanted, (list, tuple)) else [wanted]) == {'proposal_fast'}
