@@ -108,12 +108,12 @@ class CheckLoadedHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Watch the loading that follows."""
+        _bring_into_form(checkpoint)
+        refuse_nan(checkpoint['state_dict'], unwrapped(runner.model), runner._load_from)
         if runner._resume:
             return
         for line in changed_settings_of_model(runner.cfg, checkpoint.get('meta'), runner._load_from):
             runner.logger.warning(f"{line}: the config's holds")
-        _bring_into_form(checkpoint)
-        refuse_nan(checkpoint['state_dict'], runner._load_from)
         training = isinstance(runner._train_loop, BaseLoop)
         model = unwrapped(runner.model)
         self._end_watch = watch_next_load(model, lambda gaps: self._report(runner, model, gaps, training))
@@ -146,13 +146,18 @@ def refuse_gaps(model: nn.Module, gaps: Gaps, path: str) -> None:
                         'checkpoint (its task, size and number of classes)')
 
 
-def refuse_nan(state: Mapping[str, Any], path: str) -> None:
-    """Raise DataError if a state dict has NaN: whatever is made of it finds nothing, and says nothing."""
-    names = [name for name, value in state.items()
-             if isinstance(value, Tensor) and value.is_floating_point() and value.isnan().any()]
+def refuse_nan(state: Mapping[str, Any], model: nn.Module, path: str) -> None:
+    """Raise DataError if parameters of a model would not be finite: it finds nothing then, and says nothing.
+
+    Args:
+        state: of the checkpoint; what has no place in the model does not count, nor do buffers.
+    """
+    shapes = {name.removeprefix('module.'): parameter.shape for name, parameter in model.named_parameters()}
+    names = [name for name, shape in shapes.items() if isinstance(value := state.get(name), Tensor)
+             and value.shape == shape and not value.isfinite().all()]
     if names:
-        raise DataError(f'{path} has NaN in {len(names)} of its {len(state)} parameters: {listed(names)}. It was '
-                        'saved after its training had diverged: take an earlier one')
+        raise DataError(f'{path} has NaN or infinity in {len(names)} parameters: {listed(names)}. It was saved after '
+                        'its training had diverged: take an earlier one')
 
 
 def load_weights(model: nn.Module, path: str) -> None:
@@ -167,7 +172,8 @@ def load_weights(model: nn.Module, path: str) -> None:
         checkpoint = load_checkpoint(model, path, map_location='cpu')
     finally:
         end_watch()
-    refuse_nan(checkpoint.get('state_dict', checkpoint), path)
+    state = checkpoint.get('state_dict', checkpoint)
+    refuse_nan({name.removeprefix('module.'): value for name, value in state.items()}, model, path)
 
 
 def _bring_into_form(checkpoint: dict) -> None:

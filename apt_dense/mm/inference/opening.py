@@ -298,10 +298,11 @@ def _load(model: nn.Module, path: str) -> dict[str, Any]:
             state = convert(state, task, shapes).state_dict
         except ValueError as error:
             raise DataError(f'{path}: {error}') from error
-    refuse_nan(state, path)
+    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    refuse_nan(state, model, path)
     end_watch = watch_next_load(model, lambda gaps: refuse_gaps(model, gaps, path))
     try:
-        model.load_state_dict({name.removeprefix('module.'): value for name, value in state.items()}, strict=False)
+        model.load_state_dict(state, strict=False)
     finally:
         end_watch()
     return {key.lower(): value for key, value in (_meta_of(path).get('dataset_meta') or {}).items()}

@@ -212,7 +212,7 @@ class Result:
             category_ids = ids.of_classes(self.classes) if category_ids is None else category_ids
         image_id = image_id_of(self.name, self.number) if image_id is None else image_id
         category_ids = range(1, len(self.classes) + 1) if category_ids is None else category_ids
-        if not isinstance(category_ids, Sequence):
+        if not hasattr(category_ids, '__len__') or isinstance(category_ids, (str, dict)):
             raise ValueError(f'got category_ids={category_ids!r}, wanted a list, one for each of the classes')
         if len(category_ids) != len(self.classes):
             raise ValueError(f'got {len(category_ids)} category_ids for {len(self.classes)} classes: give one for each')

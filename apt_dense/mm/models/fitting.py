@@ -4,54 +4,67 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from apt_dense.core.vit import PackedViT
 from apt_dense.mm.errors import DataError
 
 SIDE = 4  # cells of a map
+# Classes whose forward is known: those that derive from them may take something else.
+HEADS = ('UPerHead', 'FCNHead', 'RPNHead', 'RetinaHead', 'FCOSHead', 'ATSSHead', 'GFLHead')
+ROI_HEADS = ('CascadeRoIHead', 'EVA02CascadeRoIHead')
+PACKAGES = ('apt_dense', 'mmdet', 'mmseg')
 
 
 @torch.no_grad()
 def check_model_fits(model: nn.Module) -> None:
     """Check that a detector's or a segmentor's parts take what those before them give.
 
-    What a part is not known to take is passed over: parts after a backbone of another project, heads that are neither
-    anchor heads, those of Cascade R-CNN, UPerHead nor FCNHead.
+    What a part is not known to take is passed over: all after a backbone or a neck of the user, heads that are not of
+    HEADS or ROI_HEADS, models whose weights are sharded.
 
     Raises:
         DataError: naming the part, what it gets and what it says of that.
     """
     backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, PackedViT) or (first := next(model.parameters())).is_meta:
+    if not (isinstance(backbone, PackedViT) and _is_known(backbone)) or next(model.parameters()).is_meta:
+        return
+    neck = getattr(model, 'neck', None)
+    if neck is not None and not _is_known(neck):
+        return
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         return
     training = {module: module.training for module in model.modules()}
-    model.eval()
+    for module in training:
+        module.training = False  # train() may do more in a module of the user
     try:
-        maps = tuple(first.new_zeros(1, backbone.embed_dims, SIDE, SIDE) for _ in backbone.out_indices)
+        device = next(model.parameters()).device
+        maps = tuple(torch.zeros(1, backbone.embed_dims, SIDE, SIDE, device=device) for _ in backbone.out_indices)
         before = 'backbone'
-        if getattr(model, 'neck', None) is not None:
-            maps, before = _run(model.neck, 'neck', maps, before), 'neck'
-        _check_detector(model, maps, before)
-        for name in ('decode_head', 'auxiliary_head'):
+        if neck is not None:
+            maps, before = _run(neck, 'neck', maps, before), 'neck'
+        for name in ('rpn_head', 'bbox_head', 'decode_head', 'auxiliary_head'):
             heads = getattr(model, name, None)
             many = isinstance(heads, nn.ModuleList)
             for index, head in enumerate(heads if many else [heads]):
-                if _is_one(head, 'UPerHead', 'FCNHead'):
-                    _run(head, f'{name}.{index}' if many else name, maps, before)
+                if type(head).__name__ in HEADS and _is_known(head):
+                    _check_head(head, f'{name}.{index}' if many else name, maps, before)
+        _check_roi_head(getattr(model, 'roi_head', None), maps, before)
     finally:
         for module, mode in training.items():
             module.training = mode
 
 
-def _check_detector(model: nn.Module, maps: Sequence[Tensor], before: str) -> None:
-    head, roi_head = getattr(model, 'rpn_head', None), getattr(model, 'roi_head', None)
-    if _is_one(head, 'AnchorHead'):
-        _run(head, 'rpn_head', maps, before)
-        levels = head.prior_generator.num_levels
-        if levels != len(maps):
-            raise DataError(f'model.rpn_head.anchor_generator.strides has {levels} strides, and model.{before} gives '
-                            f'{_described(maps)}: give as many')
-    if _is_one(roi_head, 'CascadeRoIHead'):
+def _check_head(head: nn.Module, key: str, maps: Sequence[Tensor], before: str) -> None:
+    _run(head, key, maps, before)
+    generator = getattr(head, 'prior_generator', None)
+    if generator is not None and generator.num_levels != len(maps):
+        raise DataError(f'model.{key} has {generator.num_levels} strides (anchor_generator.strides), and '
+                        f'model.{before} gives {_described(maps)}: give as many')
+
+
+def _check_roi_head(roi_head: nn.Module | None, maps: Sequence[Tensor], before: str) -> None:
+    if type(roi_head).__name__ in ROI_HEADS and _is_known(roi_head):
         of_stages = {'roi_head.stage_loss_weights': roi_head.stage_loss_weights, 'train_cfg.rcnn': roi_head.train_cfg}
         for key, values in of_stages.items():
             if values is not None and len(values) != roi_head.num_stages:
@@ -68,7 +81,8 @@ def _check_detector(model: nn.Module, maps: Sequence[Tensor], before: str) -> No
 
 def _run(part: nn.Module, key: str, maps: Sequence[Tensor], before: str, call: Callable[..., Any] | None = None) -> Any:
     try:
-        return (call or part)(maps)
+        dtype = next((parameter.dtype for parameter in part.parameters()), torch.float32)
+        return (call or part)(tuple(item.to(dtype) for item in maps))
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a layer says of a shape that it does not take
@@ -77,9 +91,9 @@ def _run(part: nn.Module, key: str, maps: Sequence[Tensor], before: str, call: C
                         'in_index or num_outs to that') from error
 
 
-def _is_one(part: nn.Module | None, *names: str) -> bool:
-    """Whether a part is of one of these classes, of libraries that need not be installed."""
-    return any(base.__name__ in names for base in type(part).__mro__)
+def _is_known(part: nn.Module) -> bool:
+    """Whether a part is of this project or of OpenMMLab's, not of the user."""
+    return type(part).__module__.partition('.')[0] in PACKAGES
 
 
 def _described(maps: Sequence[Tensor]) -> str:

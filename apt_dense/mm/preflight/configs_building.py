@@ -1,4 +1,5 @@
 """Settings that their own classes refuse: each is built for a trial, where that costs nothing, before the model is."""
+import copy
 import importlib.util
 import linecache
 import warnings
@@ -8,12 +9,20 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope, Registry
+from mmengine.registry import (
+    HOOKS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    TRANSFORMS,
+    DefaultScope,
+    Registry,
+)
 from torch.utils.data import DataLoader
 
-from apt_dense.mm.preflight.consumers import LIBRARIES
+from apt_dense.mm.preflight.consumers import is_of_libraries
 from apt_dense.mm.preflight.findings import STOP, Finding, Rule
-from apt_dense.mm.preflight.parts import Part, class_of, kind_of, leaf_datasets, steps_of
+from apt_dense.mm.preflight.parts import OTHER_PACKAGES, class_of, kind_of, leaf_datasets
 
 REFUSED = Rule('setting-refused', STOP, 'a setting that the class for which it is meant refuses',
                'Change it to what the message wants')
@@ -23,11 +32,11 @@ RULES = (REFUSED, PACKAGE)
 
 OF_LOADERS = ('batch_size', 'num_workers', 'timeout', 'prefetch_factor', 'persistent_workers', 'pin_memory',
               'drop_last', 'multiprocessing_context')
-# {backend: packages, one of which it imports when the run begins}
+# {backend: the package that it imports when the run begins}
 OF_BACKENDS = {
-    'WandbVisBackend': ('wandb',), 'MLflowVisBackend': ('mlflow',), 'ClearMLVisBackend': ('clearml',),
-    'NeptuneVisBackend': ('neptune',), 'DVCLiveVisBackend': ('dvclive',), 'AimVisBackend': ('aim',),
-    'TensorboardVisBackend': ('tensorboard', 'tensorboardX')}
+    'WandbVisBackend': 'wandb', 'MLflowVisBackend': 'mlflow', 'ClearMLVisBackend': 'clearml',
+    'NeptuneVisBackend': 'neptune', 'DVCLiveVisBackend': 'dvclive', 'AimVisBackend': 'aim',
+    'TensorboardVisBackend': 'tensorboard'}
 OF_WRAPPERS = ('accumulative_counts', 'clip_grad')
 OF_GPUS = ('fused', 'foreach', 'capturable')  # which older torch refuses for parameters that are on none
 
@@ -43,10 +52,10 @@ def check_building(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
         for split in splits:
             loader = cfg.get(f'{split}_dataloader') or {}
             settings = {name: loader[name] for name in OF_LOADERS if name in loader}
-            yield from _tried(f'{split}_dataloader', settings, lambda settings=settings: DataLoader([0], **settings))
+            yield from _tried(f'{split}_dataloader', settings, lambda given: DataLoader([0], **given))
             for leaf, wrappers in leaf_datasets(cfg, split):
-                for part in (*wrappers, leaf):
-                    yield from _try_steps(part, cfg)
+                for key, dataset in (*wrappers, leaf):
+                    yield from _try_steps(f'{key}.pipeline', dataset.get('pipeline'), cfg)
         if 'train' in splits:
             yield from _try_optimisation(cfg)
             yield from _try_hooks(cfg)
@@ -54,38 +63,57 @@ def check_building(cfg: Config, splits: Sequence[str]) -> Iterator[Finding]:
 
 def _check_packages(cfg: Config) -> Iterator[Finding]:
     for index, backend in enumerate((cfg.get('visualizer') or {}).get('vis_backends') or ()):
-        packages = OF_BACKENDS.get(kind_of(backend), ())
-        if packages and not any(map(importlib.util.find_spec, packages)):
+        package = OF_BACKENDS.get(kind_of(backend))
+        spec = importlib.util.find_spec(package) if package else None
+        if package and (spec is None or spec.origin is None):  # a folder of that name, which WandB makes, is none
             yield Finding(PACKAGE, f'visualizer.vis_backends.{index}.type',
-                          f'{kind_of(backend)} needs {" or ".join(packages)}: pip install {packages[0]}')
+                          f'{kind_of(backend)} needs {package}: pip install {package}')
 
 
-def _try_steps(dataset: Part, cfg: Config) -> Iterator[Finding]:
-    refused: list[str] = []  # a step's outer ones would fail on it again
-    for key, step in sorted(steps_of(dataset), key=lambda part: -part[0].count('.')):
-        if _is_tried(step, TRANSFORMS, cfg) and not any(inner.startswith(f'{key}.') for inner in refused):
-            found = list(_tried(key, step, lambda step=step: TRANSFORMS.build(step)))
-            refused += [key for _ in found]
-            yield from found
+def _try_steps(key: str, node: Any, cfg: Config) -> Iterator[Finding]:
+    """Build the transforms at and below a node; one that holds others only where these can be built.
+
+    What stands in a transform of the user, or of another package, is theirs: it may be part of a setting, or a
+    transform of that package which has the same name.
+    """
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from _try_steps(f'{key}.{index}', item, cfg)
+    elif isinstance(node, dict) and _is_tried(node, TRANSFORMS, cfg) and kind_of(node) not in OTHER_PACKAGES:
+        inner = [finding for name, item in node.items() if isinstance(item, (list, tuple, dict))
+                 for finding in _try_steps(f'{key}.{name}', item, cfg)]
+        yield from inner
+        if not inner and 'tokenizer_name' not in node:  # which would be downloaded
+            yield from _tried(key, node, TRANSFORMS.build)
 
 
 def _try_optimisation(cfg: Config) -> Iterator[Finding]:
     settings = cfg.get('optim_wrapper') or {}
-    optimizer = settings.get('optimizer')
-    wrapper = {name: settings[name] for name in OF_WRAPPERS if name in settings}
-    yield from _tried('optim_wrapper', wrapper,
-                      lambda: _step(OptimWrapper(_optimizer(dict(type='SGD', lr=0.0)), **wrapper)))
-    if not _is_tried(optimizer, OPTIMIZERS, cfg):
-        return
-    found = list(_tried('optim_wrapper.optimizer', optimizer, lambda: _optimizer(optimizer)))
-    yield from found
+    several = {f'optim_wrapper.{name}': item for name, item in settings.items()
+               if isinstance(item, dict) and 'optimizer' in item}  # of an OptimWrapperDict
+    for key, item in several.items() or [('optim_wrapper', settings)]:
+        kind = class_of(item, OPTIM_WRAPPERS, cfg) if item.get('type') else OptimWrapper
+        if kind is None or is_of_libraries(kind):
+            given = {name: item[name] for name in OF_WRAPPERS if name in item}
+            yield from _tried(key, given, _step)
+        optimizer = item.get('optimizer')
+        if _is_tried(optimizer, OPTIMIZERS, cfg):
+            found = list(_tried(f'{key}.optimizer', optimizer, _optimizer))
+            yield from found
+            if not found and not several:
+                yield from _try_schedules(cfg, optimizer)
+
+
+def _try_schedules(cfg: Config, optimizer: dict) -> Iterator[Finding]:
     schedules = cfg.get('param_scheduler') or ()
+    known = _optimizer(copy.deepcopy(optimizer)).param_groups[0]
     for index, schedule in enumerate(schedules if isinstance(schedules, (list, tuple)) else [schedules]):
-        if not found and _is_tried(schedule, PARAM_SCHEDULERS, cfg):
-            key = f'param_scheduler.{index}' if isinstance(schedules, (list, tuple)) else 'param_scheduler'
-            yield from _tried(key, schedule, lambda schedule=schedule: PARAM_SCHEDULERS.build(
-                {name: value for name, value in schedule.items() if name != 'convert_to_iter_based'},
-                default_args=dict(optimizer=_optimizer(optimizer))))
+        key = f'param_scheduler.{index}' if isinstance(schedules, (list, tuple)) else 'param_scheduler'
+        # What a constructor of the user puts into the groups is not there.
+        if _is_tried(schedule, PARAM_SCHEDULERS, cfg) and schedule.get('param_name', 'lr') in known:
+            yield from _tried(key, schedule, lambda given: PARAM_SCHEDULERS.build(
+                {name: value for name, value in given.items() if name != 'convert_to_iter_based'},
+                default_args=dict(optimizer=_optimizer(copy.deepcopy(optimizer)))))
 
 
 def _optimizer(settings: dict) -> torch.optim.Optimizer:
@@ -93,10 +121,12 @@ def _optimizer(settings: dict) -> torch.optim.Optimizer:
     return OPTIMIZERS.build(dict(kept, params=[torch.nn.Parameter(torch.zeros(1, 1))]))
 
 
-def _step(wrapper: OptimWrapper) -> None:
-    """One update, in which gradients are clipped."""
+def _step(settings: dict) -> None:
+    """One step of an optimiser's wrapper, in which gradients are clipped."""
+    wrapper = OptimWrapper(_optimizer(dict(type='SGD', lr=0.0)), **settings)
     parameter, = wrapper.optimizer.param_groups[0]['params']
-    wrapper.update_params(parameter.sum())
+    wrapper.backward(parameter.sum())
+    wrapper.step()
 
 
 def _try_hooks(cfg: Config) -> Iterator[Finding]:
@@ -104,25 +134,27 @@ def _try_hooks(cfg: Config) -> Iterator[Finding]:
     hooks += [(f'custom_hooks.{index}', hook) for index, hook in enumerate(cfg.get('custom_hooks') or ())]
     for key, hook in hooks:
         if _is_tried(hook, HOOKS, cfg):
-            yield from _tried(key, hook, lambda hook=hook: HOOKS.build(
-                {name: value for name, value in hook.items() if name != 'priority'}))
+            yield from _tried(key, hook, lambda given: HOOKS.build(
+                {name: value for name, value in given.items() if name != 'priority'}))
 
 
 def _is_tried(settings: Any, registry: Registry, cfg: Config) -> bool:
     """Whether a part is built here: of a class that is known, and not the user's own."""
     kind = class_of(settings, registry, cfg) if isinstance(settings, dict) and settings.get('type') else None
-    packages = ('torch',) if registry is OPTIMIZERS else LIBRARIES  # mmengine's own wants processes
-    return kind is not None and kind.__module__.partition('.')[0] in packages
+    if registry is OPTIMIZERS:  # mmengine's own wants processes
+        return kind is not None and kind.__module__.partition('.')[0] == 'torch'
+    return is_of_libraries(kind)
 
 
-def _tried(key: str, settings: dict, build: Callable[[], Any]) -> Iterator[Finding]:
+def _tried(key: str, settings: dict, build: Callable[[dict], Any]) -> Iterator[Finding]:
+    """Build a part of a copy of its settings, from which some classes take entries out."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            build()
-    except RuntimeError:  # what it needs is not there yet, as the runner's visualizer
-        return
+            build(copy.deepcopy(settings))
     except Exception as error:  # theirs are of any class: an assertion, a wrong type, a missing key
+        if 'get_current_instance' in str(error):  # the runner's visualizer is not there yet
+            return
         yield Finding(REFUSED, key, f'{kind_of(settings) or "got"} {_given(settings)}: {_reason(error)}')
 
 

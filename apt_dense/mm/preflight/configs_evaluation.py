@@ -95,8 +95,9 @@ def _files_of(cfg: Config, split: str) -> Iterator[tuple[tuple[str, ...], str]]:
         prefixes = source.settings.get('data_prefix')
         paths = [source.settings.get('ann_file')] if source.settings.get('ann_file') else (
             list(prefixes.values()) if isinstance(prefixes, dict) else [prefixes])
-        files = tuple(os.path.normpath(joined(source.settings, path)) for path in paths if isinstance(path, str))
-        if files:
+        files = tuple(os.path.relpath(os.path.realpath(joined(source.settings, path))) for path in paths
+                      if isinstance(path, str))
+        if files and source.settings.get('indices') is None:  # which may part one file
             yield files, source.key
 
 

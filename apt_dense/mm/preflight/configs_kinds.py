@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
 
+from mmengine import registry
 from mmengine.config import Config
 
 from apt_dense.mm.preflight.datasets import datasets_of, metrics_of
@@ -28,6 +29,7 @@ SCOPE = Rule(
 RULES = (KIND, TEXT, EMPTY, SCOPE)
 
 LISTS = (list, tuple)
+PLAIN = (str, int, float, dict, set, *LISTS)  # of others, as functions and objects, the user knows what they are
 NAMED = {'CocoDataset', 'BaseSegDataset'}  # whose classes choose what is kept
 # {setting: (kinds, what is wanted)}; None is left to the classes.
 OF_DATASETS: dict[str, Kinds] = {
@@ -59,9 +61,9 @@ OF_CONFIGS: dict[str, Kinds] = {
     'work_dir': ((str,), "a text: work_dir='work_dirs/mine'"),
     'load_from': ((str,), "a file: load_from='work_dirs/dense/iter_90000.pth'"),
     'resume': ((bool,), 'True or False; a checkpoint is named by --resume PATH'),
-    'log_level': ((str,), "a text: log_level='INFO'"),
+    'log_level': ((str, int), "a text: log_level='INFO'"),
     'model': ((dict,), 'a dict: model=dict(type=...)'),
-    'model.backbone': ((dict,), "a dict: backbone=dict(type='APTEVA02', ...)"),
+    'model.backbone': ((dict, *LISTS), "a dict: backbone=dict(type='APTEVA02', ...)"),
     'model.trainable': (LISTS, "a list of what names of parameters begin with: trainable=['backbone.patch_embed.']"),
     'model.neck': PART, 'model.data_preprocessor': PART, 'model.rpn_head': PART, 'model.roi_head': PART,
     'model.bbox_head': PART, 'model.decode_head': PART, 'model.auxiliary_head': PART,
@@ -93,7 +95,7 @@ OF_CONFIGS: dict[str, Kinds] = {
        for split in ('val', 'test') for inner in ('', '.*')},
 }
 MAX_SEED = 2**32 - 1  # NumPy's
-NEVER_NONE = ('env_cfg', 'default_hooks', 'model.backbone')
+NEVER_NONE = ('env_cfg', 'env_cfg.mp_cfg', 'env_cfg.dist_cfg', 'randomness', 'default_hooks', 'model.backbone')
 COUNTS = {'train_cfg': ('max_iters', 'max_epochs', 'val_interval'),
           'default_hooks.checkpoint': ('interval',), 'default_hooks.logger': ('interval',)}
 
@@ -102,10 +104,9 @@ def check_root(cfg: Config) -> Iterator[Finding]:
     """Look for settings of another kind that every program reads before it checks the rest; see RULES."""
     for place, (kinds, example) in OF_CONFIGS.items():
         for key, value in _at(cfg, place):
-            if not isinstance(value, kinds) and (value is not None or place in NEVER_NONE):
+            if not isinstance(value, kinds) and (
+                    isinstance(value, PLAIN) or value is None and place in NEVER_NONE):
                 yield Finding(KIND, key, f'got {_described(value)}, wanted {example}')
-    if cfg.get('load_from') == '':
-        yield Finding(KIND, 'load_from', f"got the text '', wanted {OF_CONFIGS['load_from'][1]}, or None")
     level = cfg.get('log_level')
     if isinstance(level, str) and not isinstance(logging.getLevelName(level), int):
         yield Finding(KIND, 'log_level', f"got the text {level!r}, wanted 'DEBUG', 'INFO', 'WARNING' or 'ERROR'")
@@ -113,8 +114,15 @@ def check_root(cfg: Config) -> Iterator[Finding]:
     if seed is not None and not (type(seed) is int and 0 <= seed <= MAX_SEED):
         yield Finding(KIND, 'randomness.seed', f'got {_described(seed)}, wanted a whole number from 0 to {MAX_SEED}')
     scope = cfg.get('default_scope')
-    if scope is not None and not (isinstance(scope, str) and importlib.util.find_spec(scope or ' ')):
+    if scope is not None and not (isinstance(scope, str) and _is_scope(scope)):
         yield Finding(SCOPE, 'default_scope', f'got {_described(scope)}')
+
+
+def _is_scope(name: str) -> bool:
+    """Whether a registry has a scope, or a package of its name could."""
+    if any(name in item.children for item in vars(registry).values() if isinstance(item, registry.Registry)):
+        return True
+    return name.isidentifier() and name != '__main__' and importlib.util.find_spec(name) is not None
 
 
 def _at(cfg: Config, place: str) -> Iterator[tuple[str, Any]]:
@@ -131,7 +139,12 @@ def _at(cfg: Config, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def check_counts(cfg: Config) -> Iterator[Finding]:
-    """Look for lengths and intervals of a training that are no whole numbers from 1 on; -1 may stand for never."""
+    """Look for lengths and intervals of a training that are no whole numbers from 1 on; -1 may stand for never.
+
+    An empty name of a checkpoint is told, too.
+    """
+    if cfg.get('load_from') == '':
+        yield Finding(KIND, 'load_from', f"got the text '', wanted {OF_CONFIGS['load_from'][1]}, or None")
     for key, names in COUNTS.items():
         outer, _, inner = key.partition('.')
         settings = cfg.get(outer) or {}
@@ -169,7 +182,7 @@ def check_settings(cfg: Config, *splits: str) -> None:
 def _check(key: str, settings: dict, wanted: dict[str, tuple[tuple[type, ...], str]]) -> Iterator[Finding]:
     for name, (kinds, example) in wanted.items():
         value = settings.get(name)
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+        if isinstance(value, PLAIN) and (not isinstance(value, kinds) or isinstance(value, bool)):
             yield Finding(KIND, f'{key}.{name}', f'got {_described(value)}, wanted {example}')
 
 

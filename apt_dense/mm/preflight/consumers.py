@@ -91,6 +91,11 @@ def is_read(key: str, name: str, node: Any, cfg: Config) -> bool:
     return _is_mentioned(name, (*_own_modules(cfg), *(_libraries() if key else ())))
 
 
+def is_of_libraries(kind: Any) -> bool:
+    """Whether a class is of the libraries or of this project, not of the user."""
+    return kind is not None and kind.__module__.partition('.')[0] in LIBRARIES
+
+
 def is_below_own_class(key: str, cfg: Config) -> bool:
     """True if a dict goes to a class that is none of the libraries'."""
     node: Any = cfg

@@ -31,7 +31,8 @@ def built(tiny_config, task: str, changes: dict) -> torch.nn.Module:
      r'model\.neck \(SimpleFPN\) does not take what model\.backbone gives, 1 map of 32'),
     ('det', {'backbone.embed_dims': 48}, r'model\.neck \(SimpleFPN\) .* 1 map of 48 channels'),
     ('det', {'rpn_head.in_channels': 32}, r'model\.rpn_head \(RPNHead\) .* model\.neck gives, 5 maps of 64 channels'),
-    ('det', {'rpn_head.anchor_generator.strides': [4, 8, 16]}, r'has 3 strides, and model\.neck gives 5 maps of 64'),
+    ('det', {'rpn_head.anchor_generator.strides': [4, 8, 16]},
+     r'rpn_head has 3 strides .*, and model\.neck gives 5 maps of 64'),
     ('det', {'roi_head.bbox_head.1.in_channels': 32}, r'model\.roi_head\.bbox_head\.1 \('),
     ('det', {'roi_head.mask_head.in_channels': 32}, r'model\.roi_head\.mask_head \('),
     ('det', {'roi_head.stage_loss_weights': [1]}, r'roi_head\.stage_loss_weights has 1 entries, and .* is 3'),
@@ -57,6 +58,31 @@ def test_what_fits_is_left_as_it_was(tiny_config, task):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), random)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize('kind', ['backbone', 'neck', 'roi_head'])
+def test_parts_of_the_user_are_passed_over(tiny_config, kind):
+    """What they take and give is theirs: a backbone may join two maps, a neck work in windows."""
+    model = built(tiny_config, 'det', {'neck.in_channels': 64} if kind == 'backbone' else {
+        'roi_head.mask_head.in_channels': 32} if kind == 'roi_head' else {'rpn_head.in_channels': 32})
+    part = getattr(model, kind)
+    own = type('Own', (type(part),), {'__module__': 'mine'})
+    with pytest.raises(DataError):
+        check_model_fits(model)
+    part.__class__ = own
+    check_model_fits(model)
+
+
+def test_parts_of_two_data_types(tiny_config):
+    model = built(tiny_config, 'det', {})
+    model.backbone.bfloat16()
+    check_model_fits(model)
+
+
+def test_a_train_of_ones_own_is_not_called(tiny_config):
+    model = built(tiny_config, 'det', {})
+    model.neck.train = model.backbone.train = lambda mode=True: pytest.fail('train() may do more')
+    check_model_fits(model)
 
 
 def test_models_of_others_are_passed_over():

@@ -1,8 +1,11 @@
 """Settings that their own classes refuse are told before a model is built."""
+from types import SimpleNamespace
+
 import pytest
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, TRANSFORMS
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, TRANSFORMS
 
 from apt_dense.mm.preflight.configs_building import check_building
 from tests.locations import CONFIGS
@@ -51,6 +54,39 @@ def test_transforms_of_a_segmentor(changes, said):
     assert bool(messages) == (changes.get('type') != 'PhotoMetricDistortion')
 
 
+def test_the_config_stays_as_it_is():
+    """OptimWrapper takes the type out of clip_grad, and would clip otherwise the next time."""
+    cfg = Config.fromfile(CONFIGS / 'apt_eva02_ti_demo_det.py')
+    cfg.optim_wrapper.clip_grad = dict(type='value', clip_value=0.5)
+    before = cfg.to_dict()
+    for _ in range(2):
+        assert list(check_building(cfg, ('train', 'val', 'test'))) == []
+    assert cfg.to_dict() == before
+
+
+def test_clipping_is_tried_where_gradients_are_accumulated():
+    assert 'optim_wrapper' in found({'optim_wrapper.accumulative_counts': 4, 'optim_wrapper.clip_grad.max_norm': 'a'})
+
+
+def test_several_optimisers():
+    wrapper = dict(constructor='Mine', generator=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)),
+                   critic=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=-1)))
+    cfg = Config.fromfile(CONFIGS / 'apt_eva02_ti_demo_det.py')
+    cfg.optim_wrapper, cfg.param_scheduler = wrapper, dict(generator=[dict(type='LinearLR', begin=5, end=1)])
+    assert [finding.where for finding in check_building(cfg, ('train',))] == ['optim_wrapper.critic.optimizer']
+
+
+@pytest.mark.parametrize('step', [
+    dict(type='Albu', transforms=[dict(type='RandomCrop', height=256, width=256), dict(type='Normalize')]),
+    dict(type='StepOfThisTest', resize=dict(type='Resize', keep_ratio=True)),
+    dict(type='RandomSamplingNegPos', tokenizer_name='bert-base-uncased')])
+def test_what_stands_in_steps_of_others_is_theirs(step):
+    """Albumentations has transforms of the same names; a tokenizer would be downloaded."""
+    messages = found({'train_dataloader.dataset.pipeline': [step]})
+    assert not any('transforms' in key or 'resize' in key for key in messages)
+    assert step['type'] == 'Albu' or messages == {}
+
+
 def test_an_inner_step_is_told_once():
     step = dict(type='RandomApply', prob=0.5, transforms=[dict(type='RandomFlip', prob=50)])
     assert list(found({'train_dataloader.dataset.pipeline': [step]})) == [
@@ -62,7 +98,9 @@ def test_packages_of_trackers(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     message = found(backends)['visualizer.vis_backends.1.type']
     assert 'WandbVisBackend needs wandb: pip install wandb. Install it, or take the backend out' in message
-    monkeypatch.setattr('importlib.util.find_spec', lambda name: object())
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: SimpleNamespace(origin=None))
+    assert list(found(backends)) == ['visualizer.vis_backends.1.type']  # the folder wandb/, which WandB makes
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: SimpleNamespace(origin='wandb/__init__.py'))
     assert found(backends) == {}
 
 
@@ -80,11 +118,17 @@ def test_classes_of_the_user_are_left_to_themselves():
         def __init__(self):
             raise ValueError('built')
 
+    class WrapperOfThisTest(OptimWrapper):
+        """It clips in a way of its own."""
+
     HOOKS.register_module(module=HookOfThisTest)
+    OPTIM_WRAPPERS.register_module(module=WrapperOfThisTest)
     TRANSFORMS.register_module(module=StepOfThisTest)
     try:
         assert found({'custom_hooks': [dict(type='HookOfThisTest')],
-                      'train_dataloader.dataset.pipeline': [dict(type='StepOfThisTest')]}) == {}
+                      'train_dataloader.dataset.pipeline': [dict(type='StepOfThisTest')],
+                      'optim_wrapper.type': 'WrapperOfThisTest', 'optim_wrapper.clip_grad': dict(type='agc')}) == {}
     finally:
         HOOKS.module_dict.pop('HookOfThisTest')
+        OPTIM_WRAPPERS.module_dict.pop('WrapperOfThisTest')
         TRANSFORMS.module_dict.pop('StepOfThisTest')

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import MODELS, Registry
 
-from apt_dense.mm.preflight.configs_kinds import check_kinds, check_settings
+from apt_dense.mm.preflight.configs_kinds import check_kinds, check_root, check_settings
 from apt_dense.mm.preflight.findings import PreflightError
 from apt_dense.mm.preflight.run import check
 from tests.mm.preflight.coco_files import coco, dataset, write
@@ -144,7 +146,22 @@ def test_a_mask_without_area_is_shown(tmp_path, segmentation, said):
     assert said in messages['coco-no-mask']
 
 
+def test_what_is_given_as_an_object_is_the_users_own():
+    """mmengine takes functions, samplers and schedules that are made already."""
+    cfg = changed('train', 'dataloader', dict(collate_fn=pseudo_collate))
+    cfg.param_scheduler, cfg.log_level, cfg.default_scope = [object()], 20, 'kinds_of_this_test'
+    cfg.model.backbone = [dict(type='A'), dict(type='B')]
+    assert list(check_kinds(cfg, 'train')) == []
+    assert [finding.where for finding in check_root(cfg)] == ['default_scope']
+    Registry('model', parent=MODELS, scope='kinds_of_this_test')
+    try:
+        assert list(check_root(cfg)) == []
+    finally:
+        MODELS.children.pop('kinds_of_this_test')
+
+
 @pytest.mark.parametrize(('key', 'value', 'said'), [
+    ('load_from', '', "got the text '', wanted a file"),
     ('train_cfg.val_interval', 0, 'got the number 0'), ('train_cfg.max_iters', '3k', "got the text '3k'"),
     ('train_cfg.max_iters', -1, 'got the number -1'), ('default_hooks.checkpoint.interval', '1k', "got the text '1k'"),
     ('default_hooks.logger.interval', 2.5, 'got the number 2.5'),
@@ -152,8 +169,11 @@ def test_a_mask_without_area_is_shown(tmp_path, segmentation, said):
 def test_counts_of_a_training(key, value, said):
     cfg = Config.fromfile(CONFIGS / 'eva02_ti_demo_det.py')
     cfg.merge_from_dict({key: value})
-    with pytest.raises(PreflightError, match=f'{key}: {said}, wanted a whole number from 1 on'):
+    wanted = '' if value == '' else ', wanted a whole number from 1 on'
+    with pytest.raises(PreflightError, match=f'{key}: {said}{wanted}'):
         check_settings(cfg, 'train')
     check_settings(cfg, 'test')
+    if value == '':
+        return
     cfg.merge_from_dict({key: -1 if key.endswith('.interval') else 7})
     check_settings(cfg, 'train')
