@@ -78,7 +78,7 @@ def test_several_optimisers():
 
 @pytest.mark.parametrize('step', [
     dict(type='Albu', transforms=[dict(type='RandomCrop', height=256, width=256), dict(type='Normalize')]),
-    dict(type='StepOfThisTest', resize=dict(type='Resize', keep_ratio=True)),
+    dict(type='StepThatFails', resize=dict(type='Resize', keep_ratio=True)),
     dict(type='RandomSamplingNegPos', tokenizer_name='bert-base-uncased')])
 def test_what_stands_in_steps_of_others_is_theirs(step):
     """Albumentations has transforms of the same names; a tokenizer would be downloaded."""
@@ -110,25 +110,25 @@ def test_only_what_is_used():
 
 def test_classes_of_the_user_are_left_to_themselves():
     """They may do more than keep their settings, and their traceback is of use."""
-    class HookOfThisTest(Hook):
+    class HookThatFails(Hook):
         def __init__(self):
             raise ValueError('built')
 
-    class StepOfThisTest:
+    class StepThatFails:
         def __init__(self):
             raise ValueError('built')
 
-    class WrapperOfThisTest(OptimWrapper):
+    class OwnWrapper(OptimWrapper):
         """It clips in a way of its own."""
 
-    HOOKS.register_module(module=HookOfThisTest)
-    OPTIM_WRAPPERS.register_module(module=WrapperOfThisTest)
-    TRANSFORMS.register_module(module=StepOfThisTest)
+    HOOKS.register_module(module=HookThatFails)
+    OPTIM_WRAPPERS.register_module(module=OwnWrapper)
+    TRANSFORMS.register_module(module=StepThatFails)
     try:
-        assert found({'custom_hooks': [dict(type='HookOfThisTest')],
-                      'train_dataloader.dataset.pipeline': [dict(type='StepOfThisTest')],
-                      'optim_wrapper.type': 'WrapperOfThisTest', 'optim_wrapper.clip_grad': dict(type='agc')}) == {}
+        assert found({'custom_hooks': [dict(type='HookThatFails')],
+                      'train_dataloader.dataset.pipeline': [dict(type='StepThatFails')],
+                      'optim_wrapper.type': 'OwnWrapper', 'optim_wrapper.clip_grad': dict(type='agc')}) == {}
     finally:
-        HOOKS.module_dict.pop('HookOfThisTest')
-        OPTIM_WRAPPERS.module_dict.pop('WrapperOfThisTest')
-        TRANSFORMS.module_dict.pop('StepOfThisTest')
+        HOOKS.module_dict.pop('HookThatFails')
+        OPTIM_WRAPPERS.module_dict.pop('OwnWrapper')
+        TRANSFORMS.module_dict.pop('StepThatFails')
