@@ -2,10 +2,7 @@
 import logging
 import os
 import socket
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +16,12 @@ from apt_dense.core.checkpoint_files import load_official, read_pickle
 from apt_dense.core.eva02_keys import describe_other, looks_official
 from apt_dense.mm import compat
 from apt_dense.mm.cli.device import check_device
+from apt_dense.mm.cli.waiting import others, said_while_waiting
 from apt_dense.mm.errors import LaunchError
 from apt_dense.mm.fault_tolerance import checkpointing
 from apt_dense.mm.fault_tolerance.leftovers import checkpoint_folders, checkpoint_names
 
 SCOPES = {'mmdet': 'detector', 'mmseg': 'segmentor', 'mmengine': 'classifier'}  # default_scope -> what is trained
-SILENT_SECONDS = 30  # of waiting for other processes
 # Beginnings of names in bare vision transformers and in detectron2's models, which no model of mmdetection or
 # mmsegmentation has.
 OTHER_MODELS = ('blocks.', 'patch_embed.', 'backbone.net.', 'backbone.simfp_', 'proposal_generator.', 'roi_heads.')
@@ -224,41 +221,19 @@ def start_processes(cfg: Config) -> None:
         if launcher != 'none' and not dist.is_distributed():
             settings = cfg.get('env_cfg') or {}
             set_multi_processing(**settings.get('mp_cfg', {}), distributed=True)
-            with _said_while_waiting():
+            with said_while_waiting():
                 dist.init_dist(launcher, **settings.get('dist_cfg', {}))
     except ValueError as error:
         raise LaunchError(str(error)) from error
     except RuntimeError as error:  # torch has no class of its own for a port in use before 2.5
         if isinstance(error, torch.distributed.DistError) and 'EADDRINUSE' not in str(error):
-            raise LaunchError(f'{_others()} cannot be reached: {" ".join(str(error).split())}') from error
+            raise LaunchError(f'{others()} cannot be reached: {" ".join(str(error).split())}') from error
         if 'EADDRINUSE' not in str(error):
             raise
         port = os.environ.get('MASTER_PORT', '29500')
         raise LaunchError(f'port {port} of {os.environ.get("MASTER_ADDR", "this machine")} is in use, perhaps by '
                           'another training: choose another, PORT=NUMBER for tools/dist_train.sh, MASTER_PORT=NUMBER '
                           'for Slurm and mpirun') from error
-
-
-@contextmanager
-def _said_while_waiting() -> Iterator[None]:
-    """Say after a while for whom this process waits, which torch does in silence for half an hour."""
-    def say() -> None:
-        print(f'{_others()}: still waiting for all of them. Have all been started, with the same address and '
-              'WORLD_SIZE, and can they reach it?', file=sys.stderr, flush=True)
-
-    timer = threading.Timer(SILENT_SECONDS, say)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _others() -> str:
-    place, names = os.environ, ('WORLD_SIZE', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
-    size = next((place[name] for name in names if name in place), '?')
-    return f'the {size} processes at {place.get("MASTER_ADDR", "this machine")}:{place.get("MASTER_PORT", "29500")}'
 
 
 def decide_together(decide: Callable[[], Any], check: Callable[[Any], None]) -> Any:

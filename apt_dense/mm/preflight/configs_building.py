@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from apt_dense.mm.preflight.consumers import is_of_libraries
 from apt_dense.mm.preflight.findings import STOP, Finding, Rule
-from apt_dense.mm.preflight.parts import OTHER_PACKAGES, class_of, kind_of, leaf_datasets
+from apt_dense.mm.preflight.parts import OTHER_PACKAGES, class_of, kind_of, leaf_datasets, nested_steps
 
 REFUSED = Rule('setting-refused', STOP, 'a setting that the class for which it is meant refuses',
                'Change it to what the message wants')
@@ -83,7 +83,8 @@ def _try_steps(key: str, node: Any, cfg: Config) -> Iterator[Finding]:
         inner = [finding for name, item in node.items() if isinstance(item, (list, tuple, dict))
                  for finding in _try_steps(f'{key}.{name}', item, cfg)]
         yield from inner
-        if not inner and 'tokenizer_name' not in node:  # which would be downloaded
+        others = any(not _is_tried(step, TRANSFORMS, cfg) for _, step in nested_steps(node, key))
+        if not (inner or others or 'tokenizer_name' in node):  # which would be downloaded
             yield from _tried(key, node, TRANSFORMS.build)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from apt_dense.mm.cli import launch, start
+from apt_dense.mm.cli import launch, start, waiting
 from apt_dense.mm.fault_tolerance.checkpointing import checkpoint_identity
 from tests.mm.processes import CONTEXT, free_port
 
@@ -212,14 +212,14 @@ def test_a_training_that_would_write_over_another(tmp_path, caplog, capsys):
 
 def test_waiting_for_other_processes_is_said(monkeypatch, capfd):
     """WORLD_SIZE may be more than what was started."""
-    monkeypatch.setattr(start, 'SILENT_SECONDS', 0.02)
+    monkeypatch.setattr(waiting, 'SILENT_SECONDS', 0.02)
     for name, value in (('WORLD_SIZE', '4'), ('MASTER_ADDR', 'node7'), ('MASTER_PORT', '29511')):
         monkeypatch.setenv(name, value)
-    with start._said_while_waiting():
+    with waiting.said_while_waiting():
         time.sleep(0.3)
     assert 'the 4 processes at node7:29511: still waiting for all of them. Have all been' in capfd.readouterr().err
-    monkeypatch.setattr(start, 'SILENT_SECONDS', 0.1)
-    with start._said_while_waiting():
+    monkeypatch.setattr(waiting, 'SILENT_SECONDS', 0.1)
+    with waiting.said_while_waiting():
         pass
     time.sleep(0.2)
     assert capfd.readouterr().err == ''

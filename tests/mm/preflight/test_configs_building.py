@@ -126,7 +126,8 @@ def test_classes_of_the_user_are_left_to_themselves():
     TRANSFORMS.register_module(module=StepThatFails)
     try:
         assert found({'custom_hooks': [dict(type='HookThatFails')],
-                      'train_dataloader.dataset.pipeline': [dict(type='StepThatFails')],
+                      'train_dataloader.dataset.pipeline': [dict(type='GuardSamples', transforms=[
+                          dict(type='StepThatFails')]), dict(type='StepThatFails')],
                       'optim_wrapper.type': 'OwnWrapper', 'optim_wrapper.clip_grad': dict(type='agc')}) == {}
     finally:
         HOOKS.module_dict.pop('HookThatFails')
