@@ -6,7 +6,7 @@
 'one-hot' expands every pixel to its histogram's bins, scale by scale, as the public code's data pipeline does: 10 GB
 for one image of 1536 px, so it runs on a smaller one, and time and memory are given per pixel.  'histc' calls
 torch.histc for every patch of every scale.  'apt_dense, whole' is all that the model does before it embeds: it restores
-the image from the normalised one, scores it and lays its tokens out.
+the image from the normalised one, scores it by the entropy, or by the configs' scorer, and lays its tokens out.
 """
 import argparse
 import functools
@@ -31,6 +31,7 @@ from apt_dense.core.layout import TokenLayout
 
 PATCH_SIZE, NUM_SCALES, BINS = 32, 3, 512  # of the merged scales: 32, 64 and 128 px
 CHOOSER = PatchChooser(NUM_SCALES + 1, (SYNTHETIC_THRESHOLD,) * NUM_SCALES, window_size=32)  # as in EVA-02's detectors
+CONFIGS_CHOOSER = PatchChooser(NUM_SCALES + 1, (1e-4,) * NUM_SCALES, scorer='upsampling_error_max', window_size=32)
 
 
 def one_hot_entropy(image: Tensor) -> list[Tensor]:
@@ -70,19 +71,25 @@ def make_layout(image: Tensor) -> TokenLayout:
     return CHOOSER.layout(image)
 
 
+def make_configs_layout(image: Tensor) -> TokenLayout:
+    """The same by the scorer of the COCO and ADE20K configs."""
+    return CONFIGS_CHOOSER.layout(image)
+
+
 def _grey(image: Tensor) -> Tensor:
     """(1, 3, H, W) -> (1, H, W)."""
     return sum(weight * channel for weight, channel in zip(LUMA_WEIGHTS, image.unbind(1), strict=True))
 
 
 METHODS: dict[str, Callable[[Tensor], object]] = {
-    'one-hot': one_hot_entropy, 'histc': histc_entropy, 'apt_dense': own_entropy, 'apt_dense, whole': make_layout}
+    'one-hot': one_hot_entropy, 'histc': histc_entropy, 'apt_dense': own_entropy, 'apt_dense, whole': make_layout,
+    'upsampling_error_max, whole': make_configs_layout}
 
 
 def build_image(img_size: int, method: str = 'apt_dense', device: str = 'cpu') -> Tensor:
-    """A synthetic image (1, 3, S, S) that keeps 0.7 of the tokens: in 0..255, or normalised for ``make_layout``."""
+    """A synthetic image (1, 3, S, S) that keeps 0.7 of the tokens: in 0..255, or normalised for a layout."""
     image = synthetic_image(synthetic_scales(0.7, img_size // 16, img_size // 16))[None]
-    return (normalise(image) if METHODS[method] is make_layout else image).to(device)
+    return (normalise(image) if METHODS[method] in (make_layout, make_configs_layout) else image).to(device)
 
 
 def _prepare(method: str, img_size: int, device: str) -> Callable[[], object]:

@@ -24,9 +24,10 @@ def test_command_line(tmp_path, capsys, monkeypatch):
                  str(tmp_path / 'scoring.json')]) == 0
     rows = json.loads((tmp_path / 'scoring.json').read_text())['rows']
     assert [(row['method'], row['img_size'], row['memory']['extra']) for row in rows] == [
-        ('one-hot', 128, 0), ('histc', 512, 0), ('apt_dense', 512, 0), ('apt_dense, whole', 512, 1)]
+        ('one-hot', 128, 0), ('histc', 512, 0), ('apt_dense', 512, 0), ('apt_dense, whole', 512, 1),
+        ('upsampling_error_max, whole', 512, 1)]
     lines = capsys.readouterr().out.splitlines()
-    assert 'wall time, 1 round' in lines[0] and lines[-2].split()[-2] == '1.0'
+    assert 'wall time, 1 round' in lines[0] and lines[-3].split()[-2] == '1.0'
 
 
 def test_the_whole_way_keeps_the_wanted_tokens():
