@@ -55,7 +55,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--no-stages', dest='stages', action='store_false', help='do not split the time')
     parser.add_argument('--no-memory', dest='memory', action='store_false', help='do not measure peak memory')
     parser.add_argument('--json', type=target, help='write the rows here; FILE.part until all are measured')
-    parser.add_argument('--plot', type=target, help='draw them here')
+    parser.add_argument('--plot', type=Path, help='draw them here')
     args = parser.parse_args(arguments)
     if args.suite and args.photos:
         parser.error('--suite has images of its own: leave the photographs out, or the suite')

@@ -222,6 +222,14 @@ def test_contradictions(arguments, capsys):
     assert 'leave' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(('path', 'said'), [
+    ('a.xyz', '--plot a.xyz: wanted a name that ends in one of'), ('/proc/no/a.png', 'takes no files')])
+def test_a_plot_that_cannot_be_written_is_told_before_measuring(path, said, capsys):
+    with pytest.raises(SystemExit):
+        parse_args(['--plot', path])
+    assert said in capsys.readouterr().err
+
+
 def test_choices_and_settings():
     cases = [case for _, case in cases_of(parse_args(['--model', 'B', 'L', '--kept', '0.7', '0.9,0.2', '--batch', '2',
                                                       '--dtype', 'bfloat16', '--device', 'cuda']))]
