@@ -98,7 +98,7 @@ class CheckLoadedHook(Hook):
     checkpoint was not trained with, in both.  Resuming has checks of its own (``resume_checks``).
 
     Raises:
-        DataError: naming parameters that have NaN, and in testing those that are missing or have another shape.
+        DataError: naming parameters that are not finite, and in testing those that are missing or have another shape.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook, which loads its own copy
@@ -109,7 +109,7 @@ class CheckLoadedHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Watch the loading that follows."""
         _bring_into_form(checkpoint)
-        refuse_nan(checkpoint['state_dict'], unwrapped(runner.model), runner._load_from)
+        refuse_not_finite(checkpoint['state_dict'], unwrapped(runner.model), runner._load_from)
         if runner._resume:
             return
         for line in changed_settings_of_model(runner.cfg, checkpoint.get('meta'), runner._load_from):
@@ -146,7 +146,7 @@ def refuse_gaps(model: nn.Module, gaps: Gaps, path: str) -> None:
                         'checkpoint (its task, size and number of classes)')
 
 
-def refuse_nan(state: Mapping[str, Any], model: nn.Module, path: str) -> None:
+def refuse_not_finite(state: Mapping[str, Any], model: nn.Module, path: str) -> None:
     """Raise DataError if parameters of a model would not be finite: it finds nothing then, and says nothing.
 
     Args:
@@ -165,7 +165,7 @@ def load_weights(model: nn.Module, path: str) -> None:
 
     Raises:
         DataError: naming parameters that are missing or have another shape, but for those that APT adds to a dense
-            model; or that have NaN.
+            model; or that are not finite.
     """
     end_watch = watch_next_load(model, lambda gaps: refuse_gaps(model, gaps, path))
     try:
@@ -173,7 +173,7 @@ def load_weights(model: nn.Module, path: str) -> None:
     finally:
         end_watch()
     state = checkpoint.get('state_dict', checkpoint)
-    refuse_nan({name.removeprefix('module.'): value for name, value in state.items()}, model, path)
+    refuse_not_finite({name.removeprefix('module.'): value for name, value in state.items()}, model, path)
 
 
 def _bring_into_form(checkpoint: dict) -> None:

@@ -20,7 +20,7 @@ from apt_dense.core.vit import PackedViT
 from apt_dense.extras import from_extra
 from apt_dense.mm import compat
 from apt_dense.mm.cli.config_files import CONFIGS, find_config, read_config
-from apt_dense.mm.cli.loading import refuse_gaps, refuse_nan, watch_next_load
+from apt_dense.mm.cli.loading import refuse_gaps, refuse_not_finite, watch_next_load
 from apt_dense.mm.cli.saved_config import config_of
 from apt_dense.mm.cli.trained_settings import changed_settings_of_model
 from apt_dense.mm.data.inputs import ConfigInputs
@@ -299,7 +299,7 @@ def _load(model: nn.Module, path: str) -> dict[str, Any]:
         except ValueError as error:
             raise DataError(f'{path}: {error}') from error
     state = {name.removeprefix('module.'): value for name, value in state.items()}
-    refuse_nan(state, model, path)
+    refuse_not_finite(state, model, path)
     end_watch = watch_next_load(model, lambda gaps: refuse_gaps(model, gaps, path))
     try:
         model.load_state_dict(state, strict=False)

@@ -56,7 +56,7 @@ OF_LOADERS: dict[str, Kinds] = {
 }
 HOOK = ((dict,), "a dict: dict(type='CheckpointHook', interval=1000)")
 PART = ((dict, *LISTS), 'a dict: dict(type=...)')
-# {place: (kinds, what is wanted)} of what every program reads; * is for each entry of a dict or a list.
+# {place: (kinds, what is wanted)} of what every program reads; see _at for *.
 OF_CONFIGS: dict[str, Kinds] = {
     'work_dir': ((str,), "a text: work_dir='work_dirs/mine'"),
     'load_from': ((str,), "a file: load_from='work_dirs/dense/iter_90000.pth'"),
@@ -110,9 +110,9 @@ def check_root(cfg: Config) -> Iterator[Finding]:
     level = cfg.get('log_level')
     if isinstance(level, str) and not isinstance(logging.getLevelName(level), int):
         yield Finding(KIND, 'log_level', f"got the text {level!r}, wanted 'DEBUG', 'INFO', 'WARNING' or 'ERROR'")
-    seed = (cfg.get('randomness') or {}).get('seed') if isinstance(cfg.get('randomness') or {}, dict) else None
-    if seed is not None and not (type(seed) is int and 0 <= seed <= MAX_SEED):
-        yield Finding(KIND, 'randomness.seed', f'got {_described(seed)}, wanted a whole number from 0 to {MAX_SEED}')
+    for key, seed in _at(cfg, 'randomness.seed'):
+        if seed is not None and not (type(seed) is int and 0 <= seed <= MAX_SEED):
+            yield Finding(KIND, key, f'got {_described(seed)}, wanted a whole number from 0 to {MAX_SEED}')
     scope = cfg.get('default_scope')
     if scope is not None and not (isinstance(scope, str) and _is_scope(scope)):
         yield Finding(SCOPE, 'default_scope', f'got {_described(scope)}')
@@ -126,7 +126,7 @@ def _is_scope(name: str) -> bool:
 
 
 def _at(cfg: Config, place: str) -> Iterator[tuple[str, Any]]:
-    """(key, value) of what there is at a place of OF_CONFIGS; entries of what has a type are no places."""
+    """(key, value) of what there is at a place, as in OF_CONFIGS; * are the entries of a list, and of default_hooks."""
     outer, _, last = place.rpartition('.')
     nodes = list(_at(cfg, outer)) if outer else [('', cfg)]
     for key, node in nodes:
